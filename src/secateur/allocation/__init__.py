@@ -1,0 +1,3 @@
+"""Allocation: how a budget becomes an amount per layer, and an amount a mask."""
+
+ALLOCATIONS = ("uniform", "global")

@@ -1,0 +1,1 @@
+"""Calibration: text in, statistics of each layer's input out."""

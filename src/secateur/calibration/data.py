@@ -1,0 +1,318 @@
+"""Calibration and evaluation text: documents in, windows of exactly `length` tokens out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateur.errors import CalibrationError, UsageError
+from secateur.network.network import Network
+from secateur.progress import Progress
+
+HELD_OUT = 8  # windows kept back from calibration for the evaluation after it, where there are enough
+CHARACTERS_PER_TOKEN = 8  # generous, so that one round of reading is nearly always enough
+DEFAULT_LENGTH = 1024
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Token windows of one length, without padding.
+
+    Attributes:
+        ids: (windows, length) int64.
+        source: Where they come from, for people.
+        bytes_per_token: Bytes of UTF-8 text per token, None where the text isn't known.
+    """
+
+    ids: Tensor
+    source: str
+    bytes_per_token: float | None = None
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+    @property
+    def length(self) -> int:
+        """Tokens per window."""
+        return self.ids.shape[1]
+
+    def split(self, first: int) -> tuple[Windows, Windows]:
+        """Returns the first windows and the rest."""
+        return (
+            Windows(self.ids[:first], self.source, self.bytes_per_token),
+            Windows(self.ids[first:], self.source, self.bytes_per_token),
+        )
+
+
+def window_length(network: Network, length: int | None) -> int:
+    """Returns the window length to use: what was asked for, or the default as far as the model holds it.
+
+    Raises:
+        UsageError: The model has no room for so many tokens.
+    """
+    room = network.dimension("positions")
+    if room is not None and network.family.name == "roberta":
+        room -= 2  # its position table begins after the padding index
+    if length is None:
+        return min(DEFAULT_LENGTH, room or DEFAULT_LENGTH)
+    if length < 2:
+        raise UsageError(f"--length must be at least 2 tokens but got {length}.")
+    if room is not None and length > room:
+        raise UsageError(f"--length {length} is more than the model's {room} positions; use at most {room}.")
+    return length
+
+
+def calibration_windows(
+    network: Network,
+    data: str,
+    samples: int,
+    length: int | None,
+    seed: int,
+    progress: Progress,
+    held_out: int = HELD_OUT,
+) -> tuple[Windows, Windows]:
+    """Returns windows to calibrate on, and windows held back from them.
+
+    The windows come in the data's own order: the first `samples` are for calibration, the next ones (at most
+    `held_out`) are held back. A text too short for that gives up an eighth of its windows.
+
+    Args:
+        network: The model, whose tokenizer is used; `data="self"` lets it write the text.
+        data: `self`, a file (.jsonl with `text` or `input_ids`; anything else is plain text), or a hub data
+            set (`owner/name` or `owner/name:split`).
+        samples: Number of windows.
+        length: Tokens per window; None takes 1024, or what the model holds if that is less.
+        seed: For `self`.
+        progress: Shows progress.
+        held_out: Windows to hold back.
+
+    Raises:
+        UsageError: The arguments make no sense together.
+        CalibrationError: The data is missing, empty, or too short for one window.
+    """
+    size = window_length(network, length)
+    wanted = samples + held_out
+    if data == "self":
+        return self_generated(network, wanted, size, seed, progress).split(samples)
+    windows = text_windows(network, data, wanted, size)
+    spare = len(windows) - samples
+    return windows.split(samples if spare > 0 else max(1, len(windows) - max(1, len(windows) // 8)))
+
+
+def text_windows(network: Network, data: str, windows: int, length: int) -> Windows:
+    """Returns up to `windows` windows from a file or a hub data set.
+
+    Raises:
+        CalibrationError: The data is missing, empty, or too short for one window.
+    """
+    documents = _documents(data)
+    if documents.ids is not None:
+        ids = list(islice(documents.ids, windows * length))
+        per_token = None
+        vocabulary = network.dimension("vocabulary")
+        if vocabulary is not None and ids and max(ids) >= vocabulary:
+            raise CalibrationError(f"{data} holds token id {max(ids)}; the model's vocabulary has {vocabulary}.")
+    else:
+        ids, per_token = _tokenize(network, documents.texts, windows, length, data)
+    special = _special_tokens(network) if documents.ids is None else ([], [])
+    content = length - len(special[0]) - len(special[1])
+    count = min(windows, len(ids) // content)
+    if count == 0:
+        raise CalibrationError(
+            f"{data} has {len(ids)} tokens, fewer than one window of {length}; "
+            f"give more text or --length {max(2, len(ids))} or less."
+        )
+    cut = torch.tensor(ids[: count * content]).view(count, content)
+    if content < length:
+        before, after = (torch.tensor(part).expand(count, -1) for part in special)
+        cut = torch.cat([before.to(cut), cut, after.to(cut)], dim=1)
+    return Windows(cut, data, per_token)
+
+
+def self_generated(network: Network, windows: int, length: int, seed: int, progress: Progress) -> Windows:
+    """Lets the model write `windows` texts of `length` tokens from its start token, sampled at temperature 1.
+
+    Raises:
+        CalibrationError: The model can't generate, or has no start token.
+    """
+    if not network.generates:
+        raise CalibrationError(
+            f"{network.architecture} can't write its own calibration text; "
+            "give a text or jsonl file with --calibration FILE."
+        )
+    config = network.model.generation_config
+    starts = (config.bos_token_id, network.model.config.bos_token_id, network.model.config.eos_token_id)
+    start = next((token for token in starts if isinstance(token, int)), None)
+    if start is None:
+        raise CalibrationError(
+            f"{network.source.name} has no start token to write from; give a file with --calibration FILE."
+        )
+    batch = max(1, min(32, windows))
+    parts = []
+    devices = [network.device] if network.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.inference_mode():
+        torch.manual_seed(seed)
+        for first in progress.track(range(0, windows, batch), "writing calibration text"):
+            rows = min(batch, windows - first)
+            parts.append(_sample(network.model, torch.full((rows, 1), start), length))
+    return Windows(torch.cat(parts), "self")
+
+
+def _sample(model: Any, prompt: Tensor, length: int) -> Tensor:
+    """Continues `prompt` to exactly `length` tokens; end tokens don't stop it."""
+    written: Tensor = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=length - prompt.shape[1],
+        min_new_tokens=length - prompt.shape[1],
+        eos_token_id=None,
+        pad_token_id=0,
+        use_cache=True,
+    )
+    return written
+
+
+@dataclass(frozen=True)
+class _Documents:
+    """Either texts or one long run of token ids."""
+
+    texts: Iterator[str]
+    ids: Iterator[int] | None = None
+
+
+def _documents(data: str) -> _Documents:
+    path = Path(data).expanduser()
+    if path.is_file():
+        return _jsonl(path) if path.suffix in (".jsonl", ".json") else _Documents(iter([_read(path)]))
+    if path.is_dir():
+        raise CalibrationError(f"{data} is a folder; give a .jsonl or text file.")
+    if data.count("/") == 1 and not data.startswith((".", "/", "~")) and not path.suffix:
+        return _Documents(_hub_texts(data))
+    raise CalibrationError(f"no file '{data}'. Give 'self', a .jsonl or text file, or a hub data set.")
+
+
+def _read(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CalibrationError(f"{path} is not UTF-8 text: {error}.") from error
+    if not text.strip():
+        raise CalibrationError(f"{path} is empty.")
+    return text
+
+
+def _jsonl(path: Path) -> _Documents:
+    """Reads `text`, or token ids under `input_ids`, one JSON object a line."""
+    rows = _rows(path)
+    first = next(rows, None)
+    if first is None:
+        raise CalibrationError(f"{path} is empty.")
+    key = next((key for key in ("input_ids", "text") if key in first), None)
+    if key is None:
+        raise CalibrationError(f"{path}:1 has neither 'text' nor 'input_ids' (it has {', '.join(first) or 'nothing'}).")
+    values = (_value(row, key, number, path) for number, row in enumerate(_again(first, rows), 1))
+    if key == "text":
+        return _Documents(values)
+    return _Documents(iter(()), (token for row in values for token in row))
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise CalibrationError(f"{path}:{number} is not JSON: {error}.") from error
+            if not isinstance(row, dict):
+                raise CalibrationError(f"{path}:{number} is not a JSON object.")
+            yield row
+
+
+def _value(row: dict[str, Any], key: str, number: int, path: Path) -> Any:
+    value = row.get(key)
+    good = isinstance(value, str) if key == "text" else _are_ids(value)
+    if not good:
+        what = "a string" if key == "text" else "a list of token ids"
+        raise CalibrationError(f"{path}: row {number} has no '{key}' that is {what}.")
+    return value
+
+
+def _are_ids(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(token, int) and token >= 0 for token in value)
+
+
+def _again(first: dict[str, Any], rest: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    yield first
+    yield from rest
+
+
+def _hub_texts(data: str) -> Iterator[str]:
+    """Streams a hub data set's `text` column; `owner/name:split` names another split than `train`."""
+    try:
+        from datasets import load_dataset  # noqa: PLC0415 (an extra)
+    except ImportError as error:
+        raise CalibrationError(
+            f"'{data}' is no file, and hub data sets need an extra: pip install 'secateur[hub]'."
+        ) from error
+    from datasets.exceptions import DatasetNotFoundError  # noqa: PLC0415
+    from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415
+
+    name, _, split = data.partition(":")
+    try:
+        rows = load_dataset(name, split=split or "train", streaming=True)
+        for row in rows:
+            if "text" not in row:
+                raise CalibrationError(f"the data set {name} has no 'text' column.")
+            yield row["text"]
+    except (DatasetNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CalibrationError(f"'{data}' is no file, and no data set that the hub gives us: {reason}") from error
+
+
+def _tokenize(network: Network, texts: Iterable[str], windows: int, length: int, data: str) -> tuple[list[int], float]:
+    """Joins documents and tokenizes as much as `windows` windows need; returns ids and bytes per token."""
+    tokenizer = network.tokenizer
+    if tokenizer is None:
+        raise CalibrationError(
+            f"{network.source.name} has no tokenizer, so {data} can't be read as text; "
+            "give a .jsonl file with token ids under 'input_ids'."
+        )
+    source = iter(texts)
+    text, wanted = "", windows * length + 1
+    characters = wanted * CHARACTERS_PER_TOKEN
+    while True:
+        for document in source:
+            text = f"{text}\n\n{document}" if text else document
+            if len(text) >= characters:
+                break
+        whole = len(text) < characters
+        part = text[:characters]
+        ids = tokenizer(part, add_special_tokens=network.family.objective == "causal", verbose=False).input_ids
+        if not ids:
+            raise CalibrationError(f"{data} is empty.")
+        if whole or len(ids) >= wanted:
+            return ids, len(part.encode()) / len(ids)
+        characters *= 2
+
+
+def _special_tokens(network: Network) -> tuple[list[int], list[int]]:
+    """Returns the tokens that an encoder wants before and after each window, such as [CLS] and [SEP]."""
+    if network.family.objective == "causal" or network.tokenizer is None:
+        return [], []
+    probe = network.tokenizer("a", add_special_tokens=False).input_ids
+    whole = network.tokenizer("a").input_ids
+    at = next((i for i in range(len(whole)) if whole[i : i + len(probe)] == probe), 0)
+    return whole[:at], whole[at + len(probe) :]

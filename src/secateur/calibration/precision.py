@@ -1,0 +1,40 @@
+"""The precision in which calibration computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from secateur.errors import UsageError
+
+COMPUTE = ("auto", "float32", "bfloat16")
+
+
+@contextmanager
+def products(compute: str, dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """Runs the forward passes inside it with bf16 products, where the model is bf16 or that is asked for.
+
+    Weights, activations and sums keep their dtype. With `bfloat16`, a float32 model's linear layers multiply
+    in bf16 and add up in float32 (autocast). Gram matrices of bf16 inputs are exact products, added up in
+    float32, by the processor's bf16 units where it has them.
+
+    Args:
+        compute: `auto` (the model's own dtype), `float32`, or `bfloat16`.
+        dtype: The model's own dtype.
+        device: Where it is computed.
+    """
+    if compute not in COMPUTE:
+        raise UsageError(f"unknown --compute '{compute}'. Known: {', '.join(COMPUTE)}.")
+    bf16 = compute == "bfloat16" or (compute == "auto" and dtype == torch.bfloat16)
+    autocast = bf16 and dtype == torch.float32
+    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # missing from torch's stubs
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16" if bf16 else "ieee"
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            yield
+    finally:
+        matmul.fp32_precision = before

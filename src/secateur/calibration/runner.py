@@ -1,0 +1,267 @@
+"""The block runner: feeds calibration windows through a model one block at a time.
+
+The model's own forward runs once with its blocks replaced by recorders. That runs the prelude (embeddings,
+masks, position embeddings) as it is and catches every block's real arguments, whatever transformers passes
+in this release. After that each block is called by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from secateur.calibration.data import Windows
+from secateur.calibration.precision import products
+from secateur.calibration.statistics import Needs, Statistics
+from secateur.errors import CalibrationError
+from secateur.network.network import Layer, Network
+from secateur.progress import Progress
+
+TOKENS_PER_BATCH = 2048
+
+
+class _LastInputSeen(Exception):
+    """Ends a gathering pass: the rest of the block would compute what nobody reads."""
+
+
+class BlockRunner:
+    """Calibration activations, standing before one block of a model.
+
+    Attributes:
+        network: The model.
+        position: Index of the block that comes next.
+        hidden: The hidden states before that block, one tensor per batch, in the model's dtype.
+    """
+
+    def __init__(self, network: Network, windows: Windows, compute: str = "auto") -> None:
+        """Runs the prelude.
+
+        Args:
+            network: The model.
+            windows: What to feed it.
+            compute: See `products`.
+        """
+        self.network = network
+        self.compute = compute
+        self.position = 0
+        self.hidden: list[Tensor] = []
+        self._calls: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = []  # [batch][block]
+        size = max(1, TOKENS_PER_BATCH // windows.length)
+        seen: list[Tensor] = []
+        with torch.inference_mode():
+            for ids in windows.ids.split(size):
+                hidden, calls = _record(network, ids)
+                self.hidden.append(hidden)
+                self._calls.append([_shared(call, seen) for call in calls])
+
+    @contextmanager
+    def _on_device(self, block: nn.Module) -> Iterator[None]:
+        """Has a block on the compute device for as long as it is used."""
+        device = self.network.device
+        with torch.inference_mode(), products(self.compute, self.network.model.dtype, device):
+            if device.type == "cpu":
+                yield
+                return
+            block.to(device)
+            try:
+                yield
+            finally:
+                block.to("cpu")
+
+    def _forward(self, batch: int) -> Tensor:
+        args, kwargs = self._calls[batch][self.position]
+        device = self.network.device
+        hidden = self.hidden[batch].to(device)
+        output = self.network.blocks[self.position](hidden, *_to(args, device), **_to(kwargs, device))
+        result: Tensor = output if isinstance(output, Tensor) else output[0]
+        return result.to(self.hidden[batch])
+
+    def gather(self, layers: Mapping[str, tuple[Layer, Needs]], tick: Callable[[], None]) -> dict[str, Statistics]:
+        """Passes every batch through the next block and returns the statistics of its layers' inputs.
+
+        Args:
+            layers: By input name (`Layer.reads`): a layer that reads it, and what is needed of it.
+            tick: Called after each batch.
+
+        Returns:
+            Statistics by input name, on the compute device.
+        """
+        device = self.network.device
+        found = {name: Statistics.empty(layer.shape[1], needs, device) for name, (layer, needs) in layers.items()}
+        layers = {name: entry for name, entry in layers.items() if entry[1]}
+        if not layers:
+            return {}
+        with self._on_device(self.network.blocks[self.position]), _watching(layers, found):
+            for batch in range(len(self.hidden)):
+                with suppress(_LastInputSeen):
+                    self._forward(batch)
+                tick()
+        for name, (layer, _) in layers.items():
+            found[name].check(layer.name)
+        return {name: found[name] for name in layers}
+
+    def advance(self, tick: Callable[[], None]) -> None:
+        """Passes every batch through the next block as it is now, and stands before the one after it.
+
+        Args:
+            tick: Called after each batch.
+        """
+        with self._on_device(self.network.blocks[self.position]):
+            for batch in range(len(self.hidden)):
+                self.hidden[batch] = self._forward(batch)
+                self._calls[batch][self.position] = ((), {})  # not needed again
+                tick()
+        self.position += 1
+
+
+def gather_outside(
+    network: Network,
+    layers: Iterable[tuple[Layer, Needs]],
+    windows: Windows,
+    compute: str,
+    progress: Progress,
+) -> dict[str, Statistics]:
+    """Returns statistics of the inputs of layers outside of the blocks (a head), by full forward passes."""
+    wanted = {layer.reads: (layer, needs) for layer, needs in layers if needs}
+    if not wanted:
+        return {}
+    cpu = torch.device("cpu")
+    found = {name: Statistics.empty(layer.shape[1], needs, cpu) for name, (layer, needs) in wanted.items()}
+    size = max(1, TOKENS_PER_BATCH // windows.length)
+    with torch.inference_mode(), products(compute, network.model.dtype, cpu), _watching(wanted, found, stop=False):
+        for ids in progress.track(windows.ids.split(size), "calibrating the head"):
+            network.model(ids)
+    for name, (layer, _) in wanted.items():
+        found[name].check(layer.name)
+    return found
+
+
+class _Recorder(nn.Module):
+    """Stands in for a block: notes the arguments of the call and hands the hidden states on."""
+
+    def __init__(self, block: nn.Module, returns: int, calls: list[Any]) -> None:
+        super().__init__()
+        self._block = [block]  # in a list, so that it isn't registered as a child
+        self._returns = returns
+        self._calls = calls
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["_block"][0], name)  # such as `attention_type`
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if not args:
+            raise CalibrationError(
+                f"{type(self.__dict__['_block'][0]).__name__} gets its hidden states by keyword, "
+                "which this version of secateur doesn't know."
+            )
+        self._calls.append((args, kwargs))
+        return args[0] if self._returns == 0 else (args[0], *[None] * (self._returns - 1))
+
+
+def _record(network: Network, ids: Tensor) -> tuple[Tensor, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
+    """Runs the prelude on ids: (windows, length); returns the first hidden states and each block's call."""
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    blocks = list(network.blocks)
+    try:
+        for index, block in enumerate(blocks):
+            network.blocks[index] = _Recorder(block, network.family.block_returns, calls)
+        network.base(ids, **({"use_cache": False} if network.family.objective == "causal" else {}))
+    finally:
+        for index, block in enumerate(blocks):
+            network.blocks[index] = block
+    if len(calls) != len(blocks):
+        raise CalibrationError(
+            f"{network.architecture} called {len(calls)} of its {len(blocks)} blocks; "
+            "only models that run each block once can be calibrated."
+        )
+    return calls[0][0][0], [(args[1:], kwargs) for args, kwargs in calls]
+
+
+def _shared(call: tuple[tuple[Any, ...], dict[str, Any]], seen: list[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Replaces tensors by equal ones seen before: masks and rotary tables are the same for all batches."""
+
+    def intern(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(intern(item) for item in value)
+        if not isinstance(value, Tensor):
+            return value
+        for known in seen:
+            if known is value or (known.shape == value.shape and torch.equal(known, value)):
+                return known
+        seen.append(value)
+        return value
+
+    args, kwargs = call
+    return intern(args), {name: intern(value) for name, value in kwargs.items()}
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    """Moves the tensors in nested tuples and dicts."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, tuple):
+        return tuple(_to(item, device) for item in value)
+    if isinstance(value, dict):
+        return {name: _to(item, device) for name, item in value.items()}
+    return value
+
+
+class _RawInputs(TorchFunctionMode):
+    """Sees the inputs of bare parameters, which are applied by einsum instead of by a module."""
+
+    def __init__(self, watched: dict[int, Statistics]) -> None:
+        super().__init__()
+        self.watched = watched
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.einsum:
+            operands = [operand for operand in args[1:] if isinstance(operand, Tensor)]
+            for operand in operands:
+                statistics = self.watched.get(id(operand))
+                if statistics is not None:
+                    other = next(tensor for tensor in operands if tensor is not operand)
+                    statistics.add(other.reshape(-1, statistics.total.shape[0]))
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _watching(
+    layers: Mapping[str, tuple[Layer, Needs]], found: Mapping[str, Statistics], stop: bool = True
+) -> Iterator[None]:
+    """Adds the inputs of `layers` to `found` while it lasts; with `stop`, ends a forward after the last one."""
+    raw = {id(layer.parameter): found[name] for name, (layer, _) in layers.items() if layer.module is None}
+    modules = [(name, layer.module) for name, (layer, _) in layers.items() if layer.module is not None]
+    last = modules[-1][0] if stop and modules and not raw else None
+    handles = []
+    for name, module in modules:
+
+        def hook(
+            _: nn.Module,
+            args: tuple[Any, ...],
+            statistics: Statistics = found[name],
+            end: bool = name == last,
+        ) -> None:
+            statistics.add(args[0].flatten(0, -2))
+            if end:
+                raise _LastInputSeen
+
+        handles.append(module.register_forward_pre_hook(hook))
+    try:
+        if raw:
+            with _RawInputs(raw):
+                yield
+        else:
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,143 @@
+"""What one calibration pass leaves behind of a layer's input: additive sums."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Flag, auto
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from secateur.errors import CalibrationError
+
+GRAM_TILE = 384  # columns per tile of the lower triangle: half of the products, each still a large one
+
+
+class Needs(Flag):
+    """The statistics that a score or a solver reads."""
+
+    NOTHING = 0
+    MOMENTS = auto()  # count, sum and sum of squares of each input
+    GRAM = auto()  # X Xᵀ; brings the moments along
+
+
+@dataclass
+class Statistics:
+    """Sums over the calibration tokens of one layer's input x: (in,).
+
+    Additive: passes, ranks and files add up with `+`.
+
+    Attributes:
+        count: Number of tokens.
+        total: (in,) float64, sum of x.
+        squares: (in,) float64, sum of x².
+        gram: (in, in) float32, the sum of x xᵀ, of which only the lower triangle's tiles are kept up to date
+            while tokens are added; read it through `G`. None where it isn't needed.
+    """
+
+    count: int
+    total: Tensor
+    squares: Tensor
+    gram: Tensor | None = None
+
+    @classmethod
+    def empty(cls, width: int, needs: Needs, device: torch.device) -> Statistics:
+        """Returns statistics of no tokens."""
+        # mps has no float64
+        exact = torch.float32 if device.type == "mps" else torch.float64
+        zeros = torch.zeros(width, dtype=exact, device=device)
+        gram = torch.zeros(width, width, device=device) if Needs.GRAM in needs else None
+        return cls(0, zeros, zeros.clone(), gram)
+
+    def add(self, x: Tensor) -> None:
+        """Adds tokens. x: (tokens, in), any floating dtype."""
+        x = x.float()
+        self.count += x.shape[0]
+        self.total += x.sum(0)
+        if self.gram is None:
+            self.squares += x.square().sum(0)
+            return
+        for start in range(0, x.shape[1], GRAM_TILE):
+            end = min(start + GRAM_TILE, x.shape[1])
+            self.gram[start:end, :end].addmm_(x[:, start:end].T, x[:, :end])
+
+    @property
+    def G(self) -> Tensor:
+        """(in, in) float32: the Gram matrix X Xᵀ.
+
+        Raises:
+            CalibrationError: No Gram matrix was gathered.
+        """
+        if self.gram is None:
+            raise CalibrationError("these statistics hold no Gram matrix; gather them with Needs.GRAM.")
+        lower = torch.tril(self.gram)
+        return lower + torch.tril(lower, -1).T
+
+    @property
+    def norms(self) -> Tensor:
+        """(in,) float32: the L2 norm of each input over all tokens, ||X_j||."""
+        squares = self.squares if self.gram is None else self.gram.diagonal()
+        return squares.sqrt().float()
+
+    @property
+    def mean(self) -> Tensor:
+        """(in,) float32: the mean of each input."""
+        return (self.total / max(self.count, 1)).float()
+
+    def check(self, name: str) -> None:
+        """Raises CalibrationError if there are no tokens, or if a sum isn't finite."""
+        if self.count == 0:
+            raise CalibrationError(f"{name} saw no calibration token.")
+        sums = self.squares if self.gram is None else self.gram.diagonal()
+        if not bool(torch.isfinite(sums).all() and torch.isfinite(self.total).all()):
+            raise CalibrationError(
+                f"the inputs of {name} are NaN or infinite on the calibration data; "
+                "try --compute float32, or look for outliers in the data."
+            )
+
+    def __add__(self, other: Statistics) -> Statistics:
+        """Returns the statistics of both passes' tokens together."""
+        if (self.gram is None) != (other.gram is None) or self.total.shape != other.total.shape:
+            raise CalibrationError("these statistics are of different inputs and can't be added.")
+        gram = None if self.gram is None or other.gram is None else self.gram + other.gram
+        return Statistics(self.count + other.count, self.total + other.total, self.squares + other.squares, gram)
+
+
+def save_statistics(statistics: dict[str, Statistics], path: Path) -> None:
+    """Writes statistics by input name to a safetensors file."""
+    tensors: dict[str, Tensor] = {}
+    for name, one in statistics.items():
+        tensors[f"{name}:count"] = torch.tensor(one.count)
+        tensors[f"{name}:total"] = one.total.cpu()
+        tensors[f"{name}:squares"] = one.squares.cpu()
+        if one.gram is not None:
+            tensors[f"{name}:gram"] = one.gram.cpu()
+    save_file(tensors, path, metadata={"format": "secateur-statistics-1"})
+
+
+def load_statistics(path: Path) -> dict[str, Statistics]:
+    """Reads what `save_statistics` wrote.
+
+    Raises:
+        CalibrationError: The file is missing, corrupt or of another kind.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("format") != "secateur-statistics-1":
+                raise CalibrationError(f"{path} holds no secateur statistics.")
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError) as error:
+        raise CalibrationError(f"{path} can't be read as statistics: {error}") from error
+    names = sorted({key.rpartition(":")[0] for key in tensors})
+    return {
+        name: Statistics(
+            int(tensors[f"{name}:count"]),
+            tensors[f"{name}:total"],
+            tensors[f"{name}:squares"],
+            tensors.get(f"{name}:gram"),
+        )
+        for name in names
+    }

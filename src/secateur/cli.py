@@ -1,0 +1,317 @@
+"""The command line: parses, calls the API, prints."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from secateur import api
+from secateur.errors import SecateurError, UsageError
+from secateur.network.loading import load
+from secateur.network.saving import explain
+from secateur.progress import Progress, TerminalProgress
+from secateur.recipe import Recipe
+from secateur.report.page import comparison_page
+from secateur.report.structure import structure, structure_table
+from secateur.report.terminal import comparison_table, result_table, to_text
+from secateur.result import Comparison, Result
+from secateur.run import run as run_recipe
+
+INTERRUPTED = 130
+app = typer.Typer(
+    help="Prune language models into smaller or sparser checkpoints that stock tools load.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    epilog="Exit codes: 0 done, 1 failed, 2 misused, 130 interrupted.",
+)
+
+Model = Annotated[str, typer.Argument(help="Hub id, checkpoint folder, .gguf file, or demo:NAME.")]
+Output = Annotated[Path, typer.Option("-o", "--output", help="Folder to write; it appears only when complete.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that draws.")]
+Dtype = Annotated[
+    str | None, typer.Option(help="float32, bfloat16 or float16; default: the checkpoint's (GGUF: float32).")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps: where blocks are computed.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let code from the checkpoint run.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of tables.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Length = Annotated[int | None, typer.Option(help="Tokens per window; default 1024, or the model's positions.")]
+
+
+@app.command(
+    epilog="""Examples:
+
+    secateur prune demo:smollm2-135m -o out/half --sparsity 0.5
+
+    secateur prune MODEL -o OUT --pattern 2:4 --solver sparsegpt --calibration texts.jsonl
+
+    secateur prune MODEL -o OUT --threshold 0.01 --score l1"""
+)
+def prune(
+    model: Model,
+    output: Output,
+    sparsity: Annotated[float | None, typer.Option(help="Share of weights to remove, exact to the weight.")] = None,
+    threshold: Annotated[
+        str | None, typer.Option(help="Remove what scores below it: a number, p90 (percentile), mean-1std.")
+    ] = None,
+    pattern: Annotated[str | None, typer.Option(help="N:M keeps N of every M consecutive inputs.")] = None,
+    unit: Annotated[str, typer.Option(help="What is removed: weight.")] = "weight",
+    score: Annotated[
+        str | None, typer.Option(help="l1, l2, mean_abs, random, wanda, ria, obs; default: the solver's own.")
+    ] = None,
+    solver: Annotated[
+        str | None, typer.Option(help="none, sparsegpt, refit; default sparsegpt, or none with --score.")
+    ] = None,
+    allocation: Annotated[str, typer.Option(help="uniform (each layer the same) or global.")] = "uniform",
+    per: Annotated[str, typer.Option(help="Compare weights within a layer or within an output.")] = "layer",
+    min_per_output: Annotated[int, typer.Option(help="Weights that each output keeps at least.")] = 0,
+    include: Annotated[list[str] | None, typer.Option(help="Glob on layer names; repeatable.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Glob on layer names; repeatable.")] = None,
+    damping: Annotated[float | None, typer.Option(help="Added to the Gram matrix, relative to its diagonal.")] = None,
+    block_size: Annotated[int | None, typer.Option(help="Columns that sparsegpt handles at once.")] = None,
+    calibration: Annotated[
+        str, typer.Option(help="self (the model writes it), a text or .jsonl file, or a hub data set.")
+    ] = "self",
+    samples: Annotated[int | None, typer.Option(help="Calibration windows; default 32.")] = None,
+    length: Length = None,
+    compute: Annotated[
+        str | None,
+        typer.Option(help="Calibration's forward passes: auto (model's dtype), float32, bfloat16."),
+    ] = None,
+    evaluate: Annotated[str | None, typer.Option(help="Text to measure on; default: held-back windows.")] = None,
+    windows: Annotated[int | None, typer.Option(help="Evaluation windows at most; default 20.")] = None,
+    no_evaluate: Annotated[bool, typer.Option("--no-evaluate", help="Skip the evaluation.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    dtype: Dtype = None,
+    device: Device = "auto",
+    trust_remote_code: Trust = False,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Prune a model: load, calibrate, prune, save, reload, evaluate, report."""
+    options = {
+        "sparsity": sparsity,
+        "threshold": threshold,
+        "pattern": pattern,
+        "unit": unit,
+        "score": score,
+        "solver": solver,
+        "allocation": allocation,
+        "per": per,
+        "min_per_output": min_per_output,
+        "include": include or [],
+        "exclude": exclude or [],
+        "damping": damping,
+        "block_size": block_size,
+        "samples": samples,
+        "length": length,
+        "compute": compute,
+        "windows": windows,
+        "overwrite": overwrite,
+        "dtype": dtype,
+        "device": device,
+        "trust_remote_code": trust_remote_code,
+        "seed": seed,
+    }
+    with _friendly(debug, quiet) as progress:
+        if no_evaluate and evaluate is not None:
+            raise UsageError("give --evaluate or --no-evaluate, not both.")
+        recipe = api.single_stage(model, output, calibration, evaluate or not no_evaluate, options)
+        result = run_recipe(recipe, progress)
+    _show(result, as_json)
+
+
+@app.command(epilog="Example:\n\n    secateur run examples/half.yaml -o out/half")
+def run(
+    recipe: Annotated[Path, typer.Argument(help="A recipe in YAML.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Instead of the recipe's output.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="Instead of the recipe's seed (default 0).")] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Carry out a recipe: one or several stages."""
+    with _friendly(debug, quiet) as progress:
+        built = Recipe.read(recipe)
+        changes: dict[str, Any] = {"overwrite": overwrite or built.overwrite}
+        changes |= {} if seed is None else {"seed": seed}
+        changes |= {} if output is None else {"output": str(output)}
+        built = built.model_copy(update=changes)
+        if built.output is None:
+            raise UsageError(f"{recipe} names no output; add 'output:' to it, or give -o FOLDER.")
+        result = run_recipe(built, progress)
+    _show(result, as_json)
+
+
+@app.command(epilog="Example:\n\n    secateur evaluate out/half --text wiki.test.raw --windows 20 --length 1024 --json")
+def evaluate(
+    model: Model,
+    text: Annotated[str, typer.Option(help="Text or .jsonl file, or a hub data set.")],
+    windows: Annotated[int, typer.Option(min=1, help="Windows at most.")] = 20,
+    length: Length = None,
+    no_speed: Annotated[bool, typer.Option("--no-speed", help="Don't measure speed.")] = False,
+    dtype: Dtype = None,
+    device: Device = "auto",
+    trust_remote_code: Trust = False,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Measure one model: perplexity, sparsity, size, speed."""
+    with _friendly(debug, quiet) as progress:
+        metrics = api.evaluate(
+            model,
+            text=text,
+            windows=windows,
+            length=length,
+            speed=not no_speed,
+            seed=seed,
+            progress=progress,
+            dtype=dtype,
+            device=device,
+            trust_remote_code=trust_remote_code,
+        )
+    found = Comparison(metrics, ())
+    _print(found.to_dict()["dense"], as_json, lambda: comparison_table(found))
+
+
+@app.command(epilog="Example:\n\n    secateur compare demo:smollm2-135m out/half")
+def compare(
+    models: Annotated[list[str], typer.Argument(help="Two or more models; the first is the dense one.")],
+    text: Annotated[str, typer.Option(help="Text, .jsonl or hub data set; self: the first model writes it.")] = "self",
+    windows: Annotated[int, typer.Option(min=1, help="Windows at most.")] = 8,
+    length: Length = None,
+    report: Annotated[Path | None, typer.Option(help="Write an HTML page, too.")] = None,
+    no_speed: Annotated[bool, typer.Option("--no-speed", help="Don't measure speed.")] = False,
+    dtype: Dtype = None,
+    device: Device = "auto",
+    trust_remote_code: Trust = False,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Measure models side by side: quality, KL to the first, size, speed."""
+    with _friendly(debug, quiet) as progress:
+        if len(models) < 2:
+            raise UsageError("compare needs two models or more; secateur evaluate measures one.")
+        comparison = api.compare(
+            models,
+            text=text,
+            windows=windows,
+            length=length,
+            speed=not no_speed,
+            seed=seed,
+            progress=progress,
+            dtype=dtype,
+            device=device,
+            trust_remote_code=trust_remote_code,
+        )
+        if report is not None:
+            comparison_page(comparison, report)
+    _print(comparison.to_dict(), as_json, lambda: comparison_table(comparison))
+
+
+@app.command(epilog="Example:\n\n    secateur inspect demo:smollm2-135m")
+def inspect(
+    model: Model,
+    layers: Annotated[bool, typer.Option("--layers", help="List every layer by its full name.")] = False,
+    dtype: Dtype = None,
+    trust_remote_code: Trust = False,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Show a model's structure: dimensions, layers, parameters, zeros."""
+    with _friendly(debug, quiet) as progress:
+        network = load(
+            model,
+            dtype=dtype,
+            device="cpu",
+            trust_remote_code=trust_remote_code,
+            seed=seed,
+            progress=progress,
+        )
+        found = structure(network)
+    _print(found, as_json, lambda: structure_table(found, every_layer=layers))
+
+
+def main() -> None:
+    """The entry point."""
+    signal.signal(signal.SIGTERM, _terminated)
+    if "--debug" not in sys.argv:
+        sys.excepthook = _unexpected
+    app()
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    """A polite kill cleans up as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+def _unexpected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """One line for a bug of ours; python exits with 1 after it."""
+    _complain(f"unexpected {kind.__name__}: {error}. Please report it, with what --debug prints.")
+
+
+@contextmanager
+def _friendly(debug: bool, quiet: bool) -> Iterator[Progress]:
+    """Gives a progress display, and turns errors into one line and an exit code."""
+    try:
+        with Progress() if quiet else TerminalProgress() as progress:
+            yield progress
+    except SecateurError as error:
+        if debug:
+            raise
+        _complain(str(error))
+        raise typer.Exit(error.exit_code) from error
+    except OSError as error:
+        if debug:
+            raise
+        _complain(explain(error, Path(error.filename or "the output")))
+        raise typer.Exit(1) from error
+    except MemoryError as error:
+        if debug:
+            raise
+        _complain("out of memory; use fewer --samples or a shorter --length.")
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt as error:
+        _complain("interrupted; nothing half-written was left behind.")
+        raise typer.Exit(INTERRUPTED) from error
+
+
+def _complain(message: str) -> None:
+    line = " ".join(message.split())
+    Console(stderr=True).print(f"error: {line}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def _show(result: Result, as_json: bool) -> None:
+    _print(result.to_dict(), as_json, lambda: result_table(result))
+    if not as_json and result.output is not None:
+        typer.echo(f"checkpoint: {result.output}\nreport:     {Path(result.output) / 'report.html'}")
+
+
+def _print(data: Any, as_json: bool, table: Any) -> None:
+    if as_json:
+        typer.echo(json.dumps(data, indent=1))
+    elif sys.stdout.isatty():
+        Console(width=min(100, Console().width)).print(table())
+    else:
+        typer.echo(to_text(table()))

@@ -1,0 +1,54 @@
+"""The errors that secateur raises. Each message says what happened, where, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SecateurError(Exception):
+    """Something failed. The command line prints the message in one line and exits with 1."""
+
+    exit_code = 1
+
+
+class UsageError(SecateurError):
+    """What was asked for makes no sense as written: a flag, a recipe, a name. Exit code 2."""
+
+    exit_code = 2
+
+
+class ModelError(SecateurError):
+    """A model can't be found, read, or is of a kind that we don't know."""
+
+
+class CalibrationError(SecateurError):
+    """Calibration data or the statistics taken from it can't be used."""
+
+
+class ScoreError(SecateurError):
+    """A score can't be computed, or came out as NaN or with the wrong shape."""
+
+
+class SolverError(SecateurError):
+    """A solver can't give a result, for instance as a Gram matrix isn't positive definite."""
+
+
+class PatternError(UsageError):
+    """An N:M pattern that makes no sense, or doesn't divide a layer's width."""
+
+
+class NothingPrunedError(SecateurError):
+    """A run would have left the model as it was."""
+
+
+class SaveError(SecateurError):
+    """The output can't be written, or the written checkpoint doesn't reload as it should."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns ' Did you mean X?' for a near miss, and the list of what is known."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return f"{hint} Known: {', '.join(known)}."

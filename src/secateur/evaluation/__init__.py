@@ -1,0 +1,1 @@
+"""Evaluation: quality, size and speed, measured side by side."""

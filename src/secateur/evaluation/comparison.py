@@ -1,0 +1,154 @@
+"""A checkpoint's figures, and those of others beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from secateur.calibration.data import Windows
+from secateur.evaluation.quality import Quality, measure
+from secateur.evaluation.speed import Speed, greedy, measure_speed
+from secateur.network.network import Network
+from secateur.progress import Progress
+from secateur.result import Comparison, Metrics
+
+SAMPLE_PROMPT = 12
+SAMPLE_TOKENS = 40
+SAME_SPEED = 0.05  # a ratio this near to 1 isn't called a difference
+
+
+def compare_networks(
+    networks: Sequence[Network],
+    windows: Windows | None,
+    progress: Progress,
+    speed: bool = True,
+    sizes: Sequence[int | None] | None = None,
+    names: Sequence[str] | None = None,
+) -> Comparison:
+    """Measures models side by side; the first is the dense one.
+
+    Args:
+        networks: The models.
+        windows: Text for quality and speed; None leaves both out.
+        progress: Shows progress.
+        speed: Whether to measure speed.
+        sizes: Bytes on disk; None takes those of the models' sources.
+        names: What to call them; None takes their sources' names.
+    """
+    sizes = sizes or [bytes_on_disk(network.source.path) for network in networks]
+    names = names or [network.source.name for network in networks]
+    qualities: list[Quality | None] = [None] * len(networks)
+    speeds: list[Speed | None] = [None] * len(networks)
+    if windows is not None:
+        qualities = list(measure(networks, windows, progress))
+        if speed:
+            speeds = list(measure_speed(networks, windows.ids[:1], progress))
+    metrics = [
+        _metrics(network, name, size, windows, quality, one, reference=networks[0])
+        for network, name, size, quality, one in zip(networks, names, sizes, qualities, speeds, strict=True)
+    ]
+    return Comparison(metrics[0], tuple(metrics[1:]), tuple(_notes(networks, metrics)))
+
+
+def bytes_on_disk(path: Path) -> int:
+    """Returns the size of a checkpoint's weight files."""
+    files = [path] if path.is_file() else path.glob("*.safetensors")
+    return sum(file.stat().st_size for file in files)
+
+
+def _metrics(
+    network: Network,
+    name: str,
+    size: int | None,
+    windows: Windows | None,
+    quality: Quality | None,
+    speed: Speed | None,
+    reference: Network,
+) -> Metrics:
+    layers = network.layers()
+    zeros = {layer.name: layer.zeros() for layer in layers}
+    figures: dict[str, float | int | str | None] = {}
+    if windows is not None and quality is not None:
+        figures |= {"text": windows.source, "windows": len(windows), "tokens": quality.count}
+        dense = network is reference
+        if network.generates:
+            per_token = _bytes_per_token(network, windows)
+            bits = quality.nll / quality.count / math.log(2)
+            figures |= {
+                "perplexity": quality.perplexity,
+                "bits_per_byte": bits / per_token if per_token else None,
+                "kl": None if dense else quality.kl / quality.count,
+                "top1_agreement": None if dense else quality.agreed / quality.count,
+            }
+            figures |= _sample(network, windows)
+        elif not dense:
+            figures["cosine"] = quality.cosine / quality.count
+    if speed is not None:
+        figures |= {"prefill": speed.prefill, "decode": speed.decode}
+    return Metrics(
+        name=name,
+        parameters=network.parameters(),
+        weights=sum(layer.parameter.numel() for layer in layers),
+        zeros=sum(zeros.values()),
+        bytes_on_disk=size,
+        sparsity_by_layer={layer.name: zeros[layer.name] / layer.parameter.numel() for layer in layers},
+        **figures,  # type: ignore[arg-type]
+    )
+
+
+def _bytes_per_token(network: Network, windows: Windows) -> float | None:
+    """Bytes of text per token: known from the text, or by decoding the windows."""
+    if windows.bytes_per_token is not None or network.tokenizer is None:
+        return windows.bytes_per_token
+    texts = network.tokenizer.batch_decode(windows.ids, skip_special_tokens=True)
+    size = sum(len(text.encode()) for text in texts)
+    return size / windows.ids.numel() if size else None
+
+
+def _sample(network: Network, windows: Windows) -> dict[str, str]:
+    """What the model writes from the first tokens of the first window."""
+    prompt = windows.ids[:1, : min(SAMPLE_PROMPT, windows.length // 2)]
+    tokens = min(SAMPLE_TOKENS, windows.length - prompt.shape[1])
+    with torch.inference_mode():
+        written = greedy(network.model, prompt, tokens)[0]
+    if network.tokenizer is None:
+        return {
+            "prompt": " ".join(map(str, prompt[0].tolist())),
+            "sample": " ".join(map(str, written[prompt.shape[1] :].tolist())),
+        }
+    begin = network.tokenizer.decode(prompt[0], skip_special_tokens=True)
+    whole = network.tokenizer.decode(written, skip_special_tokens=True)
+    return {"prompt": begin, "sample": whole.removeprefix(begin)}
+
+
+def _notes(networks: Sequence[Network], metrics: Sequence[Metrics]) -> list[str]:
+    """Says in words what is not smaller or faster, and why."""
+    notes = []
+    dense = metrics[0]
+    for network, other in zip(networks[1:], metrics[1:], strict=True):
+        name = f"{other.name}: " if len(metrics) > 2 else ""
+        if other.bytes_on_disk and dense.bytes_on_disk and other.bytes_on_disk >= 0.99 * dense.bytes_on_disk:
+            notes.append(name + _size_note(networks[0], network, dense, other))
+        for what, now, before in (
+            ("Prefill", other.prefill, dense.prefill),
+            ("Decoding", other.decode, dense.decode),
+        ):
+            if now is not None and before is not None and now < (1 + SAME_SPEED) * before:
+                verdict = "about as fast" if now > (1 - SAME_SPEED) * before else "slower"
+                notes.append(
+                    f"{name}{what} is {verdict} ({now / before:.2f} times the dense speed): the dense kernels of "
+                    "torch multiply zeros like other numbers. Zeros pay with kernels made for them."
+                )
+    return notes
+
+
+def _size_note(first: Network, second: Network, dense: Metrics, other: Metrics) -> str:
+    if first.source.path.suffix == ".gguf" and second.source.path.suffix != ".gguf":
+        return (
+            f"The file is larger: the dense model came as a quantized GGUF of {dense.bytes_on_disk:,} bytes, "
+            f"and this checkpoint holds plain {second.source.dtype} weights ({other.bytes_on_disk:,} bytes)."
+        )
+    return "The file is not smaller: a zero takes as many bytes as any other weight in a safetensors file."

@@ -1,0 +1,61 @@
+"""Gram matrices: damping and factorisation, shared by scores and solvers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from secateur.errors import SolverError
+
+DAMPING = 0.01
+DAMPING_STEPS = 5  # each ten times the one before: 0.01 ... 100
+
+
+def damped(G: Tensor, damping: float) -> Tensor:
+    """Returns H = G + damping · mean(diag G) · I, with 1 · mean on the diagonal of inputs that never fired.
+
+    Args:
+        G: (in, in) Gram matrix.
+        damping: Relative to the mean of G's diagonal.
+    """
+    H = G.clone()
+    diagonal = H.diagonal()
+    mean = diagonal.mean()
+    if mean == 0:
+        mean = mean + 1.0
+    diagonal[diagonal == 0] = mean
+    diagonal += damping * mean
+    return H
+
+
+def damped_cholesky(G: Tensor, damping: float = DAMPING) -> tuple[Tensor, float]:
+    """Returns the lower Cholesky factor of the damped Gram matrix, and the damping that it took.
+
+    Damping rises tenfold at a time until the factorisation succeeds.
+
+    Raises:
+        SolverError: It fails even at the highest damping.
+    """
+    for step in range(DAMPING_STEPS):
+        relative = damping * 10**step
+        L, info = torch.linalg.cholesky_ex(damped(G, relative))
+        if int(info) == 0 and bool(torch.isfinite(L.diagonal()).all()):
+            return L, relative
+    raise SolverError(
+        f"the Gram matrix isn't positive definite even with damping {relative:g}; "
+        "use more or other calibration data, or --score wanda."
+    )
+
+
+def relative_error(W: Tensor, pruned: Tensor, G: Tensor) -> float:
+    """Returns the relative reconstruction error tr(D G Dᵀ) / tr(W G Wᵀ) with D = W - pruned.
+
+    Args:
+        W, pruned: (out, in) float32.
+        G: (in, in) float32.
+    """
+    D = W - pruned
+    whole = float(((W @ G) * W).sum(dtype=torch.float64))
+    if whole <= 0:
+        return 0.0
+    return max(0.0, float(((D @ G) * D).sum(dtype=torch.float64))) / whole

@@ -1,0 +1,15 @@
+"""Gemma 1: Llama's block; norms multiply by 1 + weight, embeddings by sqrt(hidden)."""
+
+from __future__ import annotations
+
+from secateur.network.families.gated import GATED_CONFIG, GATED_PROJECTIONS
+from secateur.network.family import Family
+
+GEMMA = Family(
+    name="gemma",
+    model_types=("gemma",),
+    blocks="layers",
+    projections=GATED_PROJECTIONS,
+    embeddings=("embed_tokens",),
+    config=GATED_CONFIG,
+)

@@ -1,0 +1,15 @@
+"""Mistral: Llama's block; one sliding window, or none, for all blocks."""
+
+from __future__ import annotations
+
+from secateur.network.families.gated import GATED_CONFIG, GATED_PROJECTIONS
+from secateur.network.family import Family
+
+MISTRAL = Family(
+    name="mistral",
+    model_types=("mistral",),
+    blocks="layers",
+    projections=GATED_PROJECTIONS,
+    embeddings=("embed_tokens",),
+    config=GATED_CONFIG,
+)

@@ -1,0 +1,18 @@
+"""Qwen 2 and 2.5: Llama's block with biases on q, k and v.
+
+The config doesn't declare `head_dim` (see gated).
+"""
+
+from __future__ import annotations
+
+from secateur.network.families.gated import GATED_CONFIG, GATED_PROJECTIONS
+from secateur.network.family import Family
+
+QWEN2 = Family(
+    name="qwen2",
+    model_types=("qwen2",),
+    blocks="layers",
+    projections=GATED_PROJECTIONS,
+    embeddings=("embed_tokens",),
+    config=GATED_CONFIG,
+)

@@ -1,0 +1,76 @@
+"""How an architecture family is described: data that says where its blocks and weights are.
+
+A language model is described, not traced. One `Family` serves every model of its kind: it names the list of
+blocks and, inside a block, every linear weight together with what its rows (outputs) and columns (inputs)
+mean. From that follow which layers share an input (and so a Gram matrix), and which slices belong to one
+neuron, head or channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from types import MappingProxyType
+from typing import Literal
+
+
+class Layout(Enum):
+    """The order of a stored weight's axes. Axes beyond two are flattened into the second one."""
+
+    OUT_IN = "out, in"  # torch.nn.Linear; XLNet's o: (hidden, heads, head_dim)
+    IN_OUT = "in, out"  # transformers' Conv1D (GPT-2); XLNet's q, k, v, r: (hidden, heads, head_dim)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One linear weight of a block.
+
+    Attributes:
+        path: Where it is inside the block, e.g. `self_attn.q_proj` (a module that has a `weight`), or
+            `rel_attn.q` (a bare parameter).
+        rows: What its outputs are, in order: `q`, `k`, `v`, `gate`, `neuron`, `residual` ... A fused weight
+            lists several, e.g. `("q", "k", "v")`.
+        columns: What its inputs are. Projections of a block with the same columns read the same tensor.
+            `head` are the attention heads' outputs, `neuron` the MLP's hidden features.
+        layout: The stored axes' order.
+        per_head: A fused weight lists its parts head by head (GPT-NeoX) instead of part by part.
+    """
+
+    path: str
+    rows: tuple[str, ...]
+    columns: str
+    layout: Layout = Layout.OUT_IN
+    per_head: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture family.
+
+    Attributes:
+        name: The family's name, as shown to users.
+        model_types: The `config.model_type` values that it covers.
+        blocks: Path of the list of blocks, from the base model (the model without its head).
+        projections: A block's linear weights, in the order in which the block computes them.
+        embeddings: Paths of the embedding tables that hold vocabulary rows, from the base model.
+        heads: Paths of output heads, from the full model; those that a model lacks are passed over.
+        objective: `causal` (predicts the next token), `encoder` (sees all tokens, no perplexity), or
+            `permutation` (XLNet: sees its own targets unless masked, so no plain perplexity either).
+        config: The config's field for each dimension: hidden, layers, heads, kv_heads, head_dim, neurons,
+            positions, vocabulary. A dimension that a family's config can't say is left out.
+        block_returns: What a block returns: 0 for the hidden states alone, n for a tuple of n of which they
+            are the first.
+        batch_axis: The axis of the hidden states that counts windows (XLNet puts positions first).
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    blocks: str
+    projections: tuple[Projection, ...]
+    embeddings: tuple[str, ...]
+    heads: tuple[str, ...] = ("lm_head",)
+    objective: Literal["causal", "encoder", "permutation"] = "causal"
+    config: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    block_returns: int = 0
+    batch_axis: int = 0

@@ -1,0 +1,274 @@
+"""Loading: a hub id, a checkpoint folder, a .gguf file or a demo model becomes a `Network`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from transformers.utils import logging as transformers_logging
+
+from secateur.errors import ModelError, UsageError
+from secateur.network.demo import DEMOS, demo_model
+from secateur.network.families import family_of
+from secateur.network.family import Family
+from secateur.network.network import Network, Source
+from secateur.progress import Progress
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(
+    model: str | Path,
+    *,
+    dtype: str | None = None,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Network:
+    """Loads a model and describes it.
+
+    Args:
+        model: A hub id, a checkpoint folder, a .gguf file, or `demo:NAME`.
+        dtype: `float32`, `bfloat16` or `float16`; None keeps the checkpoint's own (a GGUF becomes float32).
+        device: `auto`, `cpu`, `cuda` or `mps`: where blocks are computed.
+        trust_remote_code: Whether code that comes with the checkpoint may run.
+        seed: For the values of weights that the checkpoint lacks.
+        progress: Shows a download's progress.
+
+    Returns:
+        The network, in eval mode, in main memory.
+
+    Raises:
+        UsageError: `dtype` or `device` is unknown or not to be had, or `demo:NAME` doesn't exist.
+        ModelError: The model is missing, corrupt, a pickle, of an unknown architecture, or has NaN weights.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError(f"unknown dtype '{dtype}'. Known: {', '.join(DTYPES)}.")
+    compute = pick_device(device)
+    path = find(str(model), trust_remote_code, progress or Progress())
+    with _quiet_transformers(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if path.suffix == ".gguf":
+            loaded, family, tokenizer = _load_gguf(path, dtype)
+            notes: tuple[str, ...] = ()
+        else:
+            loaded, family, tokenizer, notes = _load_folder(path, dtype, trust_remote_code)
+    loaded.eval().requires_grad_(False)
+    _refuse_nan(loaded)
+    source = Source(str(model), path, str(loaded.dtype).removeprefix("torch."), trust_remote_code)
+    return Network(loaded, family, tokenizer, source, compute, notes)
+
+
+def find(model: str, trust_remote_code: bool, progress: Progress) -> Path:
+    """Returns the checkpoint folder or .gguf file that `model` names, fetched if need be."""
+    if model.startswith("demo:"):
+        return demo_model(model.removeprefix("demo:"), progress)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        if path.suffix == ".gguf":
+            return path
+        raise ModelError(_refusal(path) if _is_pickle(path) else f"{path} is neither a folder nor a .gguf file.")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith("."):
+        raise ModelError(
+            f"no model at '{model}': no such folder or .gguf file, and not a hub id of the form owner/name. "
+            f"Demo models: {', '.join('demo:' + name for name in DEMOS)}."
+        )
+    return _from_hub(model, trust_remote_code)
+
+
+def pick_device(device: str) -> torch.device:
+    """Returns the device that blocks are computed on.
+
+    Raises:
+        UsageError: The device is unknown, or this machine has none.
+    """
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        return torch.device(next(name for name, there in found.items() if there))
+    if device not in found:
+        raise UsageError(f"unknown device '{device}'. Known: auto, cpu, cuda, mps.")
+    if not found[device]:
+        raise UsageError(f"this machine has no {device} device; use --device auto or cpu.")
+    return torch.device(device)
+
+
+def _from_hub(model: str, trust_remote_code: bool) -> Path:
+    """Fetches a hub model's safetensors, config and tokenizer; never a pickle."""
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 (a slow import that most runs don't need)
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
+
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"] + ["*.py"] * trust_remote_code
+    try:
+        return Path(snapshot_download(model, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"'{model}' is neither a local folder nor a model that the hub gives us: {reason} "
+            "Check the spelling and the network, or give a folder."
+        ) from error
+
+
+def _load_folder(folder: Path, dtype: str | None, trust: bool) -> tuple[Any, Family, Any, tuple[str, ...]]:
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} has no config.json; is it a Hugging Face checkpoint folder?")
+    check_shards(folder)
+    config = _config(folder, trust)
+    family = family_of(config.model_type)
+    try:
+        model, info = _model_class(config, family).from_pretrained(
+            folder,
+            config=config,
+            dtype=DTYPES[dtype] if dtype else "auto",
+            trust_remote_code=trust,
+            output_loading_info=True,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise ModelError(f"{folder} can't be loaded: {_first_line(error)}") from error
+    missing = sorted(info["missing_keys"])
+    notes: tuple[str, ...] = ()
+    if missing:
+        inside = [name for name in missing if f"{family.blocks}." in name]
+        if inside:
+            raise ModelError(f"{folder} lacks {len(missing)} weights, {inside[0]} among them; it is incomplete.")
+        notes = (f"The checkpoint has no weights for {', '.join(missing)}: they are random.",)
+    has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
+    tokenizer = None
+    if has_tokenizer:
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+        except (OSError, ValueError, ImportError) as error:
+            raise ModelError(f"the tokenizer in {folder} can't be read: {_first_line(error)}") from error
+    return model, family, tokenizer, notes
+
+
+def _load_gguf(path: Path, dtype: str | None) -> tuple[Any, Family, Any]:
+    """Reads a GGUF into plain layers that can be saved again."""
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ModelError(f"{path} is not a GGUF file (it doesn't begin with 'GGUF').")
+    where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    try:
+        config = transformers.AutoConfig.from_pretrained(**where)
+        family = family_of(config.model_type)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            **where,
+            dtype=DTYPES[dtype or "float32"],
+            quantization_config=transformers.GgufConfig(dequantize=True),
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
+    except (OSError, ValueError, RuntimeError, KeyError, IndexError) as error:
+        raise ModelError(f"{path} can't be loaded: {_first_line(error)}") from error
+    del model.config.quantization_config
+    model.config.architectures = [type(model).__name__]
+    return model, family, tokenizer
+
+
+def check_shards(folder: Path) -> list[Path]:
+    """Returns a folder's safetensors files, each opened once to see that it is whole.
+
+    Raises:
+        ModelError: A shard is missing or corrupt, or the weights are in a pickle.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (json.JSONDecodeError, KeyError, AttributeError) as error:
+            raise ModelError(f"{index} is not a shard index: {error}.") from error
+        shards = [folder / name for name in names]
+    else:
+        shards = sorted(folder.glob("*.safetensors"))
+    if not shards:
+        pickles = sorted(file for pattern in PICKLES for file in folder.glob(pattern))
+        if pickles:
+            raise ModelError(_refusal(pickles[0]))
+        raise ModelError(f"{folder} has no .safetensors file.")
+    for shard in shards:
+        if not shard.is_file():
+            raise ModelError(f"{shard} is missing, though {index.name} names it; fetch it again.")
+        try:
+            with safe_open(shard, framework="pt") as file:
+                file.keys()
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{shard} is corrupt ({_first_line(error)}); fetch it again.") from error
+    return shards
+
+
+def _config(folder: Path, trust: bool) -> Any:
+    try:
+        raw = json.loads((folder / "config.json").read_text())
+    except json.JSONDecodeError as error:
+        raise ModelError(f"{folder / 'config.json'} is not JSON: {error}.") from error
+    if "auto_map" in raw and not trust:
+        raise ModelError(
+            f"{folder} brings its own code ({', '.join(sorted(map(str, raw['auto_map'].values())))}). "
+            "It runs only with --trust-remote-code."
+        )
+    if "model_type" not in raw:
+        raise ModelError(f"{folder / 'config.json'} names no model_type.")
+    if "auto_map" not in raw:
+        family_of(raw["model_type"])
+    try:
+        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{folder / 'config.json'} can't be read: {_first_line(error)}") from error
+
+
+def _model_class(config: Any, family: Family) -> Any:
+    """Returns the class that the checkpoint was saved from, or the family's plain one."""
+    name = (config.architectures or [""])[0]
+    known = getattr(transformers, name, None) if name else None
+    if known is not None:
+        return known
+    causal = family.objective == "causal" and (not name or "CausalLM" in name)
+    return transformers.AutoModelForCausalLM if causal else transformers.AutoModel
+
+
+def _refuse_nan(model: Any) -> None:
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ModelError(f"{name} holds NaN or infinite weights; the checkpoint is broken.")
+
+
+def _is_pickle(path: Path) -> bool:
+    return any(path.match(pattern) for pattern in PICKLES)
+
+
+def _refusal(path: Path) -> str:
+    return (
+        f"{path} is a pickle, which can run code when it is read. Only safetensors and GGUF are read: "
+        "convert it with a tool that you trust."
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Holds back transformers' own bars and warnings while we load; their settings come back after."""
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

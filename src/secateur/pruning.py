@@ -1,0 +1,329 @@
+"""The prune stage: score, allocate and solve, one block at a time on the pruned prefix."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+
+from secateur.allocation.amounts import Amount, Pattern, Threshold
+from secateur.allocation.ranking import ScoreRanking
+from secateur.allocation.selection import guard, keep_mask
+from secateur.allocation.uniform import uniform
+from secateur.calibration.data import Windows
+from secateur.calibration.runner import BlockRunner, gather_outside
+from secateur.calibration.statistics import Needs, Statistics
+from secateur.errors import NothingPrunedError, SecateurError, UsageError
+from secateur.linear_algebra import relative_error
+from secateur.network.network import Layer, Network
+from secateur.progress import Progress
+from secateur.recipe import Prune
+from secateur.result import LayerReport, StageReport
+from secateur.scores import SCORES, Score, score_named
+from secateur.solvers import Problem, Solver, solver_named
+
+
+def needs_of(stage: Prune) -> Needs:
+    """Returns the statistics that a stage reads."""
+    score = score_named(stage.score).needs if stage.score else Needs.NOTHING
+    return score | solver_named(stage.solver).needs
+
+
+def prune_weights(
+    network: Network, stage: Prune, windows: Windows | None, compute: str, seed: int, progress: Progress
+) -> StageReport:
+    """Sets weights of `network` to zero, in place.
+
+    Args:
+        network: The model.
+        stage: What to do.
+        windows: Calibration windows; None if `needs_of(stage)` is NOTHING.
+        compute: Precision of the calibration's forward passes.
+        seed: For scores that draw.
+        progress: Shows progress.
+
+    Returns:
+        What was done to each layer.
+
+    Raises:
+        NothingPrunedError: Every layer has as many zeros already.
+        UsageError, PatternError, ScoreError, SolverError, CalibrationError: See the parts.
+    """
+    chosen = select_layers(network, stage)
+    check_pattern(chosen, stage)
+    work = _Work(network, stage, windows, compute, seed, progress, chosen)
+    amounts = work.plan()
+    reports = work.carry_out(amounts)
+    if all(report.zeros == report.zeros_before for report in reports):
+        raise NothingPrunedError(
+            f"nothing was pruned: all {len(reports)} layers already have {_extent(reports)} zeros. "
+            "Ask for more, or choose other layers."
+        )
+    return StageReport({"prune": stage.model_dump(mode="json")}, tuple(reports), dict(work.seconds), tuple(work.notes))
+
+
+def select_layers(network: Network, stage: Prune) -> list[Layer]:
+    """Returns the layers that a stage is about, in forward order.
+
+    Raises:
+        UsageError: A glob matches nothing, nothing is left, or an embedding would need statistics.
+    """
+    inside, outside = network.layers(), network.outside()
+    everything = [layer.name for layer in inside + outside]
+    for pattern in (*stage.include, *stage.exclude):
+        if not any(fnmatchcase(name, pattern) for name in everything):
+            raise UsageError(
+                f"'{pattern}' matches no layer; names look like '{everything[0]}' "
+                "(secateur inspect lists them), and globs look like '*q_proj'."
+            )
+    if stage.include:
+        inside = [layer for layer in inside if any(fnmatchcase(layer.name, p) for p in stage.include)]
+    outside = [layer for layer in outside if any(_names(p, layer) for p in stage.include)]
+    chosen: dict[int, Layer] = {}
+    for layer in inside + outside:
+        if not any(fnmatchcase(layer.name, pattern) for pattern in stage.exclude):
+            chosen.setdefault(id(layer.parameter), layer)  # a tied weight is pruned once
+    layers = list(chosen.values())
+    if not layers:
+        raise UsageError("--include and --exclude leave no layer to prune.")
+    for layer in layers:
+        if layer.table and needs_of(stage):
+            raise UsageError(
+                f"{layer.name} is an embedding, whose input has no statistics; prune it with --score l1 --solver none."
+            )
+    return layers
+
+
+def _names(pattern: str, layer: Layer) -> bool:
+    """Whether a glob names a layer outside of the blocks, rather than just sweeping over it ('*')."""
+    return fnmatchcase(layer.name, pattern) and layer.name.rpartition(".")[2] in pattern
+
+
+def check_pattern(layers: Sequence[Layer], stage: Prune) -> None:
+    """Raises PatternError before any work is done if an N:M pattern doesn't fit a layer."""
+    if stage.pattern is not None:
+        for layer in layers:
+            Pattern.parse(stage.pattern).check(layer.shape[1], layer.name)
+
+
+@dataclass
+class _Work:
+    """One stage's work on one network."""
+
+    network: Network
+    stage: Prune
+    windows: Windows | None
+    compute: str
+    seed: int
+    progress: Progress
+    layers: list[Layer]
+
+    def __post_init__(self) -> None:
+        self.score: Score | None = score_named(self.stage.score) if self.stage.score else None
+        self.solver: Solver = solver_named(self.stage.solver)
+        self.needs = needs_of(self.stage)
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.notes: list[str] = []
+        self.index = {layer.name: number for number, layer in enumerate(self.layers)}
+
+    def plan(self) -> dict[str, Amount]:
+        """Returns each layer's amount; a global budget takes one pass over the dense model."""
+        stage = self.stage
+        if stage.sparsity is None:
+            amount = Amount(
+                threshold=Threshold.parse(stage.threshold) if stage.threshold else None,
+                pattern=Pattern.parse(stage.pattern) if stage.pattern else None,
+                min_per_output=stage.min_per_output,
+            )
+            return {layer.name: amount for layer in self.layers}
+        sizes = {layer.name: layer.parameter.numel() for layer in self.layers}
+        if stage.allocation == "uniform":
+            counts = uniform(sizes, stage.sparsity)
+        else:
+            counts = self._rank(round(stage.sparsity * sum(sizes.values())))
+        return {
+            name: Amount(remove=count, per=stage.per, min_per_output=stage.min_per_output)
+            for name, count in counts.items()
+        }
+
+    def _rank(self, remove: int) -> dict[str, int]:
+        """Returns how many of the whole model's lowest scores lie in each layer."""
+        score = self.score or SCORES["obs"]
+        with self._timed("plan"), ScoreRanking() as ranking:
+
+            def add(layer: Layer, statistics: Statistics | None) -> None:
+                W = self._dense(layer)
+                ranking.add(layer.name, guard(self._scores(score, layer, W, statistics), self.stage.min_per_output))
+
+            self._visit(self.layers, score.needs, add, "scoring the dense model", solve=False)
+            counts = ranking.lowest(remove)
+        emptied = [layer.name for layer in self.layers if counts[layer.name] == layer.parameter.numel()]
+        if emptied:
+            self.notes.append(
+                f"The global threshold takes every weight of {', '.join(emptied)}; --min-per-output prevents that."
+            )
+        return counts
+
+    def carry_out(self, amounts: Mapping[str, Amount]) -> list[LayerReport]:
+        """Prunes all layers and returns their reports in forward order."""
+        reports: dict[str, LayerReport] = {}
+
+        def prune(layer: Layer, statistics: Statistics | None) -> None:
+            reports[layer.name] = self._prune_layer(layer, amounts[layer.name], statistics)
+
+        self._visit(self.layers, self.needs, prune, "pruning", solve=True)
+        return [reports[layer.name] for layer in self.layers]
+
+    def _visit(
+        self,
+        layers: list[Layer],
+        needs: Needs,
+        act: Callable[[Layer, Statistics | None], None],
+        label: str,
+        solve: bool,
+    ) -> None:
+        """Calls `act` on each layer with its statistics, which come from the blocks before it as they are then."""
+        if not needs:
+            for layer in self.progress.track(layers, label):
+                act(layer, None)
+            return
+        assert self.windows is not None
+        with self._timed("prelude"):
+            runner = BlockRunner(self.network, self.windows, self.compute)
+        chosen = set(self.index)
+        blocks = [
+            [layer for layer in self.network.block_layers(block) if layer.name in chosen]
+            for block in range(len(self.network.blocks))
+        ]
+        last = max((number for number, some in enumerate(blocks) if some), default=-1)
+        tick = self.progress.bar(label, (2 * last + 1) * len(runner.hidden) + len(layers))
+        for number, some in enumerate(blocks[: last + 1]):
+            with self._timed("gather"):
+                readers: dict[str, tuple[Layer, Needs]] = {}
+                for layer in some:
+                    readers.setdefault(layer.reads, (layer, needs))
+                statistics = runner.gather(readers, tick)
+            self._act(some, statistics, act, tick)
+            if number < last:
+                with self._timed("propagate"):
+                    runner.advance(tick)
+        outside = [layer for layer in layers if layer.module is not None and not _inside(layer, blocks)]
+        if outside:
+            with self._timed("gather"):
+                statistics = gather_outside(
+                    self.network,
+                    [(layer, needs) for layer in outside],
+                    self.windows,
+                    self.compute,
+                    self.progress,
+                )
+            self._act(outside, statistics, act, tick)
+
+    def _act(
+        self,
+        layers: list[Layer],
+        statistics: dict[str, Statistics],
+        act: Callable[[Layer, Statistics | None], None],
+        tick: Callable[[], None],
+    ) -> None:
+        with self._timed("solve"), torch.inference_mode():
+            for layer in layers:
+                act(layer, statistics[layer.reads])
+                tick()
+
+    def _dense(self, layer: Layer) -> Tensor:
+        """(out, in) float32, on the compute device, contiguous."""
+        return layer.matrix().to(self.network.device, torch.float32).contiguous()
+
+    def _scores(self, score: Score, layer: Layer, W: Tensor, statistics: Statistics | None) -> Tensor:
+        """The layer's scores, -inf where a weight is zero already: removing it again costs nothing."""
+        random = torch.Generator().manual_seed(self.seed * 1_000_003 + self.index[layer.name])
+        scores = score.weights(W, statistics, random)
+        if scores.shape != W.shape:
+            raise SecateurError(f"score '{score.name}' gave {tuple(scores.shape)} for {layer.name}: {tuple(W.shape)}.")
+        return torch.where(W == 0, -torch.inf, scores)
+
+    def _prune_layer(self, layer: Layer, amount: Amount, statistics: Statistics | None) -> LayerReport:
+        start = time.perf_counter()
+        W = self._dense(layer)
+        zeros_before = layer.zeros()
+        if amount.remove is not None and zeros_before >= max(amount.remove, 1):
+            self.notes.append(f"{layer.name} has {zeros_before} zeros already and was left as it is.")
+            return _report(layer, zeros_before, start)
+        keep, threshold = None, None
+        if self.score is not None:
+            scores = self._scores(self.score, layer, W, statistics)
+            keep, threshold = keep_mask(scores, amount, layer.name)
+        problem = Problem(
+            layer.name,
+            W,
+            statistics,
+            amount,
+            keep,
+            self.stage.damping,
+            min(self.stage.block_size, W.shape[1]),
+        )
+        solution = self.solver.solve(problem)
+        errors: tuple[float | None, float | None] = (None, None)
+        if statistics is not None and statistics.gram is not None:
+            masked = relative_error(W, W * solution.keep, statistics.G)
+            errors = (masked, relative_error(W, solution.W, statistics.G))
+        layer.write(solution.W.to("cpu"), solution.keep.to("cpu"))
+        return _report(layer, zeros_before, start, errors, solution.damping, threshold)
+
+    def _timed(self, phase: str) -> _Timer:
+        return _Timer(self.seconds, phase)
+
+
+class _Timer:
+    """Adds the time spent inside to one phase."""
+
+    def __init__(self, seconds: dict[str, float], phase: str) -> None:
+        self.seconds, self.phase = seconds, phase
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds[self.phase] += time.perf_counter() - self.start
+
+
+def _inside(layer: Layer, blocks: list[list[Layer]]) -> bool:
+    return any(layer.name == other.name for some in blocks for other in some)
+
+
+def _report(
+    layer: Layer,
+    zeros_before: int,
+    start: float,
+    errors: tuple[float | None, float | None] = (None, None),
+    damping: float | None = None,
+    threshold: float | None = None,
+) -> LayerReport:
+    alive = layer.matrix() != 0
+    rows, columns = layer.shape
+    return LayerReport(
+        name=layer.name,
+        rows=rows,
+        columns=columns,
+        zeros_before=zeros_before,
+        zeros=layer.zeros(),
+        dead_rows=rows - int(alive.any(1).sum()),
+        dead_columns=columns - int(alive.any(0).sum()),
+        error_masked=errors[0],
+        error=errors[1],
+        damping=damping,
+        threshold=threshold,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _extent(reports: Sequence[LayerReport]) -> str:
+    low = min(report.sparsity for report in reports)
+    high = max(report.sparsity for report in reports)
+    return f"{low:.1%}" if low == high else f"{low:.1%} to {high:.1%}"

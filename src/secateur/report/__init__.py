@@ -1,0 +1,1 @@
+"""Reports: the HTML page, the terminal tables and the model card."""

@@ -1,0 +1,356 @@
+"""The report as one HTML file that needs nothing else: no network, no server, no other file."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from plotly.offline import get_plotlyjs
+
+from secateur.report.card import calibration_sentence, limits, recipe_yaml
+from secateur.report.terminal import (
+    FIGURES,
+    Figure,
+    describe_reload,
+    describe_stage,
+    duration,
+    figure_rows,
+    layer_kind,
+    measured_on,
+    percent,
+    shorten,
+    size,
+    small,
+    stage_lines,
+)
+from secateur.result import Comparison, LayerReport, Metrics, Result, StageReport
+
+# Ten colours that hold on white and on black alike, for projection kinds and for checkpoints.
+COLOURS = (
+    *("#4e8fd0", "#e8803a", "#3fa86b", "#d1545b", "#8f74c9"),
+    *("#b08a3c", "#d974ad", "#3aa7b0", "#8a9a3b", "#8c8c94"),
+)
+NO_ERRORS = (
+    "No reconstruction error was measured here: the method gathers no Gram matrix, and without one there is "
+    "nothing to tell what a layer's outputs were before and after."
+)
+LAYER_COLUMNS: tuple[tuple[str, Callable[[LayerReport], float | None], Callable[[float], str]], ...] = (
+    ("outputs", lambda x: x.rows, lambda v: f"{v:,}"),
+    ("inputs", lambda x: x.columns, lambda v: f"{v:,}"),
+    ("zeros before", lambda x: x.zeros_before or None, lambda v: f"{v:,}"),
+    ("zeros", lambda x: x.zeros, lambda v: f"{v:,}"),
+    ("sparsity", lambda x: x.sparsity, percent),
+    ("dead outputs", lambda x: x.dead_rows or None, lambda v: f"{v:,}"),
+    ("dead inputs", lambda x: x.dead_columns or None, lambda v: f"{v:,}"),
+    ("error masked", lambda x: x.error_masked, small),
+    ("error", lambda x: x.error, small),
+    ("damping", lambda x: x.damping, small),
+    ("threshold", lambda x: x.threshold, small),
+    ("seconds", lambda x: x.seconds, lambda v: f"{v:.2f}"),
+)
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot as plotly.js draws it.
+
+    Attributes:
+        id: The element that it is drawn in.
+        title, caption: What it shows, in words; plain text, escaped by the template.
+        data, layout: As plotly.js takes them. Names in it are escaped: plotly reads some HTML.
+    """
+
+    id: str
+    title: str
+    caption: str
+    data: list[dict[str, Any]]
+    layout: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Series:
+    """Dots of one colour: values by layer name, and more to say on hovering."""
+
+    label: str
+    colour: int
+    values: Mapping[str, float]
+    hover: Mapping[str, str]
+    symbol: str = "circle"
+    legend: bool = True
+
+
+def write_page(result: Result, path: Path) -> None:
+    """Writes the page of a run to `path`: one file, no network.
+
+    Raises:
+        OSError: `path` can't be written.
+    """
+    one = result.comparison is not None and len(result.comparison.others) == 1
+    context = {
+        **_measurements(result.comparison, ["dense", "pruned"] if one else None, FIGURES[-2:]),
+        "title": f"{result.about.get('source', 'model')}, pruned",
+        "sentences": [describe_stage(stage.stage) for stage in result.stages],
+        "limits": limits(result),
+        "remarks": result.notes,
+        "layers": None,
+        "stages": [_stage(number, stage) for number, stage in enumerate(result.stages, start=1)],
+        "seconds": _seconds_plot(result.seconds),
+        "facts": _facts(result),
+        "recipe": recipe_yaml(result),
+    }
+    _write(context, path)
+
+
+def comparison_page(comparison: Comparison, path: Path) -> None:
+    """Writes the page of a comparison of any number of checkpoints to `path`: one file, no network.
+
+    Raises:
+        OSError: `path` can't be written.
+    """
+    beside = "1 checkpoint" if len(comparison.others) == 1 else f"{len(comparison.others)} checkpoints"
+    context = {
+        **_measurements(comparison, None, (FIGURES[0], *FIGURES[-2:])),
+        "title": f"{comparison.dense.name}, and what is compared with it",
+        "sentences": [f"{beside} beside the dense one, measured in one run."],
+        "limits": comparison.notes,
+        "remarks": (),
+        "layers": _sparsity_by_checkpoint(comparison),
+        "stages": [],
+        "seconds": None,
+        "facts": [],
+        "recipe": "",
+    }
+    _write(context, path)
+
+
+def _measurements(
+    comparison: Comparison | None, names: Sequence[str] | None, drawn: Sequence[Figure]
+) -> dict[str, Any]:
+    """Returns what the template shows of a comparison; its checkpoints go by `names`, or by their own."""
+    if comparison is None:
+        return {"names": [], "rows": (), "measured": "", "bars": [], "samples": []}
+    names = names or [x.name for x in (comparison.dense, *comparison.others)]
+    return {
+        "names": names,
+        "rows": figure_rows(comparison),
+        "measured": measured_on(comparison),
+        "bars": _bars(comparison, drawn, names),
+        "samples": _samples(comparison, names),
+    }
+
+
+def _write(context: dict[str, Any], path: Path) -> None:
+    plots: list[Plot | None] = [*context["bars"], context["layers"], context["seconds"]]
+    plots += [plot for stage in context["stages"] for plot in stage["plots"]]
+    drawings = [{"id": x.id, "data": x.data, "layout": x.layout} for x in plots if x is not None]
+    # What comes from names and texts goes through autoescape; plotly.js alone goes in as it is.
+    environment = Environment(
+        loader=PackageLoader("secateur.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("page.html").render(context, drawings=drawings, plotly_js=get_plotlyjs())
+    # A folder's name needn't be Unicode; what can't be written becomes a question mark.
+    path.write_text(page, encoding="utf-8", errors="replace")
+
+
+def _samples(comparison: Comparison, names: Sequence[str]) -> list[dict[str, str]]:
+    """Returns the texts that the checkpoints wrote: whose, from what prompt, and what follows the prompt."""
+    samples = []
+    checkpoints: tuple[Metrics, ...] = (comparison.dense, *comparison.others)
+    for name, metrics in zip(names, checkpoints, strict=True):
+        if metrics.sample is not None:
+            prompt = metrics.prompt or ""
+            samples.append({"name": name, "prompt": prompt, "text": metrics.sample.removeprefix(prompt)})
+    return samples
+
+
+def _bars(comparison: Comparison, figures: Sequence[Figure], names: Sequence[str]) -> list[Plot]:
+    """Returns one bar plot for each of `figures` that more than one checkpoint has."""
+    labels = [html.escape(shorten(name, 22)) for name in names]
+    checkpoints = (comparison.dense, *comparison.others)
+    plots = []
+    for number, figure in enumerate(figures):
+        known = [(i, v) for i, m in enumerate(checkpoints) if (v := figure.value(m)) is not None]
+        if len(known) < 2:
+            continue
+        trace = {
+            "type": "bar",
+            "x": [i for i, _ in known],
+            "y": [value for _, value in known],
+            "text": [figure.text(value) for _, value in known],
+            "textposition": "auto",
+            "hovertemplate": "%{text}<extra></extra>",
+            "marker": {"color": [COLOURS[-1] if i == 0 else COLOURS[0] for i, _ in known]},
+        }
+        axis = {"tickvals": [i for i, _ in known], "ticktext": [labels[i] for i, _ in known]}
+        layout = {"height": 280, "xaxis": axis, "yaxis": {"rangemode": "tozero"}, "bargap": 0.4}
+        plots.append(Plot(f"bars-{number}", figure.label, "", [trace], layout))
+    return plots
+
+
+def _seconds_plot(seconds: Mapping[str, float]) -> Plot | None:
+    phases = {phase: value for phase, value in seconds.items() if phase != "total"}
+    if not phases:
+        return None
+    trace = {
+        "type": "bar",
+        "orientation": "h",
+        "x": list(phases.values()),
+        "y": [html.escape(phase) for phase in phases],
+        "text": [duration(value) for value in phases.values()],
+        "textposition": "auto",
+        "hovertemplate": "%{y}: %{text}<extra></extra>",
+        "marker": {"color": COLOURS[0]},
+    }
+    axes: dict[str, Any] = {"xaxis": {"title": {"text": "seconds"}}, "yaxis": {"autorange": "reversed"}}
+    layout = {"height": 90 + 34 * len(phases), **axes}
+    total = f"{duration(seconds['total'])} in all." if "total" in seconds else ""
+    return Plot("seconds", "Time by phase", total, [trace], layout)
+
+
+def _facts(result: Result) -> list[tuple[str, str]]:
+    model = ", ".join(f"{key} {value}" for key, value in result.about.items() if value is not None)
+    versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
+    reload = None if result.reload is None else describe_reload(result.reload)
+    facts = [
+        ("Model", model),
+        ("Calibration", calibration_sentence(result.calibration)),
+        ("Output", result.output),
+        ("Loaded again by plain transformers", reload),
+        ("Peak memory", size(result.peak_memory) if result.peak_memory else None),
+        ("Versions", versions),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _block(name: str) -> int | None:
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
+
+
+def kind_labels(names: Sequence[str]) -> dict[str, str]:
+    """Returns a short label of each layer's kind: `q_proj`, or more of the name where that is ambiguous.
+
+    Args:
+        names: Layer names, e.g. `model.layers.0.self_attn.q_proj`.
+    """
+    kinds = list(dict.fromkeys(layer_kind(name) for name in names))
+    last = {kind: kind.rpartition(".")[2] for kind in kinds}
+    ends = list(last.values())
+    short = {kind: last[kind] if ends.count(last[kind]) == 1 else kind.partition("*.")[2] or kind for kind in kinds}
+    return {name: short[layer_kind(name)] for name in names}
+
+
+def _dots(id: str, title: str, caption: str, series: Sequence[Series], yaxis: dict[str, Any]) -> Plot:
+    """Returns a plot of values over blocks. Colours stand side by side within a block, or they would hide."""
+    blocks = [block for one in series for name in one.values if (block := _block(name)) is not None]
+    after = max(blocks, default=-1) + 1  # where a layer outside the blocks stands
+    colours = max((one.colour for one in series), default=0) + 1
+    width = 7 if sum(len(one.values) for one in series) <= 100 else 5
+    traces: list[dict[str, Any]] = []
+    for one in series:
+        colour = COLOURS[one.colour % len(COLOURS)]
+        shift = 0.8 * (one.colour - (colours - 1) / 2) / colours
+        at = [after if (block := _block(name)) is None else block for name in one.values]
+        trace = {
+            "type": "scatter",
+            "mode": "markers",
+            "name": html.escape(one.label),
+            "legendgroup": str(one.colour),
+            "showlegend": one.legend,
+            "opacity": 0.6 if one.symbol == "circle-open" and not one.legend else 1,
+            "x": [round(block + shift, 3) for block in at],
+            "y": list(one.values.values()),
+            "customdata": [[html.escape(name), html.escape(one.hover[name])] for name in one.values],
+            "hovertemplate": "%{customdata[0]}<br>%{customdata[1]}<extra></extra>",
+            "marker": {
+                "color": colour,
+                "size": width,
+                "symbol": one.symbol,
+                "line": {"color": colour, "width": 1.5},
+            },
+        }
+        traces.append(trace)
+    last = round(max((x for trace in traces for x in trace["x"]), default=0))
+    step = next(n for n in (1, 2, 5, 10, 20, 50, after + 1) if after <= 20 * n)
+    xaxis = {"title": {"text": "block"}, "zeroline": False, "dtick": step, "range": [-0.6, last + 0.6]}
+    return Plot(id, title, caption, traces, {"height": 380, "xaxis": xaxis, "yaxis": yaxis})
+
+
+def _stage(number: int, stage: StageReport) -> dict[str, Any]:
+    """Returns what the template shows of one stage."""
+    columns = [c for c in LAYER_COLUMNS if any(c[1](layer) is not None for layer in stage.layers)]
+    table = []
+    for layer in stage.layers:
+        values = [(value(layer), text) for _, value, text in columns]
+        table.append((layer.name, [("", "") if v is None else (v, text(v)) for v, text in values]))
+    measured = any(x.error is not None or x.error_masked is not None for x in stage.layers)
+    return {
+        "number": number,
+        "lines": stage_lines(stage)[1:],  # the first is the page's opening sentence
+        "plots": _stage_plots(number, stage) if stage.layers else [],
+        "unmeasured": NO_ERRORS if stage.layers and not measured else "",
+        "headers": [header for header, _, _ in columns],
+        "layers": table,
+    }
+
+
+def _stage_plots(number: int, stage: StageReport) -> list[Plot]:
+    labels = kind_labels([layer.name for layer in stage.layers])
+    kinds = {kind: [x for x in stage.layers if labels[x.name] == kind] for kind in dict.fromkeys(labels.values())}
+    hover = {x.name: f"{x.rows} × {x.columns}, {x.zeros:,} zeros ({percent(x.sparsity)})" for x in stage.layers}
+    zeros = [
+        Series(kind, colour, {x.name: x.sparsity for x in layers}, hover)
+        for colour, (kind, layers) in enumerate(kinds.items())
+    ]
+    yaxis: dict[str, Any] = {"range": [0, 1.03], "tickformat": ".0%"}
+    caption = "Share of each layer's weights that are zero. A block's layers stand side by side."
+    plots = [_dots(f"sparsity-{number}", "Sparsity per layer", caption, zeros, yaxis)]
+    masked = {x.name: x.error_masked for x in stage.layers if x.error_masked is not None}
+    solved = {x.name: x.error for x in stage.layers if x.error is not None}
+    told = {
+        x.name: ", ".join(
+            f"{words} {small(value)}"
+            for words, value in (("mask alone", x.error_masked), ("after the solver", x.error))
+            if value is not None
+        )
+        for x in stage.layers
+    }
+    errors = []
+    for values, symbol in ((masked, "circle-open"), (solved, "circle")):
+        for colour, (kind, layers) in enumerate(kinds.items()):
+            mine = {x.name: values[x.name] for x in layers if x.name in values}
+            if mine:
+                errors.append(Series(kind, colour, mine, told, symbol, legend=symbol == "circle" or not solved))
+    if not errors:
+        return plots
+    words = [w for w, known in (("hollow: the mask alone", masked), ("filled: after the solver", solved)) if known]
+    caption = f"||(W − W′)X||² / ||WX||² on the calibration text; {', '.join(words)}."
+    none = sum(value <= 0 for value in (*masked.values(), *solved.values()))
+    caption += f" {none} of the values are 0, which a log scale can't show." if none else ""
+    shown = [value for value in (*masked.values(), *solved.values()) if value > 0]
+    near = not shown or max(shown) / min(shown) < 1000  # few decades: label 1, 2 and 5 of each
+    yaxis = {"type": "log", "tickformat": ".1g", "dtick": "D2" if near else 1}
+    return [*plots, _dots(f"errors-{number}", "Reconstruction error per layer", caption, errors, yaxis)]
+
+
+def _sparsity_by_checkpoint(comparison: Comparison) -> Plot | None:
+    pruned = [x for x in (comparison.dense, *comparison.others) if any(x.sparsity_by_layer.values())]
+    series = [
+        Series(
+            shorten(x.name, 40),
+            n,
+            x.sparsity_by_layer,
+            {k: percent(v) for k, v in x.sparsity_by_layer.items()},
+        )
+        for n, x in enumerate(pruned)
+    ]
+    caption = "Share of each layer's weights that are zero, for each checkpoint that has zeros."
+    yaxis = {"range": [0, 1.03], "tickformat": ".0%"}
+    return _dots("layers", "Sparsity per layer", caption, series, yaxis) if series else None

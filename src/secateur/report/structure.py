@@ -1,0 +1,71 @@
+"""A model's structure, as data and as a table: what `secateur inspect` shows."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from secateur.network.network import Layer, Network
+from secateur.report.terminal import count, percent
+
+
+def structure(network: Network) -> dict[str, Any]:
+    """Returns a model's facts: dimensions, and its layers with their shapes and zeros."""
+    dimensions = {name: network.dimension(name) for name in network.family.config}
+    return {
+        **network.about(),
+        "parameters": network.parameters(),
+        "generates": network.generates,
+        "tokenizer": network.tokenizer is not None,
+        "dimensions": {name: value for name, value in dimensions.items() if value is not None},
+        "layers": [_layer(layer) for layer in network.layers()],
+        "outside": [{**_layer(layer), "tied_to": network.ties(layer)} for layer in network.outside()],
+    }
+
+
+def _layer(layer: Layer) -> dict[str, Any]:
+    rows, columns = layer.shape
+    return {"name": layer.name, "outputs": rows, "inputs": columns, "zeros": layer.zeros()}
+
+
+def structure_table(found: dict[str, Any], every_layer: bool = False) -> RenderableType:
+    """Returns tables of what `structure` gave; blocks of the same shape share a row unless `every_layer`."""
+    facts = Table.grid(padding=(0, 2))
+    for name in ("source", "architecture", "family", "dtype", "blocks"):
+        facts.add_row(name, Text(str(found[name])))
+    facts.add_row("parameters", f"{found['parameters']:,}")
+    facts.add_row("dimensions", ", ".join(f"{name} {value}" for name, value in found["dimensions"].items()))
+    layers = Table("layer", "count", "outputs x inputs", "weights", "zeros", box=box.SIMPLE_HEAD)
+    for name, group in _groups(found["layers"], every_layer).items():
+        _row(layers, name, group, "")
+    for layer in found["outside"]:
+        tied = f" (tied to {', '.join(layer['tied_to'])})" if layer["tied_to"] else ""
+        _row(layers, layer["name"], [layer], tied)
+    note = Text("Layers outside of the blocks are pruned only when --include names them.", style="dim")
+    return Group(facts, layers, note)
+
+
+def _groups(layers: list[dict[str, Any]], every_layer: bool) -> dict[str, list[dict[str, Any]]]:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for layer in layers:
+        name = layer["name"] if every_layer else re.sub(r"\.\d+\.", ".*.", layer["name"], count=1)
+        key = name if every_layer else f"{name}\t{layer['outputs']}x{layer['inputs']}"
+        groups.setdefault(key, []).append(layer)
+    return groups
+
+
+def _row(table: Table, name: str, group: list[dict[str, Any]], suffix: str) -> None:
+    weights = sum(layer["outputs"] * layer["inputs"] for layer in group)
+    zeros = sum(layer["zeros"] for layer in group)
+    table.add_row(
+        Text(name.partition("\t")[0] + suffix, overflow="fold"),
+        str(len(group)),
+        f"{group[0]['outputs']} x {group[0]['inputs']}",
+        count(weights),
+        percent(zeros / weights),
+    )

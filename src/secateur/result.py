@@ -1,0 +1,198 @@
+"""What a run reports: plain records that go to secateur.json, the terminal and the HTML page alike."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What happened to one layer.
+
+    Attributes:
+        name: The layer's name in the model, e.g. `model.layers.0.self_attn.q_proj`.
+        rows, columns: Outputs and inputs of its weight.
+        zeros_before, zeros: Weights that are exactly zero, before and after.
+        dead_rows, dead_columns: Outputs and inputs that have no weight left.
+        error_masked: Relative reconstruction error ||(W - W')X||² / ||WX||² of the mask alone; None where no
+            Gram matrix was gathered.
+        error: The same after the solver.
+        damping: Damping that made the Gram matrix positive definite, relative to its mean diagonal.
+        threshold: The threshold that scores were held against, where one was asked for.
+        seconds: Time spent on scoring and solving.
+    """
+
+    name: str
+    rows: int
+    columns: int
+    zeros_before: int
+    zeros: int
+    dead_rows: int
+    dead_columns: int
+    error_masked: float | None = None
+    error: float | None = None
+    damping: float | None = None
+    threshold: float | None = None
+    seconds: float = 0.0
+
+    @property
+    def weights(self) -> int:
+        """Number of weights in the layer."""
+        return self.rows * self.columns
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the weights that are zero."""
+        return self.zeros / self.weights
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """What one stage of a recipe did.
+
+    Attributes:
+        stage: The stage's settings, as written in the recipe with its defaults.
+        layers: One report per pruned layer, in forward order.
+        seconds: Wall time by phase: `prelude`, `plan`, `gather`, `solve`, `propagate`.
+        notes: Things that the user should know, in words.
+    """
+
+    stage: dict[str, Any]
+    layers: tuple[LayerReport, ...]
+    seconds: dict[str, float]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def weights(self) -> int:
+        """Number of weights in the layers that were pruned."""
+        return sum(layer.weights for layer in self.layers)
+
+    @property
+    def zeros(self) -> int:
+        """Number of zeros in the layers that were pruned."""
+        return sum(layer.zeros for layer in self.layers)
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros in the layers that were pruned."""
+        return self.zeros / self.weights
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What was measured of one checkpoint. What doesn't apply, or wasn't asked for, is None.
+
+    Attributes:
+        name: What was measured: a path or a model id.
+        parameters: Number of parameters, ties counted once.
+        weights, zeros: Linear weights inside the blocks, and how many of them are exactly zero.
+        bytes_on_disk: Size of the weight files.
+        text: The text that quality was measured on.
+        windows, tokens: Windows evaluated, and the tokens predicted in them.
+        perplexity: exp of the mean negative log-likelihood per predicted token.
+        bits_per_byte: The same in bits per byte of text; comparable across vocabularies.
+        kl: Mean KL divergence from the dense model's next-token distribution to this one's, nats per token.
+        top1_agreement: Share of positions at which both models' most likely token is the same.
+        cosine: Mean cosine similarity of output vectors to the dense model's (encoders, XLNet).
+        prefill, decode: Tokens per second, the median of repeats taken in turns with the dense model.
+        sample: A text that the model wrote from `prompt`.
+        sparsity_by_layer: Share of zeros per layer inside the blocks.
+    """
+
+    name: str
+    parameters: int
+    weights: int
+    zeros: int
+    bytes_on_disk: int | None = None
+    text: str | None = None
+    windows: int | None = None
+    tokens: int | None = None
+    perplexity: float | None = None
+    bits_per_byte: float | None = None
+    kl: float | None = None
+    top1_agreement: float | None = None
+    cosine: float | None = None
+    prefill: float | None = None
+    decode: float | None = None
+    prompt: str | None = None
+    sample: str | None = None
+    sparsity_by_layer: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the blocks' linear weights that are zero."""
+        return self.zeros / self.weights if self.weights else 0.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One dense checkpoint and others measured beside it, in one run.
+
+    Attributes:
+        dense: The reference.
+        others: What is compared with it.
+        notes: What is not faster or smaller, and why.
+    """
+
+    dense: Metrics
+    others: tuple[Metrics, ...]
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain data for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of a run, also written to `secateur.json` in the output folder.
+
+    Attributes:
+        output: The folder that was written; None when the recipe names none.
+        about: Where the model came from, its architecture, family and dtype.
+        recipe: The recipe as it was carried out, with every default written out.
+        calibration: Source, windows, length, tokens, held-out windows; None if nothing was calibrated.
+        stages: One report per stage.
+        comparison: Dense against pruned; None with `--no-evaluate`.
+        reload: The largest difference of logits between the model in memory and the saved one, loaded by
+            plain transformers in a fresh process; None where nothing was saved.
+        seconds: Wall time by phase: load, calibrate, prune, save, evaluate, total.
+        peak_memory_pruning: The process's peak resident memory in bytes up to the end of pruning (loading and
+            calibration included), as the operating system counts it.
+        peak_memory: The same up to the end of the run, the evaluation's second model included.
+        versions: Of secateur and of the libraries that the numbers depend on.
+        notes: Things that the user should know, in words.
+        network: The pruned network in memory; not written to files.
+    """
+
+    output: str | None
+    about: dict[str, Any]
+    recipe: dict[str, Any]
+    calibration: dict[str, Any] | None
+    stages: tuple[StageReport, ...]
+    comparison: Comparison | None
+    reload: float | None
+    seconds: dict[str, float]
+    peak_memory_pruning: int
+    peak_memory: int
+    versions: dict[str, str]
+    notes: tuple[str, ...] = ()
+    network: Any = field(default=None, repr=False, compare=False)
+
+    @property
+    def model(self) -> Any:
+        """The pruned model."""
+        return None if self.network is None else self.network.model
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain data for JSON, without the network."""
+        data = asdict(replace(self, network=None))
+        del data["network"]
+        return data
+
+    def table(self) -> str:
+        """Returns the before / after table as text, at most 100 columns wide."""
+        from secateur.report.terminal import result_table, to_text  # noqa: PLC0415 (report knows results)
+
+        return to_text(result_table(self))

@@ -1,0 +1,32 @@
+"""Scores: how important a weight is. One file each; the registry below is what recipes and tests go by."""
+
+from __future__ import annotations
+
+from secateur.errors import UsageError, did_you_mean
+from secateur.scores.base import Score
+from secateur.scores.l1 import L1
+from secateur.scores.l2 import L2
+from secateur.scores.mean_abs import MeanAbs
+from secateur.scores.obs import Obs
+from secateur.scores.random import Random
+from secateur.scores.ria import Ria
+from secateur.scores.variance import Variance
+from secateur.scores.wanda import Wanda
+
+SCORES: dict[str, Score] = {
+    score.name: score for score in (L1(), L2(), MeanAbs(), Variance(), Random(), Wanda(), Ria(), Obs())
+}
+
+
+def score_named(name: str) -> Score:
+    """Returns a registered score.
+
+    Raises:
+        UsageError: There is none of this name.
+    """
+    if name not in SCORES:
+        raise UsageError(f"unknown score '{name}'.{did_you_mean(name, SCORES)}")
+    return SCORES[name]
+
+
+__all__ = ["SCORES", "Score", "score_named"]

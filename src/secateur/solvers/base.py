@@ -1,0 +1,95 @@
+"""The contract of solvers: given a layer and what to remove, return its new weights."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from secateur.allocation.amounts import Amount
+from secateur.calibration.statistics import Needs, Statistics
+from secateur.linear_algebra import DAMPING
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One layer to prune.
+
+    Attributes:
+        name: The layer's name, for errors.
+        W: (out, in) float32, the dense weights.
+        statistics: Of the layer's input; None if no solver or score needs any.
+        amount: What to remove.
+        keep: (out, in) bool, the mask that a score chose; None if the solver is to choose.
+        damping: Added to the Gram matrix's diagonal, relative to its mean.
+        block_size: Columns that are handled at once by solvers that sweep over columns.
+    """
+
+    name: str
+    W: Tensor
+    statistics: Statistics | None
+    amount: Amount
+    keep: Tensor | None = None
+    damping: float = DAMPING
+    block_size: int = 128
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A pruned layer.
+
+    Attributes:
+        W: (out, in) float32; zero where `keep` is False.
+        keep: (out, in) bool.
+        damping: The damping that it took, None where none was used.
+    """
+
+    W: Tensor
+    keep: Tensor
+    damping: float | None = None
+
+
+class Solver(ABC):
+    """Returns new weights for a layer: a pure function of the problem.
+
+    Attributes:
+        name: The name in recipes and on the command line.
+        needs: The statistics that it reads.
+        chooses: Whether it can choose the mask by itself; otherwise a score must be given.
+        about: One line for `--help` and the docs.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[Needs] = Needs.NOTHING
+    chooses: ClassVar[bool] = False
+    about: ClassVar[str]
+
+    @abstractmethod
+    def solve(self, problem: Problem) -> Solution:
+        """Solves one layer.
+
+        Args:
+            problem: The layer; its `keep` is given unless `chooses`.
+
+        Returns:
+            New weights and their mask; a mask that was given comes back as it was.
+
+        Raises:
+            SolverError: There is no solution.
+        """
+
+
+def statistics_of(problem: Problem) -> Statistics:
+    """Returns the problem's statistics, or raises ValueError: the caller didn't gather what is declared."""
+    if problem.statistics is None:
+        raise ValueError(f"{problem.name}: this solver needs statistics of the layer's input.")
+    return problem.statistics
+
+
+def mask_of(problem: Problem) -> Tensor:
+    """Returns the problem's mask, or raises ValueError: the caller didn't choose one."""
+    if problem.keep is None:
+        raise ValueError(f"{problem.name}: this solver needs a mask; give a score.")
+    return problem.keep

@@ -1,0 +1,167 @@
+"""SparseGPT: one sweep over the columns, each removal made up for in the columns to come.
+
+Frantar and Alistarh 2023, arXiv 2301.00774, algorithm 1. The paper's letters:
+
+    W     (out, in) weights; here V = Wᵀ, so that a column of W is contiguous
+    H     (in, in) damped Gram matrix X Xᵀ
+    U     upper Cholesky factor of H⁻¹:  H⁻¹ = Uᵀ U
+    E     (columns of a block, out) errors of a block, applied to all later columns at once
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from secateur.allocation.amounts import Amount, row_counts
+from secateur.allocation.selection import (
+    check_room,
+    check_room_in_rows,
+    check_rows_hold,
+    guard,
+    keep_mask,
+    lowest,
+    lowest_of_groups,
+    lowest_of_rows,
+)
+from secateur.calibration.statistics import Needs
+from secateur.linear_algebra import damped_cholesky
+from secateur.solvers.base import Problem, Solution, Solver, statistics_of
+
+TILE = 32  # columns within a block that are updated one by one; the rest of the block gets their sum
+
+
+class SparseGPT(Solver):
+    """Chooses weights block by block by the OBS saliency, or keeps to a given mask, and updates the others."""
+
+    name = "sparsegpt"
+    needs = Needs.GRAM
+    chooses = True
+    about = "OBS saliency and updates, column by column (Frantar and Alistarh 2023)"
+
+    def solve(self, problem: Problem) -> Solution:
+        L, damping = damped_cholesky(statistics_of(problem).G, problem.damping)
+        U = torch.linalg.cholesky(torch.cholesky_inverse(L), upper=True)
+        dead = statistics_of(problem).norms == 0
+        chooser = _Chooser(problem, U, dead)
+        V = problem.W.T.clone(memory_format=torch.contiguous_format)
+        prune = torch.empty_like(V, dtype=torch.bool)
+        inputs = V.shape[0]
+        for start in range(0, inputs, chooser.block):
+            end = min(start + chooser.block, inputs)
+            E = _sweep(V[start:end], prune[start:end], U[start:end, start:end], chooser, start)
+            if end < inputs:
+                V[end:] -= U[start:end, end:].T @ E
+        V[prune] = 0
+        return Solution(V.T.contiguous(), ~prune.T, damping)
+
+
+def _sweep(V: Tensor, prune: Tensor, U: Tensor, chooser: _Chooser, start: int) -> Tensor:
+    """Prunes one block in place, tile by tile, and returns its errors E: (columns, out).
+
+    V: (columns, out); prune: (columns, out), filled here; U: (columns, columns).
+    """
+    E = torch.empty_like(V)
+    diagonal = U.diagonal()
+    if not chooser.by_tile:
+        prune.copy_(chooser.choose(V, start))
+    for first in range(0, V.shape[0], chooser.tile):
+        last = min(first + chooser.tile, V.shape[0])
+        if chooser.by_tile:
+            prune[first:last] = chooser.choose(V[first:last], start + first)
+        for j in range(first, last):
+            torch.div(V[j] * prune[j], diagonal[j], out=E[j])
+            V[j:last].addr_(U[j, j:last], E[j], alpha=-1)
+        if last < V.shape[0]:
+            V[last:].addmm_(U[first:last, last:].T, E[first:last], alpha=-1)
+    return E
+
+
+class _Chooser:
+    """Chooses the weights of a block or tile that go, so that all blocks together meet the amount exactly.
+
+    Attributes:
+        block: Columns per block.
+        tile: Columns per tile.
+        by_tile: Choose when a tile is reached (N:M, where tile = M) rather than a block.
+    """
+
+    def __init__(self, problem: Problem, U: Tensor, dead: Tensor) -> None:
+        self.problem = problem
+        self.diagonal = U.diagonal()
+        self.dead = dead
+        self.block, self.tile = problem.block_size, TILE
+        amount = problem.amount
+        inputs = problem.W.shape[1]
+        self.given = problem.keep
+        if self.given is None and amount.pattern is not None:
+            amount.pattern.check(inputs, problem.name)
+            check_rows_hold(amount, problem.W.shape, problem.name)
+            self.tile = amount.pattern.m
+            self.block = max(1, self.block // self.tile) * self.tile
+        elif self.given is None and amount.threshold is not None:
+            self.given = keep_mask(self._saliency(problem.W.T, 0).T, amount, problem.name)[0]
+        self.by_tile = self.given is None and amount.pattern is not None
+        self._guarded: Tensor | None = None
+        self._done = 0
+        if self.given is None and amount.remove is not None:
+            self._plan(amount)
+
+    def _plan(self, amount: Amount) -> None:
+        """Shares an exact count out over rows, and marks what must stay, by the saliency before any update."""
+        assert amount.remove is not None
+        saliency = self._saliency(self.problem.W.T, 0).T
+        guarded = guard(saliency, amount.min_per_output)
+        check_room(amount.remove, guarded, self.problem.name)
+        if amount.min_per_output > 0:
+            self._guarded = float("inf") == guarded.T
+        if amount.per == "output":
+            self._rows = row_counts(amount.remove, guarded)
+            self._rows_done = torch.zeros_like(self._rows)
+            check_room_in_rows(lowest_of_rows(guarded, self._rows), guarded, self.problem.name)
+
+    def _saliency(self, V: Tensor, start: int) -> Tensor:
+        """W² / U_jj² for columns from `start`; inputs that never fire go first. V: (columns, out)."""
+        columns = slice(start, start + V.shape[0])
+        S = (V / self.diagonal[columns, None]).square()
+        S[self.dead[columns]] = -1.0
+        return S
+
+    def choose(self, V: Tensor, start: int) -> Tensor:
+        """Returns (columns, out) bool, True for what goes of the columns from `start` on."""
+        amount = self.problem.amount
+        end = start + V.shape[0]
+        if self.given is not None:
+            return ~self.given.T[start:end]
+        S = self._saliency(V, start)
+        if amount.pattern is not None:
+            return lowest_of_groups(S.T, amount.pattern).T
+        if self._guarded is not None:
+            S[self._guarded[start:end]] = float("inf")
+        if amount.per == "output":
+            return self._choose_in_rows(S, end)
+        assert amount.remove is not None
+        return lowest(S, self._share(amount.remove, S, end))
+
+    def _share(self, remove: int, S: Tensor, end: int) -> int:
+        """How many of this block's weights go, as even as rounding and guarded weights allow."""
+        inputs = self.problem.W.shape[1]
+        room = int((float("inf") != S).sum()) if self._guarded is not None else S.numel()
+        later = 0 if self._guarded is None else int((~self._guarded[end:]).sum())
+        later = later if self._guarded is not None else (inputs - end) * S.shape[1]
+        share = round(remove * end / inputs) - self._done
+        share = min(max(share, remove - self._done - later), room)
+        self._done += share
+        return share
+
+    def _choose_in_rows(self, S: Tensor, end: int) -> Tensor:
+        """As `_share`, row by row."""
+        inputs = self.problem.W.shape[1]
+        share = (self._rows * end / inputs).round().long() - self._rows_done
+        if self._guarded is not None:
+            later = (~self._guarded[end:]).sum(0)
+            room = (float("inf") != S).sum(0)
+            share = torch.minimum(torch.maximum(share, self._rows - self._rows_done - later), room)
+        share = share.clamp(0, S.shape[0])
+        self._rows_done += share
+        return lowest_of_rows(S.T, share).T

@@ -1,0 +1,168 @@
+"""Small random models of every family, and a tokenizer that fits them: `from tiny import tiny_model`.
+
+Every model has 2 blocks, hidden 32, 4 heads, a vocabulary of 96 and at least 64 positions. Families with
+grouped heads have 2 KV heads; some have heads wider than hidden / heads, some tie their output head, as the
+real ones do.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+LAYERS = 2
+HIDDEN = 32
+HEADS = 4
+KV_HEADS = 2
+VOCABULARY = 96
+POSITIONS = 64
+
+SPECIAL = {
+    "pad_token": "<pad>",
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "mask_token": "<mask>",
+}
+_SPECIAL_IDS: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+# Printable ASCII and the line feed, less five characters that texts seldom need: 91, and 5 special tokens.
+ALPHABET = "".join(sorted((set(string.printable[:95]) | {"\n"}) - set("^`|~\\")))
+
+_COMMON: dict[str, Any] = {"vocab_size": VOCABULARY, **_SPECIAL_IDS}
+_GATED: dict[str, Any] = {
+    **_COMMON,
+    "hidden_size": HIDDEN,
+    "intermediate_size": 44,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": KV_HEADS,
+    "max_position_embeddings": POSITIONS,
+}
+_PLAIN: dict[str, Any] = {
+    **_COMMON,
+    "hidden_size": HIDDEN,
+    "intermediate_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "max_position_embeddings": POSITIONS,
+}
+_WINDOWED: dict[str, Any] = {
+    "sliding_window": 16,
+    "query_pre_attn_scalar": 16,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
+
+
+def _builder(model: str, config: str, **fields: Any) -> Callable[[], PreTrainedModel]:
+    """Returns a function that builds the model: `transformers`' classes, by name, on these fields."""
+
+    def build() -> PreTrainedModel:
+        return getattr(transformers, model)(getattr(transformers, config)(**fields))
+
+    return build
+
+
+TINY: dict[str, Callable[[], PreTrainedModel]] = {
+    "llama": _builder("LlamaForCausalLM", "LlamaConfig", **_GATED, head_dim=8, tie_word_embeddings=False),
+    "mistral": _builder("MistralForCausalLM", "MistralConfig", **_GATED, head_dim=8, sliding_window=32),
+    "qwen2": _builder("Qwen2ForCausalLM", "Qwen2Config", **_GATED, tie_word_embeddings=True),
+    "qwen3": _builder("Qwen3ForCausalLM", "Qwen3Config", **_GATED, head_dim=16, tie_word_embeddings=True),
+    "gemma": _builder("GemmaForCausalLM", "GemmaConfig", **_GATED, head_dim=8),
+    "gemma2": _builder("Gemma2ForCausalLM", "Gemma2Config", **_GATED, **_WINDOWED, head_dim=16),
+    "gemma3": _builder("Gemma3ForCausalLM", "Gemma3TextConfig", **_GATED, **_WINDOWED, head_dim=16),
+    "phi3": _builder("Phi3ForCausalLM", "Phi3Config", **_GATED, original_max_position_embeddings=POSITIONS),
+    "gpt2": _builder(
+        "GPT2LMHeadModel",
+        "GPT2Config",
+        **_COMMON,
+        n_embd=HIDDEN,
+        n_inner=48,
+        n_layer=LAYERS,
+        n_head=HEADS,
+        n_positions=POSITIONS,
+    ),
+    "gpt_neox": _builder("GPTNeoXForCausalLM", "GPTNeoXConfig", **_PLAIN),
+    "opt": _builder(
+        "OPTForCausalLM",
+        "OPTConfig",
+        **_COMMON,
+        hidden_size=HIDDEN,
+        word_embed_proj_dim=HIDDEN,
+        ffn_dim=48,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        max_position_embeddings=POSITIONS,
+    ),
+    "bert": _builder("BertForMaskedLM", "BertConfig", **_PLAIN),
+    # One position more: the pad token's row isn't used.
+    "roberta": _builder("RobertaForMaskedLM", "RobertaConfig", **{**_PLAIN, "max_position_embeddings": POSITIONS + 1}),
+    "distilbert": _builder(
+        "DistilBertForMaskedLM",
+        "DistilBertConfig",
+        **_COMMON,
+        dim=HIDDEN,
+        hidden_dim=48,
+        n_layers=LAYERS,
+        n_heads=HEADS,
+        max_position_embeddings=POSITIONS,
+    ),
+    "xlnet": _builder(
+        "XLNetLMHeadModel",
+        "XLNetConfig",
+        **_COMMON,
+        d_model=HIDDEN,
+        d_inner=48,
+        n_layer=LAYERS,
+        n_head=HEADS,
+        mem_len=None,
+    ),
+}
+
+
+def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
+    """Returns a family's small model in eval mode, float32, the same for the same seed.
+
+    Every parameter is random, with a standard deviation of 0.2: matrices and tables around 0; norms and
+    biases around what they start from (0 or 1). With hidden 32 a matrix then keeps the size of its input.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model = TINY[family]().eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = 0.2 * torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(noise if parameter.ndim > 1 else parameter + noise)
+    return model
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Returns a byte-level BPE without merges, so one token per character, and five special ones: 96 in all.
+
+    It adds no special tokens by itself. Text in ALPHABET comes back from `decode` as it was. It is a BPE,
+    since `AutoTokenizer` rebuilds whatever lies beside a Qwen2 model as one.
+    """
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    characters = [byte_level.pre_tokenize_str(character)[0][0] for character in ALPHABET]
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL.values(), *characters])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=SPECIAL["unk_token"]))
+    tokenizer.pre_tokenizer = byte_level
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=POSITIONS, clean_up_tokenization_spaces=False, **SPECIAL
+    )
+
+
+def save_tiny(family: str, folder: str | Path, tokenizer: bool = False, seed: int = 0) -> Path:
+    """Saves `tiny_model` as a Hugging Face checkpoint, if asked with `tiny_tokenizer`; returns the folder."""
+    folder = Path(folder)
+    tiny_model(family, seed).save_pretrained(folder)
+    if tokenizer:
+        tiny_tokenizer().save_pretrained(folder)
+    return folder
