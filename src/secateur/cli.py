@@ -258,7 +258,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminated)
     if "--debug" not in sys.argv:
         sys.excepthook = _unexpected
-    app()
+    typer.main.get_command(app)()  # not app(): that would put typer's own excepthook in place of ours
 
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -38,7 +39,7 @@ class TerminalProgress(Progress):
     """Bars and lines on the terminal's error stream, so that results can be piped."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = console or Console(file=sys.stderr)
         self._bars = Bars(
             TextColumn("{task.description:<30}"),
             BarColumn(bar_width=30),

@@ -19,6 +19,7 @@ from secateur.progress import Progress
 HELD_OUT = 8  # windows kept back from calibration for the evaluation after it, where there are enough
 CHARACTERS_PER_TOKEN = 8  # generous, so that one round of reading is nearly always enough
 DEFAULT_LENGTH = 1024
+CACHE_BYTES = 1 << 30  # of the key-value cache while the model writes its own text
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,8 @@ def self_generated(network: Network, windows: int, length: int, seed: int, progr
         raise CalibrationError(
             f"{network.source.name} has no start token to write from; give a file with --calibration FILE."
         )
-    batch = max(1, min(32, windows))
+    batches = -(-windows // max(1, CACHE_BYTES // (_cache_bytes(network) * length)))
+    batch = -(-windows // batches)
     parts = []
     devices = [network.device] if network.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.inference_mode():
@@ -163,6 +165,14 @@ def self_generated(network: Network, windows: int, length: int, seed: int, progr
             rows = min(batch, windows - first)
             parts.append(_sample(network.model, torch.full((rows, 1), start), length))
     return Windows(torch.cat(parts), "self")
+
+
+def _cache_bytes(network: Network) -> int:
+    """Bytes that one token takes in the key-value cache."""
+    heads = network.dimension("kv_heads") or network.dimension("heads") or 1
+    hidden = network.dimension("hidden") or 1
+    head_dim = network.dimension("head_dim") or hidden // (network.dimension("heads") or 1)
+    return 2 * len(network.blocks) * heads * head_dim * network.model.dtype.itemsize
 
 
 def _sample(model: Any, prompt: Tensor, length: int) -> Tensor:

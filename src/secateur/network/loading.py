@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from transformers.utils import logging as transformers_logging
 
 from secateur.errors import ModelError, UsageError
 from secateur.network.demo import DEMOS, demo_model
 from secateur.network.families import family_of
 from secateur.network.family import Family
 from secateur.network.network import Network, Source
+from secateur.network.quiet import quiet_transformers
 from secateur.progress import Progress
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
@@ -56,7 +56,7 @@ def load(
         raise UsageError(f"unknown dtype '{dtype}'. Known: {', '.join(DTYPES)}.")
     compute = pick_device(device)
     path = find(str(model), trust_remote_code, progress or Progress())
-    with _quiet_transformers(), torch.random.fork_rng(devices=[]):
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if path.suffix == ".gguf":
             loaded, family, tokenizer = _load_gguf(path, dtype)
@@ -161,17 +161,21 @@ def _load_gguf(path: Path, dtype: str | None) -> tuple[Any, Family, Any]:
             raise ModelError(f"{path} is not a GGUF file (it doesn't begin with 'GGUF').")
     where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     try:
-        config = transformers.AutoConfig.from_pretrained(**where)
-        family = family_of(config.model_type)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            **where,
-            dtype=DTYPES[dtype or "float32"],
-            quantization_config=transformers.GgufConfig(dequantize=True),
-        )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
+        # the converter shows a bar of its own that no setting of transformers turns off
+        with redirect_stderr(io.StringIO()):
+            config = transformers.AutoConfig.from_pretrained(**where)
+            family = family_of(config.model_type)
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                **where,
+                config=config,
+                dtype=DTYPES[dtype or "float32"],
+                quantization_config=transformers.GgufConfig(dequantize=True),
+            )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(**where, config=config)
     except (OSError, ValueError, RuntimeError, KeyError, IndexError) as error:
         raise ModelError(f"{path} can't be loaded: {_first_line(error)}") from error
-    del model.config.quantization_config
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config  # it would make a saved checkpoint claim to be quantized
     model.config.architectures = [type(model).__name__]
     return model, family, tokenizer
 
@@ -257,18 +261,3 @@ def _refusal(path: Path) -> str:
 def _first_line(error: BaseException) -> str:
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Holds back transformers' own bars and warnings while we load; their settings come back after."""
-    level = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -21,6 +21,7 @@ from torch import Tensor
 from secateur.errors import SaveError, UsageError
 from secateur.network import reload
 from secateur.network.network import Network
+from secateur.network.quiet import quiet_transformers
 
 RESULT_FILE = "secateur.json"
 NOT_COPIED = (
@@ -118,7 +119,8 @@ def save_network(network: Network, folder: Path) -> None:
     biggest = max((shard.stat().st_size for shard in shards), default=0)
     shard_size = biggest if len(shards) > 1 else 1 << 50
     try:
-        network.model.save_pretrained(folder, max_shard_size=shard_size)
+        with quiet_transformers():
+            network.model.save_pretrained(folder, max_shard_size=shard_size)
     except OSError as error:
         raise SaveError(explain(error, folder)) from error
     except SafetensorError as error:  # its writer puts the operating system's words into a text

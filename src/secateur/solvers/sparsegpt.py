@@ -114,7 +114,7 @@ class _Chooser:
         guarded = guard(saliency, amount.min_per_output)
         check_room(amount.remove, guarded, self.problem.name)
         if amount.min_per_output > 0:
-            self._guarded = float("inf") == guarded.T
+            self._guarded = torch.isposinf(guarded.T)
         if amount.per == "output":
             self._rows = row_counts(amount.remove, guarded)
             self._rows_done = torch.zeros_like(self._rows)
@@ -146,7 +146,7 @@ class _Chooser:
     def _share(self, remove: int, S: Tensor, end: int) -> int:
         """How many of this block's weights go, as even as rounding and guarded weights allow."""
         inputs = self.problem.W.shape[1]
-        room = int((float("inf") != S).sum()) if self._guarded is not None else S.numel()
+        room = int((~torch.isposinf(S)).sum()) if self._guarded is not None else S.numel()
         later = 0 if self._guarded is None else int((~self._guarded[end:]).sum())
         later = later if self._guarded is not None else (inputs - end) * S.shape[1]
         share = round(remove * end / inputs) - self._done
@@ -160,7 +160,7 @@ class _Chooser:
         share = (self._rows * end / inputs).round().long() - self._rows_done
         if self._guarded is not None:
             later = (~self._guarded[end:]).sum(0)
-            room = (float("inf") != S).sum(0)
+            room = (~torch.isposinf(S)).sum(0)
             share = torch.minimum(torch.maximum(share, self._rows - self._rows_done - later), room)
         share = share.clamp(0, S.shape[0])
         self._rows_done += share

