@@ -1,14 +1,36 @@
 """secateur: prune language models into smaller or sparser checkpoints that stock tools load."""
 
-from secateur.api import compare, evaluate, prune
-from secateur.calibration.data import Windows
-from secateur.errors import SecateurError
-from secateur.network.loading import load
-from secateur.network.network import Network
-from secateur.progress import Progress, TerminalProgress
-from secateur.recipe import Recipe
-from secateur.result import Comparison, Metrics, Result
-from secateur.run import run
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from secateur.api import compare, evaluate, prune
+    from secateur.calibration.data import Windows
+    from secateur.errors import SecateurError
+    from secateur.network.loading import load
+    from secateur.network.network import Network
+    from secateur.progress import Progress, TerminalProgress
+    from secateur.recipe import Recipe
+    from secateur.result import Comparison, Metrics, Result
+    from secateur.run import run_recipe
+
+# Imported when first used: torch and transformers take seconds, which `secateur --help` needn't wait for.
+_HOMES = {
+    "Comparison": "secateur.result",
+    "Metrics": "secateur.result",
+    "Network": "secateur.network.network",
+    "Progress": "secateur.progress",
+    "Recipe": "secateur.recipe",
+    "Result": "secateur.result",
+    "SecateurError": "secateur.errors",
+    "TerminalProgress": "secateur.progress",
+    "Windows": "secateur.calibration.data",
+    "compare": "secateur.api",
+    "evaluate": "secateur.api",
+    "load": "secateur.network.loading",
+    "prune": "secateur.api",
+    "run_recipe": "secateur.run",
+}
 
 __all__ = [
     "Comparison",
@@ -24,5 +46,13 @@ __all__ = [
     "evaluate",
     "load",
     "prune",
-    "run",
+    "run_recipe",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'secateur' has no attribute '{name}'")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

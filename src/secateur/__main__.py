@@ -1,3 +1,17 @@
-from secateur.cli import main
+"""The entry point: light, so that an interrupt is answered politely while the libraries are still loading."""
 
-main()
+import sys
+
+
+def main() -> None:
+    """Runs the command line."""
+    try:
+        from secateur.cli import main as command_line  # noqa: PLC0415 (takes seconds)
+    except KeyboardInterrupt:
+        sys.stderr.write("error: interrupted; nothing half-written was left behind.\n")
+        sys.exit(130)
+    command_line()
+
+
+if __name__ == "__main__":
+    main()

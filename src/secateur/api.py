@@ -15,7 +15,7 @@ from secateur.network.network import Network
 from secateur.progress import Progress
 from secateur.recipe import Calibration, Evaluate, Prune, Recipe
 from secateur.result import Comparison, Metrics, Result
-from secateur.run import run
+from secateur.run import run_recipe
 
 
 def prune(
@@ -50,7 +50,7 @@ def prune(
         >>> result = secateur.prune("demo:smollm2-135m", sparsity=0.5, output="out/half")
         >>> print(result.table())
     """
-    return run(single_stage(model, output, calibration, evaluate, options), progress)
+    return run_recipe(single_stage(model, output, calibration, evaluate, options), progress)
 
 
 def single_stage(

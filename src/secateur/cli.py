@@ -24,7 +24,7 @@ from secateur.report.page import comparison_page
 from secateur.report.structure import structure, structure_table
 from secateur.report.terminal import comparison_table, result_table, to_text
 from secateur.result import Comparison, Result
-from secateur.run import run as run_recipe
+from secateur.run import run_recipe
 
 INTERRUPTED = 130
 app = typer.Typer(

@@ -47,6 +47,21 @@ def damped_cholesky(G: Tensor, damping: float = DAMPING) -> tuple[Tensor, float]
     )
 
 
+def inverse_factor(G: Tensor, damping: float = DAMPING) -> tuple[Tensor, float]:
+    """Returns the upper Cholesky factor U of the inverse damped Gram matrix, H⁻¹ = Uᵀ U, and the damping.
+
+    With J, which reverses the order, J H J = L Lᵀ gives H = (J L J)(J L J)ᵀ and so U = J L⁻¹ J: one
+    factorisation and a triangular inverse. Factorising H⁻¹ instead is slower, and fails in float32 where
+    H is close to singular.
+
+    Raises:
+        SolverError: As `damped_cholesky`.
+    """
+    L, relative = damped_cholesky(G.flip(0, 1), damping)
+    identity = torch.eye(L.shape[0], dtype=L.dtype, device=L.device)
+    return torch.linalg.solve_triangular(L, identity, upper=False).flip(0, 1).contiguous(), relative
+
+
 def relative_error(W: Tensor, pruned: Tensor, G: Tensor) -> float:
     """Returns the relative reconstruction error tr(D G Dᵀ) / tr(W G Wᵀ) with D = W - pruned.
 

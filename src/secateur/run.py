@@ -58,7 +58,7 @@ class Run:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
 
 
-def run(recipe: Recipe, progress: Progress | None = None) -> Result:
+def run_recipe(recipe: Recipe, progress: Progress | None = None) -> Result:
     """Carries out a recipe.
 
     Args:

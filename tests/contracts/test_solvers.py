@@ -191,7 +191,7 @@ def test_missing_statistics_are_refused_by_the_layers_name(solver: Solver) -> No
 def test_a_gram_matrix_that_is_not_finite_is_an_error(solver: Solver, bad: float) -> None:
     first = problem(solver, AMOUNTS["half"], masked=True)
     first.statistics.gram[5, 3] = bad
-    with pytest.raises(SolverError):
+    with pytest.raises(SolverError, match="layer: "):
         solver.solve(first)
 
 

@@ -84,10 +84,12 @@ class Threshold:
         return cls("value", value)
 
     def value(self, scores: Tensor) -> float:
-        """Returns the threshold for a layer's scores."""
+        """Returns the threshold for a layer's scores; 0 for none at all, if it is relative to them."""
         if self.kind == "value":
             return self.number
         flat = scores.flatten().double()
+        if flat.numel() == 0:
+            return 0.0
         if self.kind == "deviations":
             return float(flat.mean() + self.number * flat.std(correction=0))
         rank = (flat.numel() - 1) * self.number / 100  # linear interpolation, as numpy.percentile does

@@ -48,7 +48,7 @@ class ScoreRanking:
         if np.isnan(values).any():
             raise ScoreError(f"{layer}: a score is NaN. Try --compute float32 or another score.")
         path = Path(self._scratch.name) / f"{len(self._files)}.f32"
-        values.tofile(path)
+        (values + 0.0).tofile(path)  # -0.0 becomes 0.0, which it equals
         self._files[layer] = path
 
     def lowest(self, remove: int) -> dict[str, int]:

@@ -172,7 +172,7 @@ def _cache_bytes(network: Network) -> int:
     heads = network.dimension("kv_heads") or network.dimension("heads") or 1
     hidden = network.dimension("hidden") or 1
     head_dim = network.dimension("head_dim") or hidden // (network.dimension("heads") or 1)
-    return 2 * len(network.blocks) * heads * head_dim * network.model.dtype.itemsize
+    return 2 * len(network.blocks) * heads * head_dim * int(network.model.dtype.itemsize)
 
 
 def _sample(model: Any, prompt: Tensor, length: int) -> Tensor:

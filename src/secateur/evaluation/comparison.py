@@ -146,7 +146,9 @@ def _notes(networks: Sequence[Network], metrics: Sequence[Metrics]) -> list[str]
 
 
 def _size_note(first: Network, second: Network, dense: Metrics, other: Metrics) -> str:
-    if first.source.path.suffix == ".gguf" and second.source.path.suffix != ".gguf":
+    assert other.bytes_on_disk is not None
+    assert dense.bytes_on_disk is not None
+    if first.source.path.suffix == ".gguf" and other.bytes_on_disk > dense.bytes_on_disk:
         return (
             f"The file is larger: the dense model came as a quantized GGUF of {dense.bytes_on_disk:,} bytes, "
             f"and this checkpoint holds plain {second.source.dtype} weights ({other.bytes_on_disk:,} bytes)."

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from secateur.calibration.statistics import Needs
+from secateur.errors import SolverError
 from secateur.linear_algebra import damped
 from secateur.solvers.base import Problem, Solution, Solver, mask_of, statistics_of
 
@@ -33,6 +34,10 @@ class Refit(Solver):
         keep = mask_of(problem)
         H = damped(statistics_of(problem).G, problem.damping)
         B = refit(problem.W, problem.W * keep, keep, H)
+        if not bool(torch.isfinite(B).all()):
+            raise SolverError(
+                f"{problem.name}: the refit came out as NaN or infinite; use other calibration data, or --solver none."
+            )
         return Solution(B, keep, problem.damping)
 
 

@@ -25,7 +25,8 @@ from secateur.allocation.selection import (
     lowest_of_rows,
 )
 from secateur.calibration.statistics import Needs
-from secateur.linear_algebra import damped_cholesky
+from secateur.errors import SolverError
+from secateur.linear_algebra import inverse_factor
 from secateur.solvers.base import Problem, Solution, Solver, statistics_of
 
 TILE = 32  # columns within a block that are updated one by one; the rest of the block gets their sum
@@ -40,8 +41,11 @@ class SparseGPT(Solver):
     about = "OBS saliency and updates, column by column (Frantar and Alistarh 2023)"
 
     def solve(self, problem: Problem) -> Solution:
-        L, damping = damped_cholesky(statistics_of(problem).G, problem.damping)
-        U = torch.linalg.cholesky(torch.cholesky_inverse(L), upper=True)
+        G = statistics_of(problem).G
+        try:
+            U, damping = inverse_factor(G, problem.damping)
+        except SolverError as error:
+            raise SolverError(f"{problem.name}: {error}") from error
         dead = statistics_of(problem).norms == 0
         chooser = _Chooser(problem, U, dead)
         V = problem.W.T.clone(memory_format=torch.contiguous_format)
