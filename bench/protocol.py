@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
     parser.add_argument("--peer", nargs=2, metavar=("PEER_PYTHON", "PEER_SCRIPT"))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", action="append", help="Run only the rows whose name contains this.")
+    parser.add_argument("--only", action="append", help="Run only this row; repeatable. The others stay as they were.")
     arguments = parser.parse_args()
     if not (arguments.data / "text/wiki.test.raw").is_file():
         sys.exit(f"{arguments.data} has no text/wiki.test.raw; name the folder with --data.")
@@ -112,7 +112,7 @@ def main() -> None:
     results["command"] = "python bench/protocol.py --data DATA [--peer PEER_PYTHON PEER_SCRIPT]"
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        wanted = [name for name in ["dense", *RUNS] if not arguments.only or any(o in name for o in arguments.only)]
+        wanted = [name for name in ["dense", *RUNS] if not arguments.only or name in arguments.only]
         for name in wanted:
             if name == "dense":
                 row = perplexity(MODEL, arguments.data)

@@ -27,6 +27,8 @@ from secateur.result import Comparison, Result
 from secateur.run import run_recipe
 
 INTERRUPTED = 130
+# The base of what the parser raises; typer names the module that it lives in differently from release to release.
+Misuse: type[Exception] = typer.BadParameter.__mro__[1]
 app = typer.Typer(
     help="Prune language models into smaller or sparser checkpoints that stock tools load.",
     no_args_is_help=True,
@@ -258,7 +260,28 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminated)
     if "--debug" not in sys.argv:
         sys.excepthook = _unexpected
-    typer.main.get_command(app)()  # not app(): that would put typer's own excepthook in place of ours
+    # get_command(app), as app() would put typer's own excepthook in place of ours
+    code = _parse_and_run(typer.main.get_command(app))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done or cleaned up; leaving takes a moment
+    sys.exit(code)
+
+
+def _parse_and_run(command: Any) -> int:
+    """Returns the exit code; what the parser doesn't understand gets one line like any other error."""
+    try:
+        code = command(standalone_mode=False) or 0
+    except typer.Abort:
+        code = INTERRUPTED
+    except Misuse as error:
+        found: Any = error
+        if message := found.format_message():  # empty where the help was printed instead
+            path = found.ctx.command_path if found.ctx else "secateur"
+            end = "" if message.endswith((".", "?")) else "."
+            _complain(f"{message}{end} '{path} --help' says more.")
+        return int(found.exit_code)
+    if code == INTERRUPTED:
+        _complain("interrupted; nothing half-written was left behind.")
+    return int(code)
 
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:
@@ -293,8 +316,7 @@ def _friendly(debug: bool, quiet: bool) -> Iterator[Progress]:
         _complain("out of memory; use fewer --samples or a shorter --length.")
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
-        _complain("interrupted; nothing half-written was left behind.")
-        raise typer.Exit(INTERRUPTED) from error
+        raise typer.Exit(INTERRUPTED) from error  # main says so
 
 
 def _complain(message: str) -> None:

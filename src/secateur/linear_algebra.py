@@ -43,7 +43,7 @@ def damped_cholesky(G: Tensor, damping: float = DAMPING) -> tuple[Tensor, float]
             return L, relative
     raise SolverError(
         f"the Gram matrix isn't positive definite even with damping {relative:g}; "
-        "use more or other calibration data, or --score wanda."
+        "use more or other calibration data, a higher --damping, or --score wanda."
     )
 
 

@@ -47,7 +47,7 @@ class TerminalProgress(Progress):
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self.console,
-            transient=not self.console.is_terminal,
+            disable=not self.console.is_interactive,  # in a pipe or log they would be but an empty line
         )
 
     def __enter__(self) -> TerminalProgress:

@@ -91,6 +91,29 @@ def test_weights_that_are_zero_already_go_first() -> None:
     assert pruned(scores, Amount(remove=3)).int().tolist() == [[0, 1, 0], [1, 0, 1]]
 
 
+@pytest.mark.parametrize(
+    "amount",
+    [
+        Amount(pattern=Pattern(2, 4)),
+        Amount(pattern=Pattern(1, 2)),
+        Amount(remove=13, min_per_output=1),
+        Amount(remove=14, min_per_output=1, per="output"),
+        Amount(threshold=Threshold("value", 0), min_per_output=1),
+    ],
+)
+def test_weights_that_are_zero_already_are_never_brought_back(amount: Amount) -> None:
+    scores = normal(3, 8)
+    scores[:, 5] = -INF  # a dead input
+    scores[1, :4] = -INF  # a group of four
+    gone = pruned(scores, amount)
+    assert bool(gone[scores == -INF].all())
+    if amount.pattern is not None:
+        fresh = ~(scores == -INF).reshape(-1, amount.pattern.m).any(1)
+        assert set(gone.reshape(-1, amount.pattern.m)[fresh].sum(1).tolist()) == {amount.pattern.m - amount.pattern.n}
+    elif amount.remove is not None:
+        assert int(gone.sum()) == amount.remove
+
+
 def test_rows_of_different_counts_each_lose_their_own_lowest() -> None:
     scores = torch.tensor([[3.0, 1, 2], [1, 1, 1], [9, 8, 7]])
     assert lowest_of_rows(scores, torch.tensor([1, 2, 0])).int().tolist() == [[0, 1, 0], [1, 1, 0], [0, 0, 0]]

@@ -50,14 +50,14 @@ def test_the_front_matter_is_yaml_with_the_library_and_the_tags() -> None:
     ],
 )
 def test_base_model_is_given_only_for_a_hub_id(source: str, hub: bool) -> None:
-    matter = front_matter(model_card(result(model={"source": source, "architecture": "LlamaForCausalLM"})))
+    matter = front_matter(model_card(result(about={"source": source, "architecture": "LlamaForCausalLM"})))
     assert matter.get("base_model") == (source if hub else None)
 
 
 def test_a_folder_that_is_here_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "models" / "small").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert "base_model" not in front_matter(model_card(result(model={"source": "models/small"})))
+    assert "base_model" not in front_matter(model_card(result(about={"source": "models/small"})))
 
 
 def test_the_recipe_reads_back_as_it_was() -> None:
@@ -86,7 +86,7 @@ def test_backticks_in_a_recipe_do_not_end_its_block() -> None:
     ],
 )
 def test_the_code_that_loads_it_is_python_with_the_right_class(architecture: str, name: str) -> None:
-    run = result(model={"source": "x", "architecture": architecture}, output='out/"odd" name')
+    run = result(about={"source": "x", "architecture": architecture}, output='out/"odd" name')
     code = block(model_card(run), "python")
     calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
     assert {ast.unparse(call.func) for call in calls} == {

@@ -118,7 +118,7 @@ def test_texts_are_escaped(tmp_path: Path) -> None:
     others = (metrics(ALERT, True, sample=ALERT, sparsity_by_layer={f"{ALERT}.0.x": 0.5}),)
     measured = Comparison(metrics(ALERT, False, sample=ALERT, prompt=None, text=ALERT), others, (ALERT,))
     run = result(
-        model={"source": ALERT},
+        about={"source": ALERT},
         comparison=measured,
         stages=(StageReport({ALERT: {"a": ALERT}}, evil, {ALERT: 1.0}, (ALERT,)),),
         recipe={"model": ALERT},

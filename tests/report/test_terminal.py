@@ -23,8 +23,8 @@ def renderables(name: str) -> list[RenderableType]:
     measured = Comparison(metrics(name, False, text=name), measured.others, measured.notes)
     many = comparison(*(f"{name}/{number}" for number in range(9)))
     return [
-        terminal.result_table(result(model=model, comparison=measured)),
-        terminal.result_table(result(model=model, comparison=None, stages=(noted, named))),
+        terminal.result_table(result(about=model, comparison=measured)),
+        terminal.result_table(result(about=model, comparison=None, stages=(noted, named))),
         terminal.comparison_table(comparison(*(f"{name}/{number}" for number in range(3)))),
         terminal.comparison_table(many),
         terminal.layers_table(stage(30)),
@@ -45,7 +45,7 @@ def test_no_line_is_wider_than_100_columns_and_none_has_an_escape_code(name: str
 
 
 def test_markup_in_a_name_is_shown_as_it_is() -> None:
-    text = result(model={"source": "out[bold]/x[/bold] :smile:"}).table()
+    text = result(about={"source": "out[bold]/x[/bold] :smile:"}).table()
     assert "out[bold]/x[/bold] :smile:" in text
 
 

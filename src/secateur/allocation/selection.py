@@ -30,9 +30,9 @@ def keep_mask(scores: Tensor, amount: Amount, layer: str) -> tuple[Tensor, float
         raise ScoreError(f"{layer}: a score is NaN. Try --compute float32 or another score.")
     if amount.pattern is not None:
         amount.pattern.check(scores.shape[1], layer)
-        keep, threshold = ~lowest_of_groups(scores, amount.pattern), None
         check_rows_hold(amount, scores.shape, layer)
-        return keep, threshold
+        # What is zero already stays so, even where that leaves a group less than N.
+        return ~lowest_of_groups(scores, amount.pattern) & (scores != -torch.inf), None
     guarded = guard(scores, amount.min_per_output)
     if amount.threshold is not None:
         threshold = amount.threshold.value(scores[torch.isfinite(scores)] if scores.isinf().any() else scores)
@@ -96,7 +96,8 @@ def lowest_of_groups(scores: Tensor, pattern: Pattern) -> Tensor:
 def guard(scores: Tensor, min_per_output: int) -> Tensor:
     """Returns the scores with +inf where a weight must stay so that no output or input dies.
 
-    Each row's `min_per_output` highest stay, and each column's highest if `min_per_output` is positive.
+    Each row's `min_per_output` highest stay, and each column's highest if `min_per_output` is positive. What
+    is zero already (-inf) isn't brought back.
     """
     if min_per_output <= 0:
         return scores
@@ -104,7 +105,7 @@ def guard(scores: Tensor, min_per_output: int) -> Tensor:
     top = scores.topk(min(min_per_output, scores.shape[1]), dim=1).indices
     guarded.scatter_(1, top, float("inf"))
     guarded.scatter_(0, scores.argmax(0, keepdim=True), float("inf"))
-    return guarded
+    return guarded.masked_fill_(scores == -torch.inf, -torch.inf)
 
 
 def check_room(remove: int, guarded: Tensor, layer: str) -> None:

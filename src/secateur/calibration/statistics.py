@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from enum import Flag, auto
 from pathlib import Path
@@ -131,13 +132,21 @@ def load_statistics(path: Path) -> dict[str, Statistics]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError) as error:
         raise CalibrationError(f"{path} can't be read as statistics: {error}") from error
-    names = sorted({key.rpartition(":")[0] for key in tensors})
-    return {
-        name: Statistics(
-            int(tensors[f"{name}:count"]),
-            tensors[f"{name}:total"],
-            tensors[f"{name}:squares"],
-            tensors.get(f"{name}:gram"),
+    parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for key, tensor in tensors.items():
+        name, _, part = key.rpartition(":")
+        parts[name][part] = tensor
+    return {name: _assemble(parts[name], name, path) for name in sorted(parts)}
+
+
+def _assemble(parts: dict[str, Tensor], name: str, path: Path) -> Statistics:
+    """Returns the statistics of one input from its tensors, which must all be there and fit each other."""
+    width = parts["total"].numel() if "total" in parts else 0
+    shapes = {"count": (), "total": (width,), "squares": (width,), "gram": (width, width)}
+    missing = shapes.keys() - parts.keys() - {"gram"}
+    misfits = [part for part, tensor in parts.items() if tuple(tensor.shape) != shapes.get(part)]
+    if missing or misfits:
+        raise CalibrationError(
+            f"{path}: the statistics of {name} are damaged ({', '.join([*sorted(missing), *misfits])})."
         )
-        for name in names
-    }
+    return Statistics(int(parts["count"]), parts["total"], parts["squares"], parts.get("gram"))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import re
+import struct
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
 from secateur.errors import ModelError, UsageError
@@ -134,24 +136,45 @@ def _load_folder(folder: Path, dtype: str | None, trust: bool) -> tuple[Any, Fam
             trust_remote_code=trust,
             output_loading_info=True,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # to name them ourselves: its own error points to a log
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(f"{folder} can't be loaded: {_first_line(error)}") from error
-    missing = sorted(info["missing_keys"])
-    notes: tuple[str, ...] = ()
-    if missing:
-        inside = [name for name in missing if f"{family.blocks}." in name]
-        if inside:
-            raise ModelError(f"{folder} lacks {len(missing)} weights, {inside[0]} among them; it is incomplete.")
-        notes = (f"The checkpoint has no weights for {', '.join(missing)}: they are random.",)
+    notes = _check_weights(folder, family, info)
     has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
     tokenizer = None
     if has_tokenizer:
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
-        except (OSError, ValueError, ImportError) as error:
+        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
             raise ModelError(f"the tokenizer in {folder} can't be read: {_first_line(error)}") from error
     return model, family, tokenizer, notes
+
+
+def _check_weights(folder: Path, family: Family, info: dict[str, Any]) -> tuple[str, ...]:
+    """Returns notes on weights that the checkpoint lacks, or has and nobody reads.
+
+    Raises:
+        ModelError: A weight has another shape than the config says, or one of a block is missing.
+    """
+    for name, found, expected in sorted(info["mismatched_keys"]):
+        raise ModelError(
+            f"{folder}: {name} has the shape {tuple(found)}, but config.json makes it {tuple(expected)}; "
+            "they don't belong together."
+        )
+    notes = []
+    if missing := sorted(info["missing_keys"]):
+        inside = [name for name in missing if f"{family.blocks}." in name]
+        if inside:
+            raise ModelError(f"{folder} lacks {len(missing)} weights, {inside[0]} among them; it is incomplete.")
+        notes.append(f"The checkpoint has no weights for {', '.join(missing)}: they are random.")
+    if unread := sorted(info["unexpected_keys"]):
+        more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
+        notes.append(
+            f"The model has no place for the checkpoint's {', '.join(unread[:3])}{more}: nobody reads them, "
+            "and an output lacks them."
+        )
+    return tuple(notes)
 
 
 def _load_gguf(path: Path, dtype: str | None) -> tuple[Any, Family, Any]:
@@ -172,8 +195,8 @@ def _load_gguf(path: Path, dtype: str | None) -> tuple[Any, Family, Any]:
                 quantization_config=transformers.GgufConfig(dequantize=True),
             )
             tokenizer = transformers.AutoTokenizer.from_pretrained(**where, config=config)
-    except (OSError, ValueError, RuntimeError, KeyError, IndexError) as error:
-        raise ModelError(f"{path} can't be loaded: {_first_line(error)}") from error
+    except (OSError, ValueError, RuntimeError, KeyError, IndexError, struct.error) as error:
+        raise ModelError(f"{path} can't be loaded: {_first_line(error)}. Is it whole?") from error
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # it would make a saved checkpoint claim to be quantized
     model.config.architectures = [type(model).__name__]
@@ -190,7 +213,7 @@ def check_shards(folder: Path) -> list[Path]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (json.JSONDecodeError, KeyError, AttributeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError, TypeError) as error:
             raise ModelError(f"{index} is not a shard index: {error}.") from error
         shards = [folder / name for name in names]
     else:
@@ -214,12 +237,18 @@ def check_shards(folder: Path) -> list[Path]:
 def _config(folder: Path, trust: bool) -> Any:
     try:
         raw = json.loads((folder / "config.json").read_text())
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"{folder / 'config.json'} is not JSON: {error}.") from error
+    if not isinstance(raw, dict):
+        raise ModelError(f"{folder / 'config.json'} is not a JSON object.")
     if "auto_map" in raw and not trust:
         raise ModelError(
             f"{folder} brings its own code ({', '.join(sorted(map(str, raw['auto_map'].values())))}). "
             "It runs only with --trust-remote-code."
+        )
+    if raw.get("quantization_config"):
+        raise ModelError(
+            f"{folder} is quantized, and packed weights can't be pruned; give the checkpoint it was made of."
         )
     if "model_type" not in raw:
         raise ModelError(f"{folder / 'config.json'} names no model_type.")
@@ -227,15 +256,16 @@ def _config(folder: Path, trust: bool) -> Any:
         family_of(raw["model_type"])
     try:
         return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"{folder / 'config.json'} can't be read: {_first_line(error)}") from error
+    except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        raise ModelError(f"{folder / 'config.json'} can't be read: {' '.join(str(error).split())}") from error
 
 
 def _model_class(config: Any, family: Family) -> Any:
     """Returns the class that the checkpoint was saved from, or the family's plain one."""
     name = (config.architectures or [""])[0]
-    known = getattr(transformers, name, None) if name else None
-    if known is not None:
+    known: Any = getattr(transformers, name, None) if name else None
+    fits = isinstance(known, type) and issubclass(known, transformers.PreTrainedModel)
+    if fits and isinstance(config, known.config_class):
         return known
     causal = family.objective == "causal" and (not name or "CausalLM" in name)
     return transformers.AutoModelForCausalLM if causal else transformers.AutoModel

@@ -6,11 +6,13 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -67,7 +69,8 @@ def complete_folder(output: Path) -> Iterator[Path]:
     scratch: Path | None = None
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.partial-"))
+        with _uninterrupted():
+            scratch = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.partial-"))
         yield scratch
         scratch.chmod(0o755)
         _replace(scratch, output)
@@ -75,7 +78,8 @@ def complete_folder(output: Path) -> Iterator[Path]:
         raise SaveError(explain(error, output)) from error
     finally:
         if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
+            with _uninterrupted():
+                shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _replace(scratch: Path, output: Path) -> None:
@@ -83,10 +87,39 @@ def _replace(scratch: Path, output: Path) -> None:
     if not output.exists():
         scratch.rename(output)
         return
-    old = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.old-"))
-    output.rename(old / "was")
-    scratch.rename(output)
-    shutil.rmtree(old)
+    with _uninterrupted():
+        old = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.old-"))
+        try:
+            output.rename(old / "was")
+            try:
+                scratch.rename(output)
+            except OSError:
+                (old / "was").rename(output)
+                raise
+            shutil.rmtree(old / "was", ignore_errors=True)
+        finally:
+            with suppress(OSError):  # never with something in it: that would be the user's old folder
+                old.rmdir()
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Lets Ctrl-C and a polite kill wait until the few system calls inside are done."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread is ever interrupted
+        yield
+        return
+    waiting: list[int] = []
+    before = {
+        kind: signal.signal(kind, lambda number, frame: waiting.append(number))
+        for kind in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, signal.SIG_DFL if handler is None else handler)
+        for number in waiting:
+            signal.raise_signal(number)
 
 
 def explain(error: OSError, where: Path) -> str:

@@ -1,0 +1,323 @@
+"""The block runner against the model's own forward pass: the same hidden states, the same inputs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from secateur.calibration.data import Windows
+from secateur.calibration.precision import COMPUTE, products
+from secateur.calibration.runner import BlockRunner, gather_outside
+from secateur.calibration.statistics import Needs, Statistics
+from secateur.errors import CalibrationError, UsageError
+from secateur.network.families import FAMILIES
+from secateur.network.network import Layer, Network, Source
+from secateur.progress import Progress
+from tiny import LAYERS, VOCABULARY, tiny_model
+
+WINDOWS, LENGTH = 5, 24  # longer than the 16 that Gemma's sliding window sees
+
+every_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Matrices this small take several times as long on two threads as on one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, params=["one batch", "three batches"])
+def batches(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Has every test run with all windows at once, and with two windows at a time."""
+    if request.param == "one batch":
+        return 1
+    monkeypatch.setattr("secateur.calibration.runner.TOKENS_PER_BATCH", 2 * LENGTH + 3)
+    return 3
+
+
+def network(family: str, dtype: torch.dtype = torch.float32) -> Network:
+    model = tiny_model(family).to(dtype).requires_grad_(False)
+    return Network(model, FAMILIES[family], None, Source(f"tiny:{family}", Path(), "float32"), torch.device("cpu"))
+
+
+def windows(number: int = WINDOWS) -> Windows:
+    ids = torch.randint(5, VOCABULARY, (number, LENGTH), generator=torch.Generator().manual_seed(3))
+    return Windows(ids, "random")
+
+
+def nothing() -> None:
+    """Doesn't watch the progress."""
+
+
+def readers(layers: list[Layer], needs: Needs = Needs.GRAM) -> dict[str, tuple[Layer, Needs]]:
+    found: dict[str, tuple[Layer, Needs]] = {}
+    for layer in layers:
+        found.setdefault(layer.reads, (layer, needs))
+    return found
+
+
+def gathered(one: Network, needs: Needs = Needs.GRAM) -> dict[str, Statistics]:
+    """Returns the statistics of all blocks' inputs, block by block."""
+    runner, found = BlockRunner(one, windows()), {}
+    for block in range(LAYERS):
+        found |= runner.gather(readers(one.block_layers(block), needs), nothing)
+        runner.advance(nothing)
+    return found
+
+
+class Einsums(TorchFunctionMode):
+    """Notes the first operand of each einsum whose second one is watched."""
+
+    def __init__(self, names: dict[int, str], seen: dict[str, list[Tensor]]) -> None:
+        super().__init__()
+        self.names, self.seen = names, seen
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.einsum and len(args) == 3 and id(args[2]) in self.names:
+            self.seen[self.names[id(args[2])]].append(args[1])
+        return function(*args, **(kwargs or {}))
+
+
+def inputs_of(one: Network, layers: list[Layer]) -> dict[str, Tensor]:
+    """Returns each layer's input (tokens, in), float64, from plain forward passes of the whole model."""
+    seen: dict[str, list[Tensor]] = defaultdict(list)
+    handles = []
+    for layer in layers:
+        if layer.module is not None:
+
+            def note(_: nn.Module, args: Any, name: str = layer.name) -> None:
+                seen[name].append(args[0])
+
+            handles.append(layer.module.register_forward_pre_hook(note))
+    bare = {id(layer.parameter): layer.name for layer in layers if layer.module is None}
+    with torch.inference_mode(), Einsums(bare, seen):
+        for ids in windows().ids:
+            one.model(ids[None])
+    for handle in handles:
+        handle.remove()
+    widths = {layer.name: layer.shape[1] for layer in layers}
+    return {name: torch.cat([x.reshape(-1, widths[name]) for x in some]).double() for name, some in seen.items()}
+
+
+def outputs_of_blocks(one: Network, ids: Tensor) -> list[Tensor]:
+    """Returns what each block gives in a plain forward pass."""
+    seen: list[Tensor] = []
+    handles = [
+        block.register_forward_hook(lambda _, __, out: seen.append(out if isinstance(out, Tensor) else out[0]))
+        for block in one.blocks
+    ]
+    with torch.inference_mode():
+        one.model(ids)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@every_family
+def test_hidden_states_are_the_models_own_block_by_block(family: str, batches: int) -> None:
+    one = network(family)
+    runner = BlockRunner(one, windows())
+    assert len(runner.hidden) == batches
+    parts = windows().ids.split(-(-WINDOWS // batches))
+    with torch.inference_mode():
+        states = [one.model(ids, output_hidden_states=True).hidden_states for ids in parts]
+    outputs = [outputs_of_blocks(one, ids) for ids in parts]
+    for block in range(LAYERS):
+        assert runner.position == block
+        for hidden, own in zip(runner.hidden, states, strict=True):
+            windows_first = hidden.transpose(0, one.family.batch_axis)
+            assert torch.equal(windows_first, own[block])
+        runner.advance(nothing)
+        for hidden, own in zip(runner.hidden, outputs, strict=True):
+            assert torch.equal(hidden, own[block])
+
+
+@every_family
+def test_the_gram_matrix_of_each_layers_input_is_that_of_the_whole_models_forward_pass(family: str) -> None:
+    one = network(family)
+    found, inputs = gathered(one), inputs_of(one, one.layers())
+    for layer in one.layers():
+        X = inputs[layer.name]
+        G = X.T @ X
+        scale = float(G.diagonal().max())
+        torch.testing.assert_close(found[layer.reads].G.double() / scale, G / scale, rtol=1e-4, atol=1e-5)
+
+
+@every_family
+def test_moments_alone_are_the_same_as_those_beside_a_gram_matrix(family: str) -> None:
+    moments, grams = gathered(network(family), Needs.MOMENTS), gathered(network(family))
+    assert moments.keys() == grams.keys()
+    for name, one in moments.items():
+        assert one.gram is None
+        assert one.count == grams[name].count
+        torch.testing.assert_close(one.norms, grams[name].norms, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(one.mean, grams[name].mean, rtol=1e-4, atol=1e-5)
+
+
+@every_family
+def test_layers_that_share_an_input_share_one_entry(family: str) -> None:
+    one = network(family)
+    found = gathered(one)
+    columns = {projection.columns for projection in one.family.projections}
+    assert set(found) == {f"{one.block_name(block)}/{name}" for block in range(LAYERS) for name in columns}
+    assert {layer.reads for layer in one.layers()} == set(found)
+
+
+@every_family
+def test_every_token_counts_once_and_there_is_no_padding(family: str) -> None:
+    for name, one in gathered(network(family)).items():
+        # XLNet's positions are the distances between any two tokens, LENGTH before and LENGTH after.
+        position = family == "xlnet" and name.endswith("/position")
+        assert one.count == WINDOWS * LENGTH * (2 if position else 1)
+
+
+@every_family
+def test_statistics_do_not_depend_on_which_of_the_layers_are_asked_for(family: str) -> None:
+    one = network(family)
+    whole = BlockRunner(one, windows()).gather(readers(one.block_layers(0)), nothing)
+    for layer in one.block_layers(0):
+        alone = BlockRunner(one, windows()).gather(readers([layer]), nothing)
+        assert set(alone) == {layer.reads}
+        assert torch.equal(alone[layer.reads].G, whole[layer.reads].G)
+
+
+@every_family
+def test_a_changed_block_gives_the_hidden_states_of_the_changed_model(family: str, batches: int) -> None:
+    one = network(family)
+    runner = BlockRunner(one, windows())
+    before = gathered(network(family))
+    runner.gather(readers(one.block_layers(0)), nothing)
+    for layer in one.block_layers(0):
+        W = layer.matrix().clone()
+        layer.write(W, W.abs() > 0.1)
+    runner.advance(nothing)
+    parts = windows().ids.split(-(-WINDOWS // batches))
+    for hidden, ids in zip(runner.hidden, parts, strict=True):
+        assert torch.equal(hidden, outputs_of_blocks(one, ids)[0])
+    found = runner.gather(readers(one.block_layers(1)), nothing)
+    inputs = inputs_of(one, one.block_layers(1))
+    for layer in one.block_layers(1):
+        X = inputs[layer.name]
+        G = X.T @ X
+        scale = float(G.diagonal().max())
+        torch.testing.assert_close(found[layer.reads].G.double() / scale, G / scale, rtol=1e-4, atol=1e-5)
+        if not layer.reads.endswith("/position"):
+            assert not torch.allclose(found[layer.reads].norms, before[layer.reads].norms, rtol=1e-3)
+
+
+@every_family
+def test_the_model_is_left_as_it_was(family: str) -> None:
+    one, fresh = network(family), network(family)
+    blocks = list(one.blocks)
+    gathered(one)
+    assert all(block is before for block, before in zip(one.blocks, blocks, strict=True))
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in one.model.modules())
+    assert one.model.state_dict().keys() == fresh.model.state_dict().keys()
+    for name, tensor in one.model.state_dict().items():
+        assert torch.equal(tensor, fresh.model.state_dict()[name]), name
+    with torch.inference_mode():
+        assert torch.equal(one.model(windows().ids).logits, fresh.model(windows().ids).logits)
+
+
+@every_family
+def test_the_heads_input_is_seen_by_full_forward_passes(family: str) -> None:
+    one = network(family)
+    (head,) = [layer for layer in one.outside() if layer.module is one.model.get_output_embeddings()]
+    found = gather_outside(one, [(head, Needs.GRAM)], windows(), "auto", Progress())
+    X = inputs_of(one, [head])[head.name]
+    assert set(found) == {head.reads}
+    assert found[head.reads].count == WINDOWS * LENGTH
+    torch.testing.assert_close(found[head.reads].G.double(), X.T @ X, rtol=1e-4, atol=1e-2)
+
+
+def test_nothing_is_gathered_where_nothing_is_needed() -> None:
+    one = network("llama")
+    assert BlockRunner(one, windows()).gather({}, nothing) == {}
+    assert BlockRunner(one, windows()).gather(readers(one.block_layers(0), Needs.NOTHING), nothing) == {}
+    (head,) = [layer for layer in one.outside() if not layer.table]
+    assert gather_outside(one, [(head, Needs.NOTHING)], windows(), "auto", Progress()) == {}
+
+
+def test_each_batch_moves_the_progress_by_one(batches: int) -> None:
+    one, ticks = network("llama"), []
+    runner = BlockRunner(one, windows())
+    runner.gather(readers(one.block_layers(0)), lambda: ticks.append("gather"))
+    runner.advance(lambda: ticks.append("advance"))
+    assert ticks == ["gather"] * batches + ["advance"] * batches
+
+
+def test_an_input_that_is_not_finite_is_an_error_that_names_the_layer() -> None:
+    one = network("llama")
+    one.block_layers(0)[2].parameter[3] = float("inf")  # v_proj: reaches o_proj
+    runner = BlockRunner(one, windows())
+    with pytest.raises(CalibrationError, match=r"model\.layers\.0\.self_attn\.o_proj are NaN or infinite"):
+        runner.gather(readers(one.block_layers(0)), nothing)
+
+
+def test_a_block_that_gets_its_hidden_states_by_keyword_is_named_and_the_model_put_back() -> None:
+    one = network("llama")
+    blocks = list(one.blocks)
+    plain = type(one.base).forward
+
+    def by_keyword(base: Any, ids: Tensor, **_: Any) -> Any:
+        return base.layers[0](hidden_states=base.embed_tokens(ids))
+
+    one.base.forward = by_keyword.__get__(one.base)
+    with pytest.raises(CalibrationError, match="LlamaDecoderLayer gets its hidden states by keyword"):
+        BlockRunner(one, windows())
+    one.base.forward = plain.__get__(one.base)
+    assert all(block is before for block, before in zip(one.blocks, blocks, strict=True))
+
+
+def test_a_model_that_skips_a_block_is_refused() -> None:
+    one = network("llama")
+    one.base.forward = (lambda base, ids, **_: base.layers[0](base.embed_tokens(ids))).__get__(one.base)
+    with pytest.raises(CalibrationError, match="LlamaForCausalLM called 1 of its 2 blocks"):
+        BlockRunner(one, windows())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "xlnet"])
+def test_a_bfloat16_model_keeps_its_dtype_and_sums_in_float32(family: str) -> None:
+    one = network(family, torch.bfloat16)
+    runner = BlockRunner(one, windows())
+    found = runner.gather(readers(one.block_layers(0)), nothing)
+    runner.advance(nothing)
+    exact = gathered(network(family))
+    for hidden in runner.hidden:
+        assert hidden.dtype == torch.bfloat16
+    for name, statistics in found.items():
+        assert statistics.gram.dtype == torch.float32
+        # bfloat16 has 8 bits: a relative error of 0.4 % per rounding, of which there are a few.
+        torch.testing.assert_close(statistics.norms, exact[name].norms, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("compute", COMPUTE)
+def test_any_precision_of_the_products_keeps_hidden_states_in_the_models_dtype(compute: str) -> None:
+    one, exact = network("llama"), gathered(network("llama"))
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    runner = BlockRunner(one, windows(), compute)
+    found = runner.gather(readers(one.block_layers(0)), nothing)
+    runner.advance(nothing)
+    assert {hidden.dtype for hidden in runner.hidden} == {torch.float32}
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+    tolerance = {"rtol": 0.05, "atol": 0.05} if compute == "bfloat16" else {"rtol": 0, "atol": 0}
+    for name, statistics in found.items():
+        torch.testing.assert_close(statistics.norms, exact[name].norms, **tolerance)
+
+
+def test_an_unknown_precision_is_refused_with_the_known_ones() -> None:
+    with (
+        pytest.raises(UsageError, match=r"unknown --compute 'float8'\. Known: auto, float32, bfloat16"),
+        products("float8", torch.float32, torch.device("cpu")),
+    ):
+        pass
