@@ -40,7 +40,7 @@ app = typer.Typer(
 
 Model = Annotated[str, typer.Argument(help="Hub id, checkpoint folder, .gguf file, or demo:NAME.")]
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder to write; it appears only when complete.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that draws.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything that draws.")]
 Dtype = Annotated[
     str | None, typer.Option(help="float32, bfloat16 or float16; default: the checkpoint's (GGUF: float32).")
 ]

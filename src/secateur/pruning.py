@@ -13,7 +13,7 @@ from torch import Tensor
 
 from secateur.allocation.amounts import Amount, Pattern, Threshold
 from secateur.allocation.ranking import ScoreRanking
-from secateur.allocation.selection import guard, keep_mask
+from secateur.allocation.selection import keep_mask, lowest
 from secateur.allocation.uniform import uniform
 from secateur.calibration.data import Windows
 from secateur.calibration.runner import BlockRunner, gather_outside
@@ -158,7 +158,12 @@ class _Work:
 
             def add(layer: Layer, statistics: Statistics | None) -> None:
                 W = self._dense(layer)
-                ranking.add(layer.name, guard(self._scores(score, layer, W, statistics), self.stage.min_per_output))
+                scores = self._scores(score, layer, W, statistics)
+                if self.stage.min_per_output > 0:
+                    # As many stay as any solver's guard may mark, by whatever scores it sees then.
+                    reserve = min(W.numel(), W.shape[0] * self.stage.min_per_output + W.shape[1])
+                    scores[lowest(-scores, reserve) & (scores != -torch.inf)] = torch.inf
+                ranking.add(layer.name, scores)
 
             self._visit(self.layers, score.needs, add, "scoring the dense model", solve=False)
             counts = ranking.lowest(remove)
@@ -201,7 +206,7 @@ class _Work:
             for block in range(len(self.network.blocks))
         ]
         last = max((number for number, some in enumerate(blocks) if some), default=-1)
-        tick = self.progress.bar(label, (2 * last + 1) * len(runner.hidden) + len(layers))
+        tick = self.progress.bar(label, max(0, 2 * last + 1) * len(runner.hidden) + len(layers))
         for number, some in enumerate(blocks[: last + 1]):
             with self._timed("gather"):
                 readers: dict[str, tuple[Layer, Needs]] = {}

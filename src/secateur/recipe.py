@@ -49,7 +49,8 @@ class Prune(_Settings):
         solver: `none`, `sparsegpt`, `refit`; None is `sparsegpt` without a score, `none` with one.
         allocation: `uniform` (every layer the same share) or `global` (the model's lowest scores).
         per: `layer` or `output`: what a weight's score is compared with.
-        min_per_output: Weights that every output keeps; if positive, every input keeps one too.
+        min_per_output: Weights that every output keeps; if positive, every input keeps one too (with a pattern
+            inputs that die are only counted).
         include, exclude: Globs on layer names; the embedding and the head only if named.
         damping: Added to the Gram matrix's diagonal, relative to its mean.
         block_size: Columns that sparsegpt handles at once.
@@ -157,7 +158,7 @@ class Recipe(_Settings):
     version: Literal[1] = 1
     model: str
     output: str | None = None
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=1 << 32)
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     trust_remote_code: bool = False

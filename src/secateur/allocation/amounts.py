@@ -106,7 +106,8 @@ class Amount:
         threshold: Everything that scores below it goes.
         pattern: N:M.
         per: `layer` compares all the layer's weights with each other, `output` those of one row.
-        min_per_output: Weights that each output keeps at least; if it is positive, each input keeps one too.
+        min_per_output: Weights that each output keeps at least; if it is positive, each input keeps one too,
+            except with a pattern, where inputs that die are only counted.
     """
 
     remove: int | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def window_length(network: Network, length: int | None) -> int:
     """
     room = network.dimension("positions")
     if room is not None and network.family.name == "roberta":
-        room -= 2  # its position table begins after the padding index
+        room -= network.model.config.pad_token_id + 1  # its position table begins after the padding index
     if length is None:
         return min(DEFAULT_LENGTH, room or DEFAULT_LENGTH)
     if length < 2:
@@ -104,6 +104,8 @@ def calibration_windows(
         return self_generated(network, wanted, size, seed, progress).split(samples)
     windows = text_windows(network, data, wanted, size)
     spare = len(windows) - samples
+    if held_out == 0:
+        return windows.split(samples)
     return windows.split(samples if spare > 0 else max(1, len(windows) - max(1, len(windows) // 8)))
 
 
@@ -124,6 +126,8 @@ def text_windows(network: Network, data: str, windows: int, length: int) -> Wind
         ids, per_token = _tokenize(network, documents.texts, windows, length, data)
     special = _special_tokens(network) if documents.ids is None else ([], [])
     content = length - len(special[0]) - len(special[1])
+    if content < 1:
+        raise UsageError(f"--length {length} has no room beside the {length - content} special tokens of each window.")
     count = min(windows, len(ids) // content)
     if count == 0:
         raise CalibrationError(
@@ -225,30 +229,35 @@ def _read(path: Path) -> str:
 def _jsonl(path: Path) -> _Documents:
     """Reads `text`, or token ids under `input_ids`, one JSON object a line."""
     rows = _rows(path)
-    first = next(rows, None)
-    if first is None:
+    start = next(rows, None)
+    if start is None:
         raise CalibrationError(f"{path} is empty.")
+    number, first = start
     key = next((key for key in ("input_ids", "text") if key in first), None)
     if key is None:
-        raise CalibrationError(f"{path}:1 has neither 'text' nor 'input_ids' (it has {', '.join(first) or 'nothing'}).")
-    values = (_value(row, key, number, path) for number, row in enumerate(_again(first, rows), 1))
+        has = ", ".join(first) or "nothing"
+        raise CalibrationError(f"{path}:{number} has neither 'text' nor 'input_ids' (it has {has}).")
+    values = (_value(row, key, number, path) for number, row in chain([start], rows))
     if key == "text":
         return _Documents(values)
     return _Documents(iter(()), (token for row in values for token in row))
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields each object with the number of its line."""
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                raise CalibrationError(f"{path} is not UTF-8 text (line {number}): {error}.") from error
             except json.JSONDecodeError as error:
                 raise CalibrationError(f"{path}:{number} is not JSON: {error}.") from error
             if not isinstance(row, dict):
                 raise CalibrationError(f"{path}:{number} is not a JSON object.")
-            yield row
+            yield number, row
 
 
 def _value(row: dict[str, Any], key: str, number: int, path: Path) -> Any:
@@ -256,17 +265,12 @@ def _value(row: dict[str, Any], key: str, number: int, path: Path) -> Any:
     good = isinstance(value, str) if key == "text" else _are_ids(value)
     if not good:
         what = "a string" if key == "text" else "a list of token ids"
-        raise CalibrationError(f"{path}: row {number} has no '{key}' that is {what}.")
+        raise CalibrationError(f"{path}:{number} has no '{key}' that is {what}.")
     return value
 
 
 def _are_ids(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(token, int) and token >= 0 for token in value)
-
-
-def _again(first: dict[str, Any], rest: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    yield first
-    yield from rest
+    return isinstance(value, list) and all(type(token) is int and token >= 0 for token in value)
 
 
 def _hub_texts(data: str) -> Iterator[str]:
