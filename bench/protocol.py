@@ -122,9 +122,15 @@ def main() -> None:
                 row["options"] = " ".join(RUNS[name])
             results["rows"][name] = row
             print(name, row, flush=True)
+            write(results)
         if arguments.peer:
             results["side_by_side"] = side_by_side(*arguments.peer, arguments.data, scratch, arguments.repeats)
             print(results["side_by_side"])
+            write(results)
+
+
+def write(results: dict[str, Any]) -> None:
+    """Writes what is known so far."""
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 

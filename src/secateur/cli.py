@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -260,9 +262,13 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminated)
     if "--debug" not in sys.argv:
         sys.excepthook = _unexpected
+    sys.unraisablehook = _once_more
     # get_command(app), as app() would put typer's own excepthook in place of ours
     code = _parse_and_run(typer.main.get_command(app))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done or cleaned up; leaving takes a moment
+    if code == INTERRUPTED:
+        sys.stdout.flush()
+        os._exit(code)  # if a library was just executing generated code, python itself would die of the signal
     sys.exit(code)
 
 
@@ -287,6 +293,16 @@ def _parse_and_run(command: Any) -> int:
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:
     """A polite kill cleans up as Ctrl-C does."""
     raise KeyboardInterrupt
+
+
+def _once_more(unraisable: Any) -> None:
+    """An interrupt that hits a destructor or a callback is lost there, so it is sent again a moment later."""
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
+        return
+    again = threading.Timer(0.05, signal.raise_signal, [signal.SIGINT])
+    again.daemon = True
+    again.start()
 
 
 def _unexpected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
