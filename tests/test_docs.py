@@ -22,7 +22,7 @@ def test_the_table_in_the_readme_is_the_one_that_the_benchmark_wrote(monkeypatch
 
 def test_every_command_and_option_in_the_readme_exists() -> None:
     commands = get_command(app).commands
-    lines = re.findall(r"^ *secateur (\w+)(.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    lines = re.findall(r"^ {4}secateur (\w+)(.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert lines
     for name, rest in lines:
         options = {text for option in commands[name].params for text in option.opts}
