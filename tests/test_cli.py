@@ -9,14 +9,12 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from typer.main import get_command
 
@@ -57,15 +55,6 @@ def secateur(*arguments: object) -> Outcome:
             for kind, handler in handlers.items():
                 signal.signal(kind, handler)
     return Outcome(int(code or 0), out.getvalue(), err.getvalue())
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small matrices are slower on two threads, and sums must come out the same in a process of its own."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +27,6 @@ from tiny import VOCABULARY, tiny_model
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 TIED = [name for name in FAMILIES if tiny_model(name).config.tie_word_embeddings]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Matrices this small take several times as long on two threads as on one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def network(family: str = "llama", dtype: torch.dtype = torch.float32) -> Network:

@@ -52,3 +52,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     return f"{hint} Known: {', '.join(known)}."
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, or its kind if it has none."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +29,6 @@ from tiny import POSITIONS, TINY, VOCABULARY, tiny_model, tiny_tokenizer
 
 GENERATING = [name for name in TINY if FAMILIES[name].objective == "causal"]
 TEXT = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen jugs! " * 40
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Matrices this small take several times as long on two threads as on one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def network(family: str = "llama", tokenizer: Any = "tiny", model: PreTrainedModel | None = None) -> Network:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,6 @@ from tiny import LAYERS, VOCABULARY, tiny_model
 WINDOWS, LENGTH = 5, 24  # longer than the 16 that Gemma's sliding window sees
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Matrices this small take several times as long on two threads as on one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True, params=["one batch", "three batches"])

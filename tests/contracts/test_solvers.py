@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -43,15 +42,6 @@ AMOUNTS = {
     "a threshold": Amount(threshold=Threshold("percentile", 40)),
 }
 every_amount = pytest.mark.parametrize("amount", AMOUNTS.values(), ids=AMOUNTS)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Matrices this small take several times as long on two threads as on one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def statistics(needs: Needs, seed: int = 0) -> Statistics | None:

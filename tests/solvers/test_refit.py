@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,15 +16,6 @@ from secateur.solvers.refit import Refit, refit
 from secateur.solvers.sparsegpt import SparseGPT
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Matrices this small take several times as long on two threads as on one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def statistics(inputs: int, seed: int, tokens: int | None = None) -> Statistics:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateur.errors import CalibrationError, UsageError
+from secateur.errors import CalibrationError, UsageError, first_line
 from secateur.network.network import Network
 from secateur.progress import Progress
 
@@ -292,7 +292,7 @@ def _hub_texts(data: str) -> Iterator[str]:
                 raise CalibrationError(f"the data set {name} has no 'text' column.")
             yield row["text"]
     except (DatasetNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise CalibrationError(f"'{data}' is no file, and no data set that the hub gives us: {reason}") from error
 
 

@@ -15,7 +15,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
-from secateur.errors import ModelError, UsageError
+from secateur.errors import ModelError, UsageError, first_line
 from secateur.network.demo import DEMOS, demo_model
 from secateur.network.families import family_of
 from secateur.network.family import Family
@@ -115,7 +115,7 @@ def _from_hub(model: str, trust_remote_code: bool) -> Path:
     try:
         return Path(snapshot_download(model, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ModelError(
             f"'{model}' is neither a local folder nor a model that the hub gives us: {reason} "
             "Check the spelling and the network, or give a folder."
@@ -139,7 +139,7 @@ def _load_folder(folder: Path, dtype: str | None, trust: bool) -> tuple[Any, Fam
             ignore_mismatched_sizes=True,  # to name them ourselves: its own error points to a log
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ModelError(f"{folder} can't be loaded: {_first_line(error)}") from error
+        raise ModelError(f"{folder} can't be loaded: {first_line(error)}") from error
     notes = _check_weights(folder, family, info)
     has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
     tokenizer = None
@@ -147,7 +147,7 @@ def _load_folder(folder: Path, dtype: str | None, trust: bool) -> tuple[Any, Fam
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
         except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-            raise ModelError(f"the tokenizer in {folder} can't be read: {_first_line(error)}") from error
+            raise ModelError(f"the tokenizer in {folder} can't be read: {first_line(error)}") from error
     return model, family, tokenizer, notes
 
 
@@ -196,7 +196,7 @@ def _load_gguf(path: Path, dtype: str | None) -> tuple[Any, Family, Any]:
             )
             tokenizer = transformers.AutoTokenizer.from_pretrained(**where, config=config)
     except (OSError, ValueError, RuntimeError, KeyError, IndexError, struct.error) as error:
-        raise ModelError(f"{path} can't be loaded: {_first_line(error)}. Is it whole?") from error
+        raise ModelError(f"{path} can't be loaded: {first_line(error)}. Is it whole?") from error
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # it would make a saved checkpoint claim to be quantized
     model.config.architectures = [type(model).__name__]
@@ -230,7 +230,7 @@ def check_shards(folder: Path) -> list[Path]:
             with safe_open(shard, framework="pt") as file:
                 file.keys()
         except (SafetensorError, OSError) as error:
-            raise ModelError(f"{shard} is corrupt ({_first_line(error)}); fetch it again.") from error
+            raise ModelError(f"{shard} is corrupt ({first_line(error)}); fetch it again.") from error
     return shards
 
 
@@ -286,8 +286,3 @@ def _refusal(path: Path) -> str:
         f"{path} is a pickle, which can run code when it is read. Only safetensors and GGUF are read: "
         "convert it with a tool that you trust."
     )
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -209,7 +209,12 @@ def reload_difference(network: Network, folder: Path, ids: Tensor) -> float:
             capture_output=True,
             check=False,
             cwd=scratch,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+            env={
+                **os.environ,
+                "HF_HUB_OFFLINE": "1",
+                "TOKENIZERS_PARALLELISM": "false",
+                "OMP_NUM_THREADS": str(torch.get_num_threads()),  # sums in another order differ in the last bit
+            },
         )
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["no message"]

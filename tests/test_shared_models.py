@@ -1,0 +1,107 @@
+"""Trained small models, and a real encoder: what pruning leaves of them, counted in the files.
+
+The models and texts aren't part of the project; SECATEUR_DATA names the folder that holds them, `../shared/data`
+beside the checkout otherwise. Without it these tests are skipped.
+"""
+
+import itertools
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import secateur
+from zeros import counted
+
+DATA = Path(os.environ.get("SECATEUR_DATA", Path(__file__).parents[2] / "shared" / "data"))
+needs_data = pytest.mark.skipif(
+    not DATA.is_dir(), reason=f"no models and texts in {DATA}; set SECATEUR_DATA to a folder that has them"
+)
+
+
+def layers_on_disk(result: secateur.Result) -> dict[str, tuple[int, int]]:
+    """Returns zeros and size of each pruned layer, counted without secateur."""
+    found = counted(Path(str(result.output)))
+    names = [layer.name if layer.name in found else f"{layer.name}.weight" for layer in result.stages[0].layers]
+    return {name: (found[name]["zeros"], found[name]["size"]) for name in names}
+
+
+def sorted_right(model: transformers.PreTrainedModel) -> int:
+    """Returns how many of the 729 sequences of six letters the network sorts."""
+    letters = torch.tensor(list(itertools.product(range(3), repeat=6)))
+    written = letters
+    with torch.inference_mode():
+        for _ in range(6):
+            written = torch.cat([written, model(written).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+    return int((written[:, 6:] == letters.sort(dim=1).values).all(dim=1).sum())
+
+
+@needs_data
+def test_a_trained_gpt2_still_sorts_after_half_of_every_conv1d(tmp_path: Path) -> None:
+    model = DATA / "models" / "gpt-nano-sort-hf"
+    rows = []
+    shuffle = random.Random(0)
+    for _ in range(256):
+        letters = [shuffle.randrange(3) for _ in range(6)]
+        rows.append(json.dumps({"input_ids": letters + sorted(letters)[:5]}))
+    (tmp_path / "sort.jsonl").write_text("\n".join(rows))
+    options = {"calibration": str(tmp_path / "sort.jsonl"), "samples": 128, "length": 11}
+    result = secateur.prune(model, sparsity=0.5, solver="sparsegpt", output=tmp_path / "half", **options)
+    magnitude = secateur.prune(model, sparsity=0.5, score="l1", output=tmp_path / "l1", evaluate=False, **options)
+    for found in (result, magnitude):
+        assert found.reload == 0.0
+        assert len(layers_on_disk(found)) == 12
+        assert all(zeros == round(0.5 * size) for zeros, size in layers_on_disk(found).values())
+    right = {
+        name: sorted_right(transformers.AutoModelForCausalLM.from_pretrained(folder))
+        for name, folder in (("dense", model), ("sparsegpt", tmp_path / "half"), ("l1", tmp_path / "l1"))
+    }
+    print(f"still sorted, of 729: {right}")
+    assert right["dense"] == 729
+    assert right["sparsegpt"] > right["l1"]
+    assert right["sparsegpt"] > 700
+
+
+@needs_data
+def test_a_trained_llama_loses_less_by_sparsegpt_than_by_magnitude(tmp_path: Path) -> None:
+    model = DATA / "models" / "stories260k-hf"
+    perplexity = {}
+    for name, options in (("sparsegpt", {"solver": "sparsegpt"}), ("l1", {"score": "l1"})):
+        result = secateur.prune(
+            model, sparsity=0.5, samples=32, length=512, output=tmp_path / name, speed=False, **options
+        )
+        assert result.reload == 0.0
+        assert all(zeros == round(0.5 * size) for zeros, size in layers_on_disk(result).values())
+        assert result.comparison is not None
+        perplexity["dense"] = result.comparison.dense.perplexity or 0.0
+        perplexity[name] = result.comparison.others[0].perplexity or 0.0
+    print(f"perplexity on its own stories: {perplexity}")
+    assert perplexity["dense"] < perplexity["sparsegpt"] < perplexity["l1"]
+
+
+@pytest.mark.slow
+def test_a_real_encoder_at_half_still_points_the_same_way(tmp_path: Path) -> None:
+    here = Path(__file__).parents[1]
+    sources = [here / "README.md", *sorted((here / "src").rglob("*.py"))]
+    (tmp_path / "text.txt").write_text("\n\n".join(path.read_text() for path in sources))
+    result = secateur.prune(
+        "demo:minilm-l6",
+        sparsity=0.5,
+        calibration=str(tmp_path / "text.txt"),
+        samples=64,
+        length=128,
+        output=tmp_path / "half",
+        speed=False,
+    )
+    assert result.reload == 0.0
+    assert len(layers_on_disk(result)) == 36
+    assert all(zeros == round(0.5 * size) for zeros, size in layers_on_disk(result).values())
+    assert result.comparison is not None
+    cosine = result.comparison.others[0].cosine
+    print(f"cosine similarity to the dense model's outputs: {cosine}")
+    assert cosine is not None
+    assert cosine > 0.8
