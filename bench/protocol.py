@@ -132,6 +132,7 @@ def main() -> None:
 def write(results: dict[str, Any]) -> None:
     """Writes what is known so far."""
     RESULTS.parent.mkdir(exist_ok=True)
+    results["rows"] = {name: results["rows"][name] for name in ["dense", *RUNS] if name in results["rows"]}
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 
