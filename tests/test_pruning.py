@@ -22,7 +22,7 @@ from secateur.pruning import needs_of, prune_weights, select_layers
 from secateur.recipe import Prune
 from secateur.result import LayerReport, StageReport
 from secateur.scores import SCORES
-from secateur.solvers import Problem, solver_named
+from secateur.solvers import SOLVERS, Problem, chain_named, solve_chain
 from tiny import VOCABULARY, tiny_model
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -221,10 +221,10 @@ def test_another_seed_draws_other_weights_and_every_layer_its_own() -> None:
 @every_family
 def test_later_layers_are_solved_on_what_the_pruned_blocks_before_them_give(family: str) -> None:
     one = network(family)
-    prune(one, sparsity=0.5)
+    prune(one, sparsity=0.5, solver="sparsegpt")
     # The same by hand: only the first block pruned, then a plain forward pass up to the second one's MLP output.
     half = network(family)
-    prune(half, sparsity=0.5, include=[f"{half.block_name(0)}.*"])
+    prune(half, sparsity=0.5, solver="sparsegpt", include=[f"{half.block_name(0)}.*"])
     layer = half.block_layers(1)[-1]
     X: list[Tensor] = []
     layer.module.register_forward_pre_hook(lambda _, args: X.append(args[0].flatten(0, -2)))
@@ -233,7 +233,8 @@ def test_later_layers_are_solved_on_what_the_pruned_blocks_before_them_give(fami
     known = Statistics.empty(layer.shape[1], Needs.GRAM, torch.device("cpu"))
     known.add(torch.cat(X))
     W = layer.matrix().contiguous()
-    solution = solver_named("sparsegpt").solve(Problem("by hand", W, known, Amount(remove=W.numel() // 2)))
+    by_hand = Problem("by hand", W, known, Amount(remove=W.numel() // 2))
+    solution = solve_chain(chain_named("sparsegpt"), by_hand)[0]
     found = matrices(one)[layer.name]
     assert torch.equal(found != 0, solution.keep)
     torch.testing.assert_close(found, solution.W, rtol=1e-3, atol=1e-4)
@@ -446,7 +447,7 @@ def test_a_refit_on_the_masks_of_a_score_keeps_them_and_errs_less(family: str) -
 
 
 @pytest.mark.parametrize("score", [name for name in SCORES if name != "variance"])
-@pytest.mark.parametrize("solver", ["none", "sparsegpt", "refit"])
+@pytest.mark.parametrize("solver", [*SOLVERS, "swap+refit"])
 def test_any_score_goes_with_any_solver(score: str, solver: str) -> None:
     one = network("gpt2")
     stage = prune(one, sparsity=0.3, score=score, solver=solver)
@@ -483,6 +484,9 @@ def test_a_kept_weight_that_underflows_does_not_become_a_zero() -> None:
         ({"sparsity": 0.5, "score": "wanda"}, Needs.MOMENTS),
         ({"sparsity": 0.5, "score": "l1", "solver": "refit"}, Needs.GRAM),
         ({"sparsity": 0.5, "score": "wanda", "solver": "sparsegpt"}, Needs.GRAM | Needs.MOMENTS),
+        ({"sparsity": 0.5, "score": "fisher", "solver": "none"}, Needs.GRADIENT_SQUARE),
+        ({"sparsity": 0.5, "score": "l1", "allocation": "owl"}, Needs.MOMENTS),
+        ({"sparsity": 0.5, "score": "l1", "allocation": "alpha"}, Needs.NOTHING),
     ],
 )
 def test_a_stage_needs_what_its_score_and_its_solver_need(stage: dict[str, Any], needs: Needs) -> None:
@@ -500,3 +504,64 @@ def test_the_pattern_of_a_stage_reads_as_it_is_written() -> None:
     stage = prune(network(), pattern="1:4", score="l1")
     assert stage.stage["prune"]["pattern"] == str(Pattern(1, 4))
     assert stage.sparsity == 0.75
+
+
+@pytest.mark.parametrize("allocation", ["owl", "alpha", "error"])
+@pytest.mark.parametrize("stage", [{"solver": "sparsegpt"}, {"score": "l1"}], ids=["sparsegpt", "l1"])
+def test_an_allocation_meets_the_models_budget_to_the_weight(allocation: str, stage: dict[str, Any]) -> None:
+    one = network("llama")
+    report = prune(one, sparsity=0.6, allocation=allocation, **stage)
+    every = matrices(one).values()
+    assert sum(zeros(W) for W in every) == round(0.6 * sum(W.numel() for W in every)) == report.zeros
+    shares = [layer.sparsity for layer in report.layers]
+    assert max(shares) > min(shares)
+
+
+@pytest.mark.parametrize("score", ["taylor", "fisher", "snip"])
+@pytest.mark.parametrize("gradient", ["block", "loss"])
+def test_gradient_scores_prune_by_either_loss(score: str, gradient: str) -> None:
+    one = network("llama")
+    report = prune(one, sparsity=0.5, score=score, gradient=gradient)
+    assert report.sparsity == 0.5
+    other = network("llama")
+    prune(other, sparsity=0.5, score=score, gradient="loss" if gradient == "block" else "block")
+    assert any(not torch.equal(W, V) for W, V in zip(matrices(one).values(), matrices(other).values(), strict=True))
+
+
+def test_a_block_gradient_of_the_head_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"lm_head lies outside of the blocks; score it with --gradient loss"):
+        prune(network("mistral"), sparsity=0.5, score="taylor", include=["lm_head"])
+
+
+def test_the_report_shows_each_step_of_a_chain() -> None:
+    report = prune(network("llama"), sparsity=0.5, solver="admm+refit")
+    for layer in report.layers:
+        assert [step.solver for step in layer.steps] == ["admm", "refit"]
+        assert layer.error_masked == layer.steps[0].error_before
+        assert layer.error == layer.steps[1].error <= layer.steps[0].error < layer.error_masked
+
+
+@pytest.mark.parametrize("halves", [False, True])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "xlnet"])
+def test_reconstruction_lowers_the_blocks_error_and_keeps_every_zero(family: str, halves: bool) -> None:
+    tuned, plain = network(family), network(family)
+    options = {"sparsity": 0.5, "score": "l1"}
+    report = prune(tuned, **options, reconstruct=True, reconstruct_halves=halves, reconstruct_passes=3)
+    prune(plain, **options)
+    assert [block.name for block in report.blocks] == [tuned.block_name(0), tuned.block_name(1)]
+    assert all(block.error <= block.error_before for block in report.blocks)
+    assert any(block.error < 0.98 * block.error_before for block in report.blocks)
+    for name, W in matrices(tuned).items():
+        assert zeros(W) == W.numel() // 2, name
+    first = [name for name in matrices(plain) if name.startswith(plain.block_name(0))]
+    for name in first:
+        assert torch.equal(matrices(tuned)[name] == 0, matrices(plain)[name] == 0), name
+    assert not any(parameter.requires_grad for parameter in tuned.model.parameters())
+
+
+def test_reconstruction_in_bfloat16_keeps_the_dtype_and_the_zeros() -> None:
+    one = network("llama", torch.bfloat16)
+    report = prune(one, pattern="2:4", reconstruct=True, reconstruct_passes=2)
+    assert report.sparsity == 0.5
+    assert {W.dtype for W in matrices(one).values()} == {torch.bfloat16}
+    assert all(zeros(W) == W.numel() // 2 for W in matrices(one).values())

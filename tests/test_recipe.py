@@ -13,7 +13,7 @@ from secateur.api import single_stage
 from secateur.errors import PatternError, UsageError
 from secateur.recipe import Calibration, Evaluate, Prune, Recipe
 from secateur.scores import SCORES
-from secateur.solvers import SOLVERS
+from secateur.solvers import AUTO, AUTO_MASKED, SOLVERS
 
 HALF: dict[str, Any] = {"sparsity": 0.5}
 
@@ -121,9 +121,10 @@ def test_no_evaluation_is_null_in_a_file_and_false_in_python(tmp_path: Path) -> 
 
 def test_every_field_of_a_recipe_can_be_given_flat() -> None:
     fields = {*Calibration.model_fields, *Evaluate.model_fields, *Prune.model_fields} - {"data", "text"}
-    common = {"sparsity": 0.5, "solver": "sparsegpt"}
+    common = {"sparsity": 0.5, "solver": "sparsegpt", "reconstruct": True}
     values: dict[str, Any] = {"threshold": None, "pattern": None, "score": None, "include": ["*"], "exclude": ["*"]}
     values |= {"unit": "weight", "allocation": "global", "per": "output", "compute": "float32", "speed": False}
+    values |= {"gradient": "block", "reconstruct_halves": True}
     for field in fields - set(common):
         value = values.get(field, 2)
         recipe = flags(**common, **{field: value}).to_dict()
@@ -145,11 +146,13 @@ def test_stages_keep_their_order() -> None:
 
 
 def test_without_a_score_sparsegpt_chooses_and_with_one_the_mask_is_all() -> None:
-    assert built(sparsity=0.5).solver == "sparsegpt"
+    assert built(sparsity=0.5).solver == AUTO
     assert built(sparsity=0.5, score="wanda").solver == "none"
     assert built(sparsity=0.5, score="wanda", solver="refit").solver == "refit"
-    assert built(sparsity=0.5, solver="").solver == "sparsegpt"
-    assert built(sparsity=0.5, solver=None).solver == "sparsegpt"
+    assert built(sparsity=0.5, solver="").solver == AUTO
+    assert built(sparsity=0.5, solver=None).solver == AUTO
+    assert built(sparsity=0.5, solver="auto").solver == AUTO
+    assert built(sparsity=0.5, score="wanda", solver="auto").solver == AUTO_MASKED
 
 
 def test_a_recipe_cannot_be_changed_once_it_is_made() -> None:

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from secateur.api import compare, evaluate, prune
     from secateur.calibration.data import Windows
     from secateur.errors import SecateurError
+    from secateur.mask import Mask
     from secateur.network.loading import load
     from secateur.network.network import Network
     from secateur.progress import Progress, TerminalProgress
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 # Imported when first used: torch and transformers take seconds, which `secateur --help` needn't wait for.
 _HOMES = {
     "Comparison": "secateur.result",
+    "Mask": "secateur.mask",
     "Metrics": "secateur.result",
     "Network": "secateur.network.network",
     "Progress": "secateur.progress",
@@ -34,6 +36,7 @@ _HOMES = {
 
 __all__ = [
     "Comparison",
+    "Mask",
     "Metrics",
     "Network",
     "Progress",

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Annotated, Any, NoReturn
@@ -18,13 +19,14 @@ from rich.console import Console
 
 from secateur import api
 from secateur.errors import SecateurError, UsageError
+from secateur.network import packed
 from secateur.network.loading import load
 from secateur.network.saving import explain
 from secateur.progress import Progress, TerminalProgress
 from secateur.recipe import Recipe
 from secateur.report.page import comparison_page
 from secateur.report.structure import structure, structure_table
-from secateur.report.terminal import comparison_table, result_table, to_text
+from secateur.report.terminal import comparison_table, packed_table, result_table, to_text
 from secateur.result import Comparison, Result
 from secateur.run import run_recipe
 
@@ -73,12 +75,26 @@ def prune(
     pattern: Annotated[str | None, typer.Option(help="N:M keeps N of every M consecutive inputs.")] = None,
     unit: Annotated[str, typer.Option(help="What is removed: weight.")] = "weight",
     score: Annotated[
-        str | None, typer.Option(help="l1, l2, mean_abs, random, wanda, ria, obs; default: the solver's own.")
+        str | None,
+        typer.Option(help="l1, l2, mean_abs, random, wanda, ria, obs, taylor, fisher, snip; default: solver's."),
     ] = None,
     solver: Annotated[
-        str | None, typer.Option(help="none, sparsegpt, refit; default sparsegpt, or none with --score.")
+        str | None,
+        typer.Option(help="none, sparsegpt, admm, alps, refit, swap, dsnot or a chain: admm+refit; default auto."),
     ] = None,
-    allocation: Annotated[str, typer.Option(help="uniform (each layer the same) or global.")] = "uniform",
+    gradient: Annotated[
+        str, typer.Option(help="Of what gradient scores take gradients: block (its reconstruction) or loss.")
+    ] = "block",
+    allocation: Annotated[
+        str, typer.Option(help="uniform (each layer the same), global, owl, alpha or error.")
+    ] = "uniform",
+    reconstruct: Annotated[
+        bool, typer.Option("--reconstruct", help="Tune each block's kept weights to give the dense block's outputs.")
+    ] = False,
+    reconstruct_passes: Annotated[int | None, typer.Option(help="Passes over the activations; default 4.")] = None,
+    reconstruct_halves: Annotated[
+        bool, typer.Option("--reconstruct-halves", help="Tune attention and MLP one after the other.")
+    ] = False,
     per: Annotated[str, typer.Option(help="Compare weights within a layer or within an output.")] = "layer",
     min_per_output: Annotated[int, typer.Option(help="Weights that each output keeps at least.")] = 0,
     include: Annotated[list[str] | None, typer.Option(help="Glob on layer names; repeatable.")] = None,
@@ -114,7 +130,11 @@ def prune(
         "unit": unit,
         "score": score,
         "solver": solver,
+        "gradient": gradient,
         "allocation": allocation,
+        "reconstruct": reconstruct,
+        "reconstruct_passes": reconstruct_passes,
+        "reconstruct_halves": reconstruct_halves,
         "per": per,
         "min_per_output": min_per_output,
         "include": include or [],
@@ -191,7 +211,7 @@ def evaluate(
             device=device,
             trust_remote_code=trust_remote_code,
         )
-    found = Comparison(metrics, ())
+    found = Comparison(metrics, (), () if metrics.mask is None else (f"Mask: {metrics.mask}.",))
     _print(found.to_dict()["dense"], as_json, lambda: comparison_table(found))
 
 
@@ -230,6 +250,44 @@ def compare(
         if report is not None:
             comparison_page(comparison, report)
     _print(comparison.to_dict(), as_json, lambda: comparison_table(comparison))
+
+
+@app.command(epilog="Example:\n\n    secateur pack out/half -o out/half-packed")
+def pack(
+    checkpoint: Annotated[Path, typer.Argument(help="A pruned checkpoint's folder.")],
+    output: Output,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Store pruned weights as a bit mask and what is left: really smaller files, to be unpacked before use."""
+    with _friendly(debug, quiet) as progress:
+        done = packed.pack(_folder(checkpoint), output, overwrite, progress)
+    _print(asdict(done), as_json, lambda: packed_table(done))
+
+
+@app.command(epilog="Example:\n\n    secateur unpack out/half-packed -o out/half")
+def unpack(
+    checkpoint: Annotated[Path, typer.Argument(help="A folder that secateur pack wrote.")],
+    output: Output,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Restore a packed checkpoint to the very bytes that it was made of."""
+    with _friendly(debug, quiet) as progress:
+        done = packed.unpack(_folder(checkpoint), output, overwrite, progress)
+    _print(asdict(done), as_json, lambda: packed_table(done))
+
+
+def _folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise UsageError(f"there is no folder '{path}'.")
+    return path
 
 
 @app.command(epilog="Example:\n\n    secateur inspect demo:smollm2-135m")

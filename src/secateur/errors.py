@@ -42,6 +42,10 @@ class NothingPrunedError(SecateurError):
     """A run would have left the model as it was."""
 
 
+class MaskError(SecateurError):
+    """A mask can't be read, doesn't fit a network, or isn't held by it."""
+
+
 class SaveError(SecateurError):
     """The output can't be written, or the written checkpoint doesn't reload as it should."""
 

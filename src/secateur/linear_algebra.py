@@ -62,6 +62,16 @@ def inverse_factor(G: Tensor, damping: float = DAMPING) -> tuple[Tensor, float]:
     return torch.linalg.solve_triangular(L, identity, upper=False).flip(0, 1).contiguous(), relative
 
 
+def row_errors(D: Tensor, G: Tensor) -> Tensor:
+    """Returns (out,) the squared output error of each row, d G dᵀ.
+
+    Args:
+        D: (out, in) float32, the change of the weights.
+        G: (in, in) float32, the Gram matrix.
+    """
+    return ((D @ G) * D).sum(1).clamp(min=0)
+
+
 def relative_error(W: Tensor, pruned: Tensor, G: Tensor) -> float:
     """Returns the relative reconstruction error tr(D G Dᵀ) / tr(W G Wᵀ) with D = W - pruned.
 
@@ -69,8 +79,5 @@ def relative_error(W: Tensor, pruned: Tensor, G: Tensor) -> float:
         W, pruned: (out, in) float32.
         G: (in, in) float32.
     """
-    D = W - pruned
-    whole = float(((W @ G) * W).sum(dtype=torch.float64))
-    if whole <= 0:
-        return 0.0
-    return max(0.0, float(((D @ G) * D).sum(dtype=torch.float64))) / whole
+    whole = float(row_errors(W, G).sum(dtype=torch.float64))
+    return float(row_errors(W - pruned, G).sum(dtype=torch.float64)) / whole if whole > 0 else 0.0

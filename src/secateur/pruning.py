@@ -5,33 +5,40 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
 
+from secateur.allocation import ALLOCATORS
+from secateur.allocation.allocator import Allocator
 from secateur.allocation.amounts import Amount, Pattern, Threshold
 from secateur.allocation.ranking import ScoreRanking
 from secateur.allocation.selection import keep_mask, lowest
 from secateur.allocation.uniform import uniform
 from secateur.calibration.data import Windows
-from secateur.calibration.runner import BlockRunner, gather_outside
-from secateur.calibration.statistics import Needs, Statistics
+from secateur.calibration.runner import BlockRunner, gather_outside, loss_gradients
+from secateur.calibration.statistics import GRADIENTS, Gradients, Needs, Statistics
 from secateur.errors import NothingPrunedError, SecateurError, UsageError
-from secateur.linear_algebra import relative_error
 from secateur.network.network import Layer, Network
 from secateur.progress import Progress
 from secateur.recipe import Prune
-from secateur.result import LayerReport, StageReport
+from secateur.result import BlockReport, LayerReport, StageReport
 from secateur.scores import SCORES, Score, score_named
-from secateur.solvers import Problem, Solver, solver_named
+from secateur.solvers import Problem, Solver, Step, chain_named, needs_of_chain, solve_chain
+from secateur.training.reconstruction import reconstruct
 
 
 def needs_of(stage: Prune) -> Needs:
     """Returns the statistics that a stage reads."""
+    planned = ALLOCATORS[stage.allocation].needs if stage.allocation in ALLOCATORS else Needs.NOTHING
+    return _solving_needs(stage) | planned
+
+
+def _solving_needs(stage: Prune) -> Needs:
     score = score_named(stage.score).needs if stage.score else Needs.NOTHING
-    return score | solver_named(stage.solver).needs
+    return score | needs_of_chain(chain_named(stage.solver)) | (Needs.OUTPUTS if stage.reconstruct else Needs.NOTHING)
 
 
 def prune_weights(
@@ -64,7 +71,13 @@ def prune_weights(
             f"nothing was pruned: all {len(reports)} layers already have {_extent(reports)} zeros. "
             "Ask for more, or choose other layers."
         )
-    return StageReport({"prune": stage.model_dump(mode="json")}, tuple(reports), dict(work.seconds), tuple(work.notes))
+    return StageReport(
+        {"prune": stage.model_dump(mode="json")},
+        tuple(reports),
+        dict(work.seconds),
+        tuple(work.notes),
+        tuple(work.blocks),
+    )
 
 
 def select_layers(network: Network, stage: Prune) -> list[Layer]:
@@ -96,6 +109,8 @@ def select_layers(network: Network, stage: Prune) -> list[Layer]:
             raise UsageError(
                 f"{layer.name} is an embedding, whose input has no statistics; prune it with --score l1 --solver none."
             )
+        if needs_of(stage) & GRADIENTS and stage.gradient == "block" and any(layer is other for other in outside):
+            raise UsageError(f"{layer.name} lies outside of the blocks; score it with --gradient loss.")
     return layers
 
 
@@ -125,11 +140,19 @@ class _Work:
 
     def __post_init__(self) -> None:
         self.score: Score | None = score_named(self.stage.score) if self.stage.score else None
-        self.solver: Solver = solver_named(self.stage.solver)
-        self.needs = needs_of(self.stage)
+        self.chain: tuple[Solver, ...] = chain_named(self.stage.solver)
+        self.needs = _solving_needs(self.stage)
         self.seconds: dict[str, float] = defaultdict(float)
         self.notes: list[str] = []
+        self.blocks: list[BlockReport] = []
         self.index = {layer.name: number for number, layer in enumerate(self.layers)}
+        self.loss_gradients: dict[str, Gradients] = {}
+        if self.needs & GRADIENTS and self.stage.gradient == "loss":
+            assert self.windows is not None
+            with self._timed("gradients"):
+                self.loss_gradients = loss_gradients(
+                    self.network, self.layers, self.windows, self.needs, self.compute, self.progress
+                )
 
     def plan(self) -> dict[str, Amount]:
         """Returns each layer's amount; a global budget takes one pass over the dense model."""
@@ -144,8 +167,10 @@ class _Work:
         sizes = {layer.name: layer.parameter.numel() for layer in self.layers}
         if stage.allocation == "uniform":
             counts = uniform(sizes, stage.sparsity)
-        else:
+        elif stage.allocation == "global":
             counts = self._rank(round(stage.sparsity * sum(sizes.values())))
+        else:
+            counts = self._allocate(ALLOCATORS[stage.allocation](stage.sparsity))
         return {
             name: Amount(remove=count, per=stage.per, min_per_output=stage.min_per_output)
             for name, count in counts.items()
@@ -165,7 +190,7 @@ class _Work:
                     scores[lowest(-scores, reserve) & (scores != -torch.inf)] = torch.inf
                 ranking.add(layer.name, scores)
 
-            self._visit(self.layers, score.needs, add, "scoring the dense model", solve=False)
+            self._visit(self.layers, score.needs, add, "scoring the dense model")
             counts = ranking.lowest(remove)
         emptied = [layer.name for layer in self.layers if counts[layer.name] == layer.parameter.numel()]
         if emptied:
@@ -174,6 +199,16 @@ class _Work:
             )
         return counts
 
+    def _allocate(self, allocator: Allocator) -> dict[str, int]:
+        """Shows an allocator every layer of the dense model."""
+
+        def add(layer: Layer, statistics: Statistics | None) -> None:
+            allocator.add(layer.name, layer.reads.rpartition("/")[0] or layer.name, self._dense(layer), statistics)
+
+        with self._timed("plan"):
+            self._visit(self.layers, allocator.needs, add, "looking at the dense model")
+            return allocator.counts()
+
     def carry_out(self, amounts: Mapping[str, Amount]) -> list[LayerReport]:
         """Prunes all layers and returns their reports in forward order."""
         reports: dict[str, LayerReport] = {}
@@ -181,7 +216,7 @@ class _Work:
         def prune(layer: Layer, statistics: Statistics | None) -> None:
             reports[layer.name] = self._prune_layer(layer, amounts[layer.name], statistics)
 
-        self._visit(self.layers, self.needs, prune, "pruning", solve=True)
+        self._visit(self.layers, self.needs, prune, "pruning")
         return [reports[layer.name] for layer in self.layers]
 
     def _visit(
@@ -190,7 +225,6 @@ class _Work:
         needs: Needs,
         act: Callable[[Layer, Statistics | None], None],
         label: str,
-        solve: bool,
     ) -> None:
         """Calls `act` on each layer with its statistics, which come from the blocks before it as they are then."""
         if not needs:
@@ -206,14 +240,29 @@ class _Work:
             for block in range(len(self.network.blocks))
         ]
         last = max((number for number, some in enumerate(blocks) if some), default=-1)
-        tick = self.progress.bar(label, max(0, 2 * last + 1) * len(runner.hidden) + len(layers))
+        by_block = bool(needs & GRADIENTS) and not self.loss_gradients
+        rebuilt = Needs.OUTPUTS in needs
+        passes = max(0, 2 * last + 1) + (last + 1) * by_block
+        tick = self.progress.bar(label, passes * len(runner.hidden) + len(layers))
+        tuned = self.progress.bar("reconstructing", sum(map(bool, blocks))) if rebuilt else None
         for number, some in enumerate(blocks[: last + 1]):
             with self._timed("gather"):
                 readers: dict[str, tuple[Layer, Needs]] = {}
                 for layer in some:
                     readers.setdefault(layer.reads, (layer, needs))
-                statistics = runner.gather(readers, tick)
-            self._act(some, statistics, act, tick)
+                outputs: list[Tensor] | None = [] if rebuilt and some else None
+                statistics = runner.gather(readers, tick, outputs)
+            gradients = self.loss_gradients
+            if by_block:
+                with self._timed("gradients"):
+                    gradients = runner.gradients(some, needs, tick)
+            self._act(some, statistics, gradients, act, tick)
+            if outputs is not None and tuned is not None:
+                with self._timed("reconstruct"), runner.differentiable():
+                    self.blocks.append(
+                        reconstruct(runner, some, outputs, self.stage.reconstruct_passes, self.stage.reconstruct_halves)
+                    )
+                tuned()
             if number < last:
                 with self._timed("propagate"):
                     runner.advance(tick)
@@ -227,18 +276,22 @@ class _Work:
                     self.compute,
                     self.progress,
                 )
-            self._act(outside, statistics, act, tick)
+            self._act(outside, statistics, self.loss_gradients, act, tick)
 
     def _act(
         self,
         layers: list[Layer],
         statistics: dict[str, Statistics],
+        gradients: dict[str, Gradients],
         act: Callable[[Layer, Statistics | None], None],
         tick: Callable[[], None],
     ) -> None:
         with self._timed("solve"), torch.inference_mode():
             for layer in layers:
-                act(layer, statistics[layer.reads])
+                known = statistics.get(layer.reads) or Statistics.empty(
+                    layer.shape[1], Needs.NOTHING, self.network.device
+                )
+                act(layer, replace(known, gradients=gradients.get(layer.name)))
                 tick()
 
     def _dense(self, layer: Layer) -> Tensor:
@@ -270,16 +323,12 @@ class _Work:
             statistics,
             amount,
             keep,
-            self.stage.damping,
-            min(self.stage.block_size, W.shape[1]),
+            damping=self.stage.damping,
+            block_size=min(self.stage.block_size, W.shape[1]),
         )
-        solution = self.solver.solve(problem)
-        errors: tuple[float | None, float | None] = (None, None)
-        if statistics is not None and statistics.gram is not None:
-            masked = relative_error(W, W * solution.keep, statistics.G)
-            errors = (masked, relative_error(W, solution.W, statistics.G))
+        solution, steps = solve_chain(self.chain, problem)
         layer.write(solution.W.to("cpu"), solution.keep.to("cpu"))
-        return _report(layer, zeros_before, start, errors, solution.damping, threshold)
+        return _report(layer, zeros_before, start, steps, threshold)
 
     def _timed(self, phase: str) -> _Timer:
         return _Timer(self.seconds, phase)
@@ -306,8 +355,7 @@ def _report(
     layer: Layer,
     zeros_before: int,
     start: float,
-    errors: tuple[float | None, float | None] = (None, None),
-    damping: float | None = None,
+    steps: tuple[Step, ...] = (),
     threshold: float | None = None,
 ) -> LayerReport:
     alive = layer.matrix() != 0
@@ -320,11 +368,12 @@ def _report(
         zeros=layer.zeros(),
         dead_rows=rows - int(alive.any(1).sum()),
         dead_columns=columns - int(alive.any(0).sum()),
-        error_masked=errors[0],
-        error=errors[1],
-        damping=damping,
+        error_masked=steps[0].error_before if steps else None,
+        error=steps[-1].error if steps else None,
+        damping=max((step.damping for step in steps if step.damping is not None), default=None),
         threshold=threshold,
         seconds=time.perf_counter() - start,
+        steps=steps,
     )
 
 

@@ -9,10 +9,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from secateur.allocation.amounts import Pattern, Threshold
+from secateur.calibration.statistics import GRADIENTS
 from secateur.errors import SecateurError, UsageError
 from secateur.linear_algebra import DAMPING
 from secateur.scores import score_named
-from secateur.solvers import solver_named
+from secateur.solvers import AUTO, AUTO_MASKED, chain_named
 
 
 class _Settings(BaseModel):
@@ -46,8 +47,15 @@ class Prune(_Settings):
         threshold: Everything that scores below it goes: a number, `p90`, `mean-1std`.
         pattern: `N:M` keeps N of every M consecutive inputs.
         score: Importance; None lets the solver choose by its own.
-        solver: `none`, `sparsegpt`, `refit`; None is `sparsegpt` without a score, `none` with one.
-        allocation: `uniform` (every layer the same share) or `global` (the model's lowest scores).
+        solver: One solver, or several that follow each other: `sparsegpt+refit`; None is `auto` without a score,
+            `none` with one. `auto` is written out as the chain that it stands for.
+        gradient: What gradient scores differentiate: `block`, each block's own reconstruction loss, or `loss`, the
+            next-token loss through the whole model.
+        allocation: `uniform` (every layer the same share), `global` (the model's lowest scores), `owl`, `alpha` or
+            `error` (see secateur.allocation).
+        reconstruct: Whether each block's kept weights are tuned to give the dense block's outputs.
+        reconstruct_passes: Passes over the activations at most.
+        reconstruct_halves: Whether attention and MLP are tuned one after the other instead of together.
         per: `layer` or `output`: what a weight's score is compared with.
         min_per_output: Weights that every output keeps; if positive, every input keeps one too (with a pattern
             inputs that die are only counted).
@@ -62,7 +70,11 @@ class Prune(_Settings):
     pattern: str | None = None
     score: str | None = None
     solver: str = ""
-    allocation: Literal["uniform", "global"] = "uniform"
+    gradient: Literal["block", "loss"] = "block"
+    allocation: Literal["uniform", "global", "owl", "alpha", "error"] = "uniform"
+    reconstruct: bool = False
+    reconstruct_passes: int = Field(default=4, ge=1)
+    reconstruct_halves: bool = False
     per: Literal["layer", "output"] = "layer"
     min_per_output: int = Field(default=0, ge=0)
     include: tuple[str, ...] = ()
@@ -87,7 +99,9 @@ class Prune(_Settings):
     @classmethod
     def _default_solver(cls, data: Any) -> Any:
         if isinstance(data, dict) and not data.get("solver"):
-            return {**data, "solver": "none" if data.get("score") else "sparsegpt"}
+            data = {**data, "solver": "none" if data.get("score") else "auto"}
+        if isinstance(data, dict) and data["solver"] == "auto":
+            return {**data, "solver": AUTO_MASKED if data.get("score") else AUTO}
         return data
 
     @model_validator(mode="after")
@@ -102,18 +116,27 @@ class Prune(_Settings):
             Threshold.parse(self.threshold)
         if self.pattern is not None:
             Pattern.parse(self.pattern)
-        if self.allocation == "global" and self.sparsity is None:
+        if self.allocation != "uniform" and self.sparsity is None:
             raise UsageError(
-                f"--allocation global shares out a --sparsity; a --{given[0]} already says what each layer gives."
+                f"--allocation {self.allocation} shares out a --sparsity; "
+                f"a --{given[0]} already says what each layer gives."
             )
         if self.per == "output" and self.sparsity is None:
             raise UsageError(f"--per output needs --sparsity; a --{given[0]} doesn't compare weights with each other.")
-        solver = solver_named(self.solver)
+        first = chain_named(self.solver)[0]
+        if self.gradient == "loss" and not (self.score and score_named(self.score).needs & GRADIENTS):
+            raise UsageError("--gradient loss is for gradient scores: add --score taylor, fisher or snip.")
+        if not self.reconstruct and {"reconstruct_passes", "reconstruct_halves"} & self._changed():
+            raise UsageError("--reconstruct-passes and --reconstruct-halves go with --reconstruct.")
         if self.score is not None:
             score_named(self.score)
-        elif not solver.chooses:
-            raise UsageError(f"solver '{self.solver}' needs a score: add --score wanda, for instance.")
+        elif not first.chooses:
+            raise UsageError(f"solver '{first.name}' needs a score: add --score wanda, for instance.")
         return self
+
+    def _changed(self) -> set[str]:
+        """The fields that differ from their defaults."""
+        return {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
 
 
 class Evaluate(_Settings):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from secateur.solvers.chain import Step
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -17,10 +19,11 @@ class LayerReport:
         dead_rows, dead_columns: Outputs and inputs that have no weight left.
         error_masked: Relative reconstruction error ||(W - W')X||² / ||WX||² of the mask alone; None where no
             Gram matrix was gathered.
-        error: The same after the solver.
+        error: The same after the solvers.
         damping: Damping that made the Gram matrix positive definite, relative to its mean diagonal.
         threshold: The threshold that scores were held against, where one was asked for.
         seconds: Time spent on scoring and solving.
+        steps: What each solver of the chain did.
     """
 
     name: str
@@ -35,6 +38,7 @@ class LayerReport:
     damping: float | None = None
     threshold: float | None = None
     seconds: float = 0.0
+    steps: tuple[Step, ...] = ()
 
     @property
     def weights(self) -> int:
@@ -48,20 +52,39 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class BlockReport:
+    """What reconstruction did to one block.
+
+    Attributes:
+        name: The block's name.
+        error_before, error: Squared error of the pruned block's output relative to what the dense block adds to its
+            input, before and after, on windows that weren't trained on.
+        passes: Passes over the activations that were made.
+    """
+
+    name: str
+    error_before: float
+    error: float
+    passes: int
+
+
+@dataclass(frozen=True)
 class StageReport:
     """What one stage of a recipe did.
 
     Attributes:
         stage: The stage's settings, as written in the recipe with its defaults.
         layers: One report per pruned layer, in forward order.
-        seconds: Wall time by phase: `prelude`, `plan`, `gather`, `solve`, `propagate`.
+        seconds: Wall time by phase: `prelude`, `plan`, `gather`, `gradients`, `solve`, `reconstruct`, `propagate`.
         notes: Things that the user should know, in words.
+        blocks: One report per reconstructed block.
     """
 
     stage: dict[str, Any]
     layers: tuple[LayerReport, ...]
     seconds: dict[str, float]
     notes: tuple[str, ...] = ()
+    blocks: tuple[BlockReport, ...] = ()
 
     @property
     def weights(self) -> int:
@@ -97,6 +120,7 @@ class Metrics:
         cosine: Mean cosine similarity of output vectors to the dense model's (encoders, XLNet).
         prefill, decode: Tokens per second, the median of repeats taken in turns with the dense model.
         sample: A text that the model wrote from `prompt`.
+        mask: What the mask file beside the checkpoint says, and whether the weights hold it; None without one.
         sparsity_by_layer: Share of zeros per layer inside the blocks.
     """
 
@@ -117,6 +141,7 @@ class Metrics:
     decode: float | None = None
     prompt: str | None = None
     sample: str | None = None
+    mask: str | None = None
     sparsity_by_layer: dict[str, float] = field(default_factory=dict)
 
     @property

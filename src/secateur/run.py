@@ -19,6 +19,8 @@ import torch
 from secateur.calibration.data import Windows, calibration_windows, text_windows, window_length
 from secateur.errors import CalibrationError
 from secateur.evaluation.comparison import bytes_on_disk, compare_networks
+from secateur.mask import FILE as MASK_FILE
+from secateur.mask import Mask
 from secateur.network.loading import load
 from secateur.network.network import Network
 from secateur.network.saving import (
@@ -99,6 +101,7 @@ def run_recipe(recipe: Recipe, progress: Progress | None = None) -> Result:
     with complete_folder(output) as folder:
         with work.timed("save"):
             save_network(network, folder)
+            Mask.of(network).save(folder / MASK_FILE)
         with work.timed("reload"):
             difference = reload_difference(network, folder, _probe(network, calibration or held_out))
         with work.timed("evaluate"):

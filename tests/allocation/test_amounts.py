@@ -136,4 +136,4 @@ def test_uniform_gives_each_layer_the_same_share_to_the_nearest_weight(sizes: li
 
 
 def test_the_allocations_are_uniform_and_global() -> None:
-    assert ALLOCATIONS == ("uniform", "global")
+    assert ALLOCATIONS == ("uniform", "global", "owl", "alpha", "error")

@@ -13,8 +13,8 @@ from torch.overrides import TorchFunctionMode
 
 from secateur.calibration.data import Windows
 from secateur.calibration.precision import COMPUTE, products
-from secateur.calibration.runner import BlockRunner, gather_outside
-from secateur.calibration.statistics import Needs, Statistics
+from secateur.calibration.runner import BlockRunner, gather_outside, loss_gradients
+from secateur.calibration.statistics import GRADIENTS, Needs, Statistics
 from secateur.errors import CalibrationError, UsageError
 from secateur.network.families import FAMILIES
 from secateur.network.network import Layer, Network, Source
@@ -311,3 +311,62 @@ def test_an_unknown_precision_is_refused_with_the_known_ones() -> None:
         products("float8", torch.float32, torch.device("cpu")),
     ):
         pass
+
+
+def block_loss(one: Network, block: int) -> Tensor:
+    """The loss of gradient scores, all windows at once, from a plain forward pass."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def note(_: nn.Module, args: Any, out: Any) -> None:
+        seen.append((args[0], out if isinstance(out, Tensor) else out[0]))
+
+    handle = one.blocks[block].register_forward_hook(note)
+    one.model(windows().ids)
+    handle.remove()
+    ((x, y),) = seen
+    return 0.5 * (y - x.detach()).square().sum(-1).mean()
+
+
+@every_family
+def test_gradients_are_those_of_what_the_block_adds(family: str, batches: int) -> None:
+    one = network(family)
+    runner = BlockRunner(one, windows())
+    runner.advance(nothing)
+    layers = one.block_layers(1)
+    found = runner.gradients(layers, GRADIENTS, nothing)
+    assert not any(parameter.requires_grad for parameter in one.model.parameters())
+    for layer in layers:
+        assert found[layer.name].count == batches
+        assert found[layer.name].total.shape == layer.shape
+        assert bool((found[layer.name].sizes >= found[layer.name].total.abs() - 1e-6).all())
+    if batches > 1:
+        return
+    for layer in layers:
+        layer.parameter.requires_grad_(True)
+    gradients = torch.autograd.grad(block_loss(one, 1), [layer.parameter for layer in layers])
+    for layer, gradient in zip(layers, gradients, strict=True):
+        expected = layer.as_matrix(gradient)
+        assert float(expected.abs().max()) > 0
+        torch.testing.assert_close(found[layer.name].total, expected, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(found[layer.name].sizes, expected.abs(), rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(found[layer.name].squares, expected.square(), rtol=1e-2, atol=1e-8)
+
+
+def test_gradients_of_the_loss_are_those_of_transformers_own() -> None:
+    one = network("llama")
+    layers = one.layers()
+    found = loss_gradients(one, layers, windows(), Needs.GRADIENT, "auto", Progress())
+    for layer in layers:
+        layer.parameter.requires_grad_(True)
+    ids = windows().ids
+    gradients = torch.autograd.grad(one.model(ids, labels=ids).loss, [layer.parameter for layer in layers])
+    for layer, gradient in zip(layers, gradients, strict=True):
+        mean = found[layer.name].total / found[layer.name].count
+        torch.testing.assert_close(mean, layer.as_matrix(gradient), rtol=1e-3, atol=1e-6)
+        assert found[layer.name].squares is None
+
+
+def test_gradients_of_the_loss_need_a_head() -> None:
+    one = network("bert")
+    with pytest.raises(UsageError, match="--gradient loss needs a next-token loss"):
+        loss_gradients(one, one.layers(), windows(), Needs.GRADIENT, "auto", Progress())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from secateur.calibration.statistics import Needs, Statistics
+from secateur.calibration.statistics import GRADIENTS, Gradients, Needs, Statistics
 from secateur.errors import ScoreError, UsageError
 from secateur.scores import SCORES, Score, score_named
 
@@ -20,7 +20,18 @@ CALIBRATED_SCORES = {name: score for name, score in SCORES.items() if score.need
 every_calibrated_score = pytest.mark.parametrize("score", CALIBRATED_SCORES.values(), ids=CALIBRATED_SCORES)
 
 # What doubling all weights multiplies the score by: of single weights, and of vectors.
-DOUBLED = {"l1": 2, "l2": 4, "mean_abs": 2, "random": 1, "wanda": 2, "ria": 1, "obs": 4}
+DOUBLED = {
+    "l1": 2,
+    "l2": 4,
+    "mean_abs": 2,
+    "random": 1,
+    "wanda": 2,
+    "ria": 1,
+    "obs": 4,
+    "taylor": 2,
+    "fisher": 4,
+    "snip": 2,
+}
 DOUBLED_VECTORS = DOUBLED | {"l2": 2, "variance": 4}
 
 
@@ -42,7 +53,13 @@ def statistics(score: Score, X: Tensor | None = None) -> Statistics | None:
     if not score.needs:
         return None
     found = Statistics.empty(IN, score.needs, CPU)
-    found.add(inputs() if X is None else X)
+    X = inputs() if X is None else X
+    found.add(X)
+    if score.needs & GRADIENTS:
+        found.gradients = Gradients.empty((OUT, IN), score.needs, CPU)
+        Y = torch.randn(TOKENS, OUT, generator=generator(4))  # gradients at the outputs
+        for part in range(4):
+            found.gradients.add(Y[part::4].T @ X[part::4])
     return found
 
 
@@ -211,6 +228,17 @@ def test_obs_is_the_least_error_that_removing_a_weight_can_leave() -> None:
         D = torch.zeros(IN, dtype=torch.float64)
         D[others], D[j] = shift, -W[i, j].double()
         assert float(D @ H @ D) == pytest.approx(float(scores[i, j]), rel=1e-3)
+
+
+def test_gradient_scores_are_their_formulas() -> None:
+    W = torch.tensor([[2.0, -3.0]])
+    batches = [torch.tensor([[1.0, 1.0]]), torch.tensor([[-3.0, 2.0]])]
+    for name, expected in (("taylor", [4, 4.5]), ("fisher", [10, 11.25]), ("snip", [2, 4.5])):
+        known = Statistics.empty(2, Needs.NOTHING, CPU)
+        known.gradients = Gradients.empty((1, 2), SCORES[name].needs, CPU)
+        for batch in batches:
+            known.gradients.add(batch)
+        assert SCORES[name].weights(W, known, generator()).tolist() == [expected]
 
 
 def test_random_is_uniform_in_0_to_1_and_differs_by_seed() -> None:

@@ -7,18 +7,19 @@ in this release. After that each block is called by itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from secateur.calibration.data import Windows
 from secateur.calibration.precision import products
-from secateur.calibration.statistics import Needs, Statistics
-from secateur.errors import CalibrationError
+from secateur.calibration.statistics import INPUTS, Gradients, Needs, Statistics
+from secateur.errors import CalibrationError, UsageError
 from secateur.network.network import Layer, Network
 from secateur.progress import Progress
 
@@ -77,33 +78,79 @@ class BlockRunner:
         args, kwargs = self._calls[batch][self.position]
         device = self.network.device
         hidden = self.hidden[batch].to(device)
-        output = self.network.blocks[self.position](hidden, *_to(args, device), **_to(kwargs, device))
+        output = self.block(hidden, *_to(args, device), **_to(kwargs, device))
         result: Tensor = output if isinstance(output, Tensor) else output[0]
         return result.to(self.hidden[batch])
 
-    def gather(self, layers: Mapping[str, tuple[Layer, Needs]], tick: Callable[[], None]) -> dict[str, Statistics]:
+    @property
+    def block(self) -> nn.Module:
+        """The block that comes next."""
+        return self.network.blocks[self.position]
+
+    def gather(
+        self,
+        layers: Mapping[str, tuple[Layer, Needs]],
+        tick: Callable[[], None],
+        outputs: list[Tensor] | None = None,
+    ) -> dict[str, Statistics]:
         """Passes every batch through the next block and returns the statistics of its layers' inputs.
 
         Args:
             layers: By input name (`Layer.reads`): a layer that reads it, and what is needed of it.
             tick: Called after each batch.
+            outputs: A list that takes up the block's outputs, one tensor per batch, if they are wanted.
 
         Returns:
             Statistics by input name, on the compute device.
         """
         device = self.network.device
         found = {name: Statistics.empty(layer.shape[1], needs, device) for name, (layer, needs) in layers.items()}
-        layers = {name: entry for name, entry in layers.items() if entry[1]}
-        if not layers:
+        layers = {name: entry for name, entry in layers.items() if entry[1] & INPUTS}
+        if not layers and outputs is None:
             return {}
-        with self._on_device(self.network.blocks[self.position]), _watching(layers, found):
+        with self._on_device(self.block), _watching(layers, found, stop=outputs is None):
             for batch in range(len(self.hidden)):
                 with suppress(_LastInputSeen):
-                    self._forward(batch)
+                    output = self._forward(batch)
+                    if outputs is not None:
+                        outputs.append(output)
                 tick()
         for name, (layer, _) in layers.items():
             found[name].check(layer.name)
         return {name: found[name] for name in layers}
+
+    def gradients(self, layers: Sequence[Layer], needs: Needs, tick: Callable[[], None]) -> dict[str, Gradients]:
+        """Passes every batch through the next block and back, and returns its layers' gradients by name.
+
+        The loss of a batch is ½ mean ||f(x) - x||² over its tokens: the error of reconstructing the block's output
+        without the block. (At the dense weights the error of reconstructing f(x) by itself has no gradient.)
+        """
+        device = self.network.device
+        found = {layer.name: Gradients.empty(layer.shape, needs, device) for layer in layers}
+        if not layers:
+            return found
+        with self.differentiable(), _differentiating(layers) as parameters:
+            for batch in range(len(self.hidden)):
+                x, args, kwargs = self.ordinary_call(batch)
+                output = self.block(x, *args, **kwargs)
+                y = output if isinstance(output, Tensor) else output[0]
+                loss = 0.5 * (y.float() - x.float()).square().sum(-1).mean()
+                _add(found, layers, torch.autograd.grad(loss, parameters))
+                tick()
+        for layer in layers:
+            found[layer.name].check(layer.name)
+        return found
+
+    @contextmanager
+    def differentiable(self) -> Iterator[None]:
+        """Has the next block on the compute device, and lets gradients be taken."""
+        with self._on_device(self.block), torch.inference_mode(False), torch.enable_grad():
+            yield
+
+    def ordinary_call(self, batch: int) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+        """Returns copies of the next block's arguments that can take part in gradients: hidden states, args, kwargs."""
+        args, kwargs = _ordinary(self._calls[batch][self.position], self.network.device)
+        return self.hidden[batch].to(self.network.device).clone(), args, kwargs
 
     def advance(self, tick: Callable[[], None]) -> None:
         """Passes every batch through the next block as it is now, and stands before the one after it.
@@ -111,7 +158,7 @@ class BlockRunner:
         Args:
             tick: Called after each batch.
         """
-        with self._on_device(self.network.blocks[self.position]):
+        with self._on_device(self.block):
             for batch in range(len(self.hidden)):
                 self.hidden[batch] = self._forward(batch)
                 self._calls[batch][self.position] = ((), {})  # not needed again
@@ -127,7 +174,7 @@ def gather_outside(
     progress: Progress,
 ) -> dict[str, Statistics]:
     """Returns statistics of the inputs of layers outside of the blocks (a head), by full forward passes."""
-    wanted = {layer.reads: (layer, needs) for layer, needs in layers if needs}
+    wanted = {layer.reads: (layer, needs) for layer, needs in layers if needs & INPUTS}
     if not wanted:
         return {}
     cpu = torch.device("cpu")
@@ -139,6 +186,50 @@ def gather_outside(
     for name, (layer, _) in wanted.items():
         found[name].check(layer.name)
     return found
+
+
+def loss_gradients(
+    network: Network, layers: Sequence[Layer], windows: Windows, needs: Needs, compute: str, progress: Progress
+) -> dict[str, Gradients]:
+    """Returns the layers' gradients of the next-token loss, by name: one pass through the whole model and back.
+
+    The sums of all layers are held at once, in main memory.
+
+    Raises:
+        UsageError: The model has no next-token head.
+    """
+    if not network.generates:
+        raise UsageError(f"--gradient loss needs a next-token loss, which {network.architecture} hasn't; use block.")
+    cpu = torch.device("cpu")
+    found = {layer.name: Gradients.empty(layer.shape, needs, cpu) for layer in layers}
+    with products(compute, network.model.dtype, cpu), _differentiating(layers) as parameters:
+        for ids in progress.track(windows.ids.split(1), "gradients of the loss"):
+            logits = network.model(ids).logits[:, :-1].float()
+            loss = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+            _add(found, layers, torch.autograd.grad(loss, parameters))
+    for layer in layers:
+        found[layer.name].check(layer.name)
+    return found
+
+
+@contextmanager
+def _differentiating(layers: Sequence[Layer]) -> Iterator[list[nn.Parameter]]:
+    """Gives the layers' stored weights, of which gradients can be taken for as long as it lasts."""
+    parameters = [layer.parameter for layer in layers]
+    before = [parameter.requires_grad for parameter in parameters]
+    try:
+        with torch.enable_grad():
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+            yield parameters
+    finally:
+        for parameter, required in zip(parameters, before, strict=True):
+            parameter.requires_grad_(required)
+
+
+def _add(found: Mapping[str, Gradients], layers: Sequence[Layer], gradients: Sequence[Tensor]) -> None:
+    for layer, gradient in zip(layers, gradients, strict=True):
+        found[layer.name].add(layer.as_matrix(gradient))
 
 
 class _Recorder(nn.Module):
@@ -211,6 +302,17 @@ def _to(value: Any, device: torch.device) -> Any:
         return tuple(_to(item, device) for item in value)
     if isinstance(value, dict):
         return {name: _to(item, device) for name, item in value.items()}
+    return value
+
+
+def _ordinary(value: Any, device: torch.device) -> Any:
+    """Copies the tensors in nested tuples and dicts: those made in inference mode can't take part in gradients."""
+    if isinstance(value, Tensor):
+        return value.to(device).clone()
+    if isinstance(value, tuple):
+        return tuple(_ordinary(item, device) for item in value)
+    if isinstance(value, dict):
+        return {name: _ordinary(item, device) for name, item in value.items()}
     return value
 
 

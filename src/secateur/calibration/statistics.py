@@ -23,6 +23,54 @@ class Needs(Flag):
     NOTHING = 0
     MOMENTS = auto()  # count, sum and sum of squares of each input
     GRAM = auto()  # X Xᵀ; brings the moments along
+    GRADIENT = auto()  # sum of the weight's gradients over the batches
+    GRADIENT_SIZE = auto()  # sum of their absolute values
+    GRADIENT_SQUARE = auto()  # sum of their squares
+    OUTPUTS = auto()  # the dense block's outputs, for reconstructing them
+
+
+INPUTS = Needs.MOMENTS | Needs.GRAM
+GRADIENTS = Needs.GRADIENT | Needs.GRADIENT_SIZE | Needs.GRADIENT_SQUARE
+
+
+@dataclass
+class Gradients:
+    """Sums over calibration batches of the gradient g of a loss with respect to one weight: (out, in) float32.
+
+    Attributes:
+        count: Number of batches.
+        total, sizes, squares: Sums of g, |g| and g²; None where it isn't needed.
+    """
+
+    count: int
+    total: Tensor | None = None
+    sizes: Tensor | None = None
+    squares: Tensor | None = None
+
+    @classmethod
+    def empty(cls, shape: tuple[int, int], needs: Needs, device: torch.device) -> Gradients:
+        """Returns sums over no batches."""
+        parts = (Needs.GRADIENT, Needs.GRADIENT_SIZE, Needs.GRADIENT_SQUARE)
+        return cls(0, *(torch.zeros(shape, device=device) if part in needs else None for part in parts))
+
+    def add(self, g: Tensor) -> None:
+        """Adds one batch's gradient: (out, in)."""
+        g = g.float()
+        self.count += 1
+        if self.total is not None:
+            self.total += g
+        if self.sizes is not None:
+            self.sizes += g.abs()
+        if self.squares is not None:
+            self.squares.addcmul_(g, g)
+
+    def check(self, name: str) -> None:
+        """Raises CalibrationError if a sum isn't finite."""
+        for part in (self.total, self.sizes, self.squares):
+            if part is not None and not bool(torch.isfinite(part).all()):
+                raise CalibrationError(
+                    f"the gradients of {name} are NaN or infinite on the calibration data; try --compute float32."
+                )
 
 
 @dataclass
@@ -37,12 +85,14 @@ class Statistics:
         squares: (in,) float64, sum of x².
         gram: (in, in) float32, the sum of x xᵀ, of which only the lower triangle's tiles are kept up to date
             while tokens are added; read it through `G`. None where it isn't needed.
+        gradients: Those of one layer's weight, where a score asks for them. Not part of sums and files.
     """
 
     count: int
     total: Tensor
     squares: Tensor
     gram: Tensor | None = None
+    gradients: Gradients | None = None
 
     @classmethod
     def empty(cls, width: int, needs: Needs, device: torch.device) -> Statistics:
@@ -67,15 +117,19 @@ class Statistics:
 
     @property
     def G(self) -> Tensor:
-        """(in, in) float32: the Gram matrix X Xᵀ.
+        """(in, in) float32: the Gram matrix X Xᵀ; read it, but don't write to it.
 
         Raises:
             CalibrationError: No Gram matrix was gathered.
         """
         if self.gram is None:
             raise CalibrationError("these statistics hold no Gram matrix; gather them with Needs.GRAM.")
-        lower = torch.tril(self.gram)
-        return lower + torch.tril(lower, -1).T
+        for start in range(0, self.gram.shape[0], GRAM_TILE):  # in place, so that no second matrix is held
+            end = min(start + GRAM_TILE, self.gram.shape[0])
+            self.gram[:start, start:end] = self.gram[start:end, :start].T
+            tile = self.gram[start:end, start:end]
+            tile.copy_(tile.tril() + tile.tril(-1).T)
+        return self.gram
 
     @property
     def norms(self) -> Tensor:

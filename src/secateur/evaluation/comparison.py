@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from secateur import mask
 from secateur.calibration.data import Windows
 from secateur.evaluation.quality import Quality, measure
 from secateur.evaluation.speed import Speed, greedy, measure_speed
@@ -94,9 +95,20 @@ def _metrics(
         weights=sum(layer.parameter.numel() for layer in layers),
         zeros=sum(zeros.values()),
         bytes_on_disk=size,
+        mask=mask_status(network),
         sparsity_by_layer={layer.name: zeros[layer.name] / layer.parameter.numel() for layer in layers},
         **figures,  # type: ignore[arg-type]
     )
+
+
+def mask_status(network: Network) -> str | None:
+    """Holds a network's weights against the mask file in its checkpoint folder; None without one."""
+    if not (network.source.path / mask.FILE).is_file():
+        return None
+    known = mask.Mask.load(network.source.path)
+    broken = known.violations(network)
+    held = "held" if not broken else f"BROKEN: {sum(broken.values())} weights in {len(broken)} layers aren't zero"
+    return f"{known.describe()}; {held}"
 
 
 def _bytes_per_token(network: Network, windows: Windows) -> float | None:

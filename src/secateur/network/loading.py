@@ -6,6 +6,7 @@ import io
 import json
 import re
 import struct
+import tempfile
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from secateur.network.demo import DEMOS, demo_model
 from secateur.network.families import family_of
 from secateur.network.family import Family
 from secateur.network.network import Network, Source
+from secateur.network.packed import is_packed, unpack_into
 from secateur.network.quiet import quiet_transformers
 from secateur.progress import Progress
 
@@ -40,7 +42,7 @@ def load(
     """Loads a model and describes it.
 
     Args:
-        model: A hub id, a checkpoint folder, a .gguf file, or `demo:NAME`.
+        model: A hub id, a checkpoint folder (packed or not), a .gguf file, or `demo:NAME`.
         dtype: `float32`, `bfloat16` or `float16`; None keeps the checkpoint's own (a GGUF becomes float32).
         device: `auto`, `cpu`, `cuda` or `mps`: where blocks are computed.
         trust_remote_code: Whether code that comes with the checkpoint may run.
@@ -63,6 +65,10 @@ def load(
         if path.suffix == ".gguf":
             loaded, family, tokenizer = _load_gguf(path, dtype)
             notes: tuple[str, ...] = ()
+        elif is_packed(path):
+            with tempfile.TemporaryDirectory(prefix="secateur-unpacked-") as scratch:
+                unpack_into(path, Path(scratch), progress or Progress())
+                loaded, family, tokenizer, notes = _load_folder(Path(scratch), dtype, trust_remote_code)
         else:
             loaded, family, tokenizer, notes = _load_folder(path, dtype, trust_remote_code)
     loaded.eval().requires_grad_(False)

@@ -57,7 +57,11 @@ class Layer:
 
     def matrix(self) -> Tensor:
         """Returns the weight as (out, in), without a copy, in the stored dtype."""
-        flat = self.parameter.detach().flatten(1)
+        return self.as_matrix(self.parameter.detach())
+
+    def as_matrix(self, stored: Tensor) -> Tensor:
+        """Shows a tensor of the stored weight's shape (a gradient, a mask) as (out, in), without a copy."""
+        flat = stored.flatten(1)
         return flat if self.layout is Layout.OUT_IN else flat.T
 
     def write(self, W: Tensor, keep: Tensor) -> None:

@@ -37,7 +37,7 @@ NOT_COPIED = (
     "*.onnx",
     "*.gguf",
 )
-OURS = ("config.json", "generation_config.json", "README.md", "report.html", RESULT_FILE)
+OURS = ("config.json", "generation_config.json", "README.md", "report.html", "secateur.mask", RESULT_FILE)
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}  # of the largest logit
 
 

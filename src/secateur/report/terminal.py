@@ -19,6 +19,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from secateur.network.packed import PackedSize
 from secateur.result import Comparison, LayerReport, Metrics, Result, StageReport
 
 WIDTH = 100
@@ -173,6 +174,7 @@ def describe_stage(stage: Mapping[str, Any]) -> str:
     if kind != "prune":
         return f"{kind.capitalize()}: " + ", ".join(f"{name} {value}" for name, value in given.items()) + "."
     unit, score, solver = given.get("unit", "weight"), given.get("score"), given.get("solver", "none")
+    chain = solver.split("+")
     if "pattern" in given:
         amount = f"{unit}s, in the {given['pattern']} pattern"
     elif "threshold" in given:
@@ -188,13 +190,15 @@ def describe_stage(stage: Mapping[str, Any]) -> str:
     words = [f"Zeroed {amount}" if unit == "weight" else f"Removed {amount}"]
     if score is not None:
         words.append(f"scored by {score}")
-    elif solver != "none":
-        words.append(f"chosen by {solver}'s own score")
+    elif chain != ["none"]:
+        words.append(f"chosen by {chain[0]}'s own score")
     if "sparsity" in given:
         words.append(SHARES.get(given.get("allocation", "uniform")) or f"shared out by {given['allocation']}")
     if given.get("per", "layer") != "layer":
         words.append(f"compared within each {given['per']}")
-    rest = "What stayed is as it was." if solver == "none" else f"What stayed was corrected by {solver}."
+    rest = (
+        "What stayed is as it was." if solver == "none" else f"What stayed was corrected by {' and then '.join(chain)}."
+    )
     return f"{', '.join(words)}. {rest}"
 
 
@@ -288,6 +292,19 @@ def _stages_table(stages: Sequence[StageReport]) -> Table:
         kind = shorten(next(iter(stage.stage)), 20)
         _add(table, (f"{number} {kind}", f"{len(stage.layers)}", f"{stage.zeros:,}", share, *known))
     return table
+
+
+def packed_table(sizes: PackedSize) -> RenderableType:
+    """Returns what packing or unpacking came to."""
+    table = _table("", "plain", "packed", "ratio")
+    rows = (
+        ("all weight files", sizes.plain, sizes.packed),
+        ("packed tensors", sizes.layers_plain, sizes.layers_packed),
+    )
+    for name, plain, packed in rows:
+        _add(table, (name, size(plain), size(packed), f"{packed / plain:.3f}" if plain else ""))
+    speed = f"{sizes.tensors} tensors are packed; {duration(sizes.seconds)}, {size(sizes.plain / sizes.seconds)}/s."
+    return Group(table, Text(speed), Text(f"checkpoint: {shorten(sizes.output, WIDTH - 12)}"))
 
 
 def comparison_table(comparison: Comparison) -> RenderableType:

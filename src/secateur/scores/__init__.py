@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from secateur.errors import UsageError, did_you_mean
 from secateur.scores.base import Score
+from secateur.scores.fisher import Fisher
 from secateur.scores.l1 import L1
 from secateur.scores.l2 import L2
 from secateur.scores.mean_abs import MeanAbs
 from secateur.scores.obs import Obs
 from secateur.scores.random import Random
 from secateur.scores.ria import Ria
+from secateur.scores.snip import Snip
+from secateur.scores.taylor import Taylor
 from secateur.scores.variance import Variance
 from secateur.scores.wanda import Wanda
 
 SCORES: dict[str, Score] = {
-    score.name: score for score in (L1(), L2(), MeanAbs(), Variance(), Random(), Wanda(), Ria(), Obs())
+    score.name: score
+    for score in (
+        *(L1(), L2(), MeanAbs(), Variance(), Random(), Wanda(), Ria(), Obs()),
+        *(Taylor(), Fisher(), Snip()),
+    )
 }
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from secateur.calibration.statistics import Needs, Statistics
+from secateur.calibration.statistics import Gradients, Needs, Statistics
 
 
 class Score(ABC):
@@ -62,3 +62,11 @@ def need(statistics: Statistics | None, score: str) -> Statistics:
     if statistics is None:
         raise ValueError(f"the score '{score}' needs statistics of the layer's input.")
     return statistics
+
+
+def need_gradients(statistics: Statistics | None, score: str) -> Gradients:
+    """Returns the gradients, or raises ValueError: the caller didn't gather what the score declares."""
+    found = need(statistics, score).gradients
+    if found is None:
+        raise ValueError(f"the score '{score}' needs gradients of the layer's weight.")
+    return found

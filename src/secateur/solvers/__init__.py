@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from secateur.errors import UsageError, did_you_mean
+from secateur.solvers.admm import Admm
+from secateur.solvers.alps import Alps
 from secateur.solvers.base import Problem, Solution, Solver
+from secateur.solvers.chain import Step, check_chain, needs_of_chain, solve_chain
+from secateur.solvers.dsnot import DSnoT
 from secateur.solvers.none import NoUpdate
 from secateur.solvers.refit import Refit
 from secateur.solvers.sparsegpt import SparseGPT
+from secateur.solvers.swap import Swap
 
-SOLVERS: dict[str, Solver] = {solver.name: solver for solver in (NoUpdate(), SparseGPT(), Refit())}
+SOLVERS: dict[str, Solver] = {
+    solver.name: solver for solver in (NoUpdate(), SparseGPT(), Admm(), Alps(), Refit(), Swap(), DSnoT())
+}
+
+# What `auto` stands for, without a score and on a score's mask.
+AUTO = "admm"
+AUTO_MASKED = "refit"
 
 
 def solver_named(name: str) -> Solver:
@@ -22,4 +33,27 @@ def solver_named(name: str) -> Solver:
     return SOLVERS[name]
 
 
-__all__ = ["SOLVERS", "Problem", "Solution", "Solver", "solver_named"]
+def chain_named(names: str) -> tuple[Solver, ...]:
+    """Returns the solvers of a chain, written `sparsegpt+refit`.
+
+    Raises:
+        UsageError: One of them is unknown, or can't follow.
+    """
+    chain = tuple(solver_named(name.strip()) for name in names.split("+"))
+    check_chain(chain)
+    return chain
+
+
+__all__ = [
+    "AUTO",
+    "AUTO_MASKED",
+    "SOLVERS",
+    "Problem",
+    "Solution",
+    "Solver",
+    "Step",
+    "chain_named",
+    "needs_of_chain",
+    "solve_chain",
+    "solver_named",
+]

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from secateur.allocation.amounts import Amount
@@ -22,9 +23,10 @@ class Problem:
         W: (out, in) float32, the dense weights.
         statistics: Of the layer's input; None if no solver or score needs any.
         amount: What to remove.
-        keep: (out, in) bool, the mask that a score chose; None if the solver is to choose.
+        keep: (out, in) bool, the mask that a score or the solver before chose; None if the solver is to choose.
         damping: Added to the Gram matrix's diagonal, relative to its mean.
         block_size: Columns that are handled at once by solvers that sweep over columns.
+        start: (out, in) float32, what the solver before left, zero outside of `keep`; None stands for W on the mask.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Problem:
     keep: Tensor | None = None
     damping: float = DAMPING
     block_size: int = 128
+    start: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,16 @@ class Solver(ABC):
         name: The name in recipes and on the command line.
         needs: The statistics that it reads.
         chooses: Whether it can choose the mask by itself; otherwise a score must be given.
+        moves: Whether it changes a mask that was given; each row (with N:M, each group) keeps its number of zeros.
+        follows: Whether it makes sense after another solver.
         about: One line for `--help` and the docs.
     """
 
     name: ClassVar[str]
     needs: ClassVar[Needs] = Needs.NOTHING
     chooses: ClassVar[bool] = False
+    moves: ClassVar[bool] = False
+    follows: ClassVar[bool] = True
     about: ClassVar[str]
 
     @abstractmethod
@@ -74,7 +81,7 @@ class Solver(ABC):
             problem: The layer; its `keep` is given unless `chooses`.
 
         Returns:
-            New weights and their mask; a mask that was given comes back as it was.
+            New weights and their mask; a mask that was given comes back as it was, unless `moves`.
 
         Raises:
             SolverError: There is no solution.
@@ -93,3 +100,19 @@ def mask_of(problem: Problem) -> Tensor:
     if problem.keep is None:
         raise ValueError(f"{problem.name}: this solver needs a mask; give a score.")
     return problem.keep
+
+
+def start_of(problem: Problem) -> Tensor:
+    """Returns the weights to improve on: what the solver before left, or the dense weights on the mask."""
+    return problem.W * mask_of(problem) if problem.start is None else problem.start
+
+
+def protected(problem: Problem, B: Tensor) -> Tensor:
+    """Returns (out, in) bool: weights that may not go, so that no input dies where `min_per_output` asks for that.
+
+    B: (out, in), the current weights. Rows need no protection, as they keep their number of weights.
+    """
+    marked = torch.zeros_like(B, dtype=torch.bool)
+    if problem.amount.min_per_output > 0 and problem.amount.pattern is None:
+        marked.scatter_(0, B.abs().argmax(0, keepdim=True), True)
+    return marked

@@ -7,6 +7,7 @@ class NoUpdate(Solver):
     """W ⊙ M."""
 
     name = "none"
+    follows = False
     about = "mask only: kept weights stay as they are; needs a --score"
 
     def solve(self, problem: Problem) -> Solution:

@@ -17,7 +17,7 @@ from torch import Tensor
 from secateur.calibration.statistics import Needs
 from secateur.errors import SolverError
 from secateur.linear_algebra import damped
-from secateur.solvers.base import Problem, Solution, Solver, mask_of, statistics_of
+from secateur.solvers.base import Problem, Solution, Solver, mask_of, start_of, statistics_of
 
 ITERATIONS = 20
 TOLERANCE = 1e-3  # of the residual's norm at the start, over all rows
@@ -28,12 +28,12 @@ class Refit(Solver):
 
     name = "refit"
     needs = Needs.GRAM
-    about = "least squares on the mask that a --score chose, by conjugate gradients"
+    about = "least squares on a mask that was chosen before, by conjugate gradients"
 
     def solve(self, problem: Problem) -> Solution:
         keep = mask_of(problem)
         H = damped(statistics_of(problem).G, problem.damping)
-        B = refit(problem.W, problem.W * keep, keep, H)
+        B = refit(problem.W, start_of(problem), keep, H)
         if not bool(torch.isfinite(B).all()):
             raise SolverError(
                 f"{problem.name}: the refit came out as NaN or infinite; use other calibration data, or --solver none."

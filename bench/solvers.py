@@ -1,0 +1,98 @@
+"""Which solver gives the lowest perplexity, and at what price: solver x sparsity on SmolLM2-135M.
+
+The protocol of bench/protocol.py: 32 calibration windows of 1,024 tokens of C4, perplexity on the first 20 windows
+of 1,024 tokens of WikiText-2 raw test. Each run is a process of its own. Figures go to
+bench/results/solvers.json, and with --table the table in docs/solvers.md is printed from them.
+
+    python bench/solvers.py --data DATA
+    python bench/solvers.py --table
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from protocol import HERE, MODEL, perplexity, secateur
+
+RESULTS = HERE / "results" / "solvers.json"
+AMOUNTS = {
+    "50 %": ["--sparsity", "0.5"],
+    "60 %": ["--sparsity", "0.6"],
+    "70 %": ["--sparsity", "0.7"],
+    "2:4": ["--pattern", "2:4"],
+}
+CHAINS: dict[str, list[str]] = {
+    "sparsegpt": ["--solver", "sparsegpt"],
+    "sparsegpt+refit": ["--solver", "sparsegpt+refit"],
+    "admm": ["--solver", "admm"],
+    "admm+refit": ["--solver", "admm+refit"],
+    "alps": ["--solver", "alps"],
+    "admm+swap+refit": ["--solver", "admm+swap+refit"],
+    "wanda, none": ["--score", "wanda", "--per", "output"],
+    "wanda, dsnot": ["--score", "wanda", "--per", "output", "--solver", "dsnot"],
+    "wanda, swap": ["--score", "wanda", "--per", "output", "--solver", "swap"],
+    "wanda, swap+refit": ["--score", "wanda", "--per", "output", "--solver", "swap+refit"],
+    "wanda, refit": ["--score", "wanda", "--per", "output", "--solver", "refit"],
+}
+
+
+def measure(options: list[str], data: Path, out: Path) -> dict[str, Any]:
+    """Prunes and evaluates; returns perplexity, mean relative layer error, seconds and peak memory."""
+    calibration = ["--calibration", str(data / "text/c4_sample.jsonl"), "--samples", "32", "--length", "1024"]
+    found = secateur("prune", MODEL, "-o", str(out), *options, *calibration, "--no-evaluate", "--overwrite")
+    layers = found["stages"][0]["layers"]
+    return {
+        **perplexity(str(out), data),
+        "layer_error": statistics.mean(layer["error"] for layer in layers) if layers[0]["error"] is not None else None,
+        "seconds": round(found["seconds"]["calibrate"] + found["seconds"]["prune"], 1),
+        "solve": round(found["stages"][0]["seconds"]["solve"], 1),
+        "peak_memory_gb": round(found["peak_memory_pruning"] / 1e9, 2),
+        "options": " ".join(options),
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """Returns the table in markdown: a row per chain, perplexity / layer error / seconds by amount."""
+    lines = ["| solver | " + " | ".join(AMOUNTS) + " |", "|---|" + "---:|" * len(AMOUNTS)]
+    for chain, rows in results["rows"].items():
+        cells = []
+        for amount in AMOUNTS:
+            row = rows.get(amount)
+            error = "" if not row or row["layer_error"] is None else f" / {row['layer_error']:.4f}"
+            cells.append(f"{row['perplexity']:.2f}{error} / {row['seconds']:.0f} s" if row else "")
+        lines.append(f"| {chain} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measures and writes the results, row by row."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
+    parser.add_argument("--only", action="append", help="Run only this chain; repeatable.")
+    parser.add_argument("--amount", action="append", choices=AMOUNTS, help="Run only this amount; repeatable.")
+    parser.add_argument("--table", action="store_true", help="Print the table of what was measured.")
+    arguments = parser.parse_args()
+    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": {}}
+    if arguments.table:
+        print(table(results))
+        return
+    if not (arguments.data / "text/wiki.test.raw").is_file():
+        sys.exit(f"{arguments.data} has no text/wiki.test.raw; name the folder with --data.")
+    results["command"] = "python bench/solvers.py --data DATA"
+    with tempfile.TemporaryDirectory() as scratch:
+        for amount in arguments.amount or AMOUNTS:
+            for chain in arguments.only or CHAINS:
+                row = measure([*AMOUNTS[amount], *CHAINS[chain]], arguments.data, Path(scratch) / "out")
+                results["rows"].setdefault(chain, {})[amount] = row
+                print(amount, chain, row, flush=True)
+                RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""Masks: which weights of a network stay, one bit each; saved with a run, checked, applied, compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from secateur.errors import MaskError, first_line
+from secateur.network.network import Layer, Network
+
+FILE = "secateur.mask"  # a safetensors file by another name, so that no tool takes it for weights
+FORMAT = "secateur-mask-1"
+GROUPS = (4, 8, 16, 32)  # sizes M of N:M groups that a description looks for
+
+
+@dataclass(frozen=True)
+class MaskedLayer:
+    """One layer's mask: `packed` holds a bit per weight of (rows, columns) = (out, in), row-major, low bit first."""
+
+    rows: int
+    columns: int
+    packed: Tensor
+
+    @classmethod
+    def of(cls, keep: Tensor) -> MaskedLayer:
+        """Packs keep: (out, in) bool."""
+        bits = np.packbits(keep.detach().cpu().contiguous().numpy(), bitorder="little")
+        return cls(keep.shape[0], keep.shape[1], torch.from_numpy(bits))
+
+    @property
+    def keep(self) -> Tensor:
+        """(out, in) bool."""
+        bits = np.unpackbits(self.packed.numpy(), count=self.rows * self.columns, bitorder="little")
+        return torch.from_numpy(bits.view(np.bool_)).view(self.rows, self.columns)
+
+    @property
+    def weights(self) -> int:
+        """Number of weights."""
+        return self.rows * self.columns
+
+    @property
+    def zeros(self) -> int:
+        """Number of weights that go."""
+        return self.weights - int(np.unpackbits(self.packed.numpy(), count=self.weights, bitorder="little").sum())
+
+
+class Mask:
+    """Which weights of a network's layers stay.
+
+    Layers go by their names in the network (`secateur inspect --layers`), and are (out, in) whatever way
+    they are stored.
+
+    Example:
+        >>> mask = secateur.Mask.of(secateur.load("out/half"))
+        >>> print(mask.describe())
+        >>> mask.verify(network)          # raises MaskError if a weight came back
+    """
+
+    def __init__(self, layers: Mapping[str, MaskedLayer]) -> None:
+        self.layers = dict(layers)
+
+    @classmethod
+    def of(cls, network: Network, names: list[str] | None = None) -> Mask:
+        """Reads a network's zeros: of the layers named, or of all inside the blocks."""
+        found = _layers(network)
+        return cls(
+            {
+                name: MaskedLayer.of(found[name].matrix() != 0)
+                for name in (names or [layer.name for layer in network.layers()])
+            }
+        )
+
+    @property
+    def weights(self) -> int:
+        """Number of weights."""
+        return sum(layer.weights for layer in self.layers.values())
+
+    @property
+    def zeros(self) -> int:
+        """Number of weights that go."""
+        return sum(layer.zeros for layer in self.layers.values())
+
+    @property
+    def sparsity(self) -> float:
+        """Share of weights that go."""
+        return self.zeros / self.weights
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Mask)
+            and self.layers.keys() == other.layers.keys()
+            and all(
+                (one.rows, one.columns) == (two.rows, two.columns) and torch.equal(one.packed, two.packed)
+                for one, two in ((self.layers[name], other.layers[name]) for name in self.layers)
+            )
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __and__(self, other: Mask) -> Mask:
+        """Returns the mask of what both keep; layers that only one of them has stay as they are there.
+
+        Raises:
+            MaskError: A layer's shapes differ.
+        """
+        layers = {**self.layers, **other.layers}
+        for name in self.layers.keys() & other.layers.keys():
+            one, two = self.layers[name], other.layers[name]
+            if (one.rows, one.columns) != (two.rows, two.columns):
+                raise MaskError(f"{name} has {one.rows} x {one.columns} weights in one mask, not so in the other.")
+            layers[name] = MaskedLayer(one.rows, one.columns, one.packed & two.packed)
+        return Mask(layers)
+
+    def apply(self, network: Network) -> None:
+        """Sets what goes to zero, in place; what stays is left as it is.
+
+        Raises:
+            MaskError: The network has no layer of a name, or one of another shape.
+        """
+        for layer, masked in self._matched(network):
+            layer.matrix().masked_fill_(~masked.keep, 0)
+
+    def violations(self, network: Network) -> dict[str, int]:
+        """Returns by layer how many weights aren't zero though the mask says so; layers without any left out."""
+        counts = {
+            layer.name: int((layer.matrix()[~masked.keep] != 0).sum()) for layer, masked in self._matched(network)
+        }
+        return {name: count for name, count in counts.items() if count}
+
+    def verify(self, network: Network) -> None:
+        """Raises MaskError if a weight that should be zero isn't."""
+        found = self.violations(network)
+        if found:
+            name = next(iter(found))
+            raise MaskError(
+                f"{sum(found.values())} weights in {len(found)} layers aren't zero though the mask says so "
+                f"({found[name]} in {name})."
+            )
+
+    def _matched(self, network: Network) -> list[tuple[Layer, MaskedLayer]]:
+        known = _layers(network)
+        pairs = []
+        for name, masked in self.layers.items():
+            if name not in known:
+                raise MaskError(f"the network has no layer '{name}'; is the mask that of another model?")
+            if known[name].shape != (masked.rows, masked.columns):
+                raise MaskError(f"{name} is {known[name].shape} (out, in), but its mask {masked.rows, masked.columns}.")
+            pairs.append((known[name], masked))
+        return pairs
+
+    def describe(self) -> str:
+        """Says it in words, such as `2:4 in 100 % of groups, 50.00 %`."""
+        share = f"{100 * self.sparsity:.2f} %"
+        for size in GROUPS:
+            if any(layer.columns % size for layer in self.layers.values()):
+                continue
+            groups, fullest = 0, np.zeros(size + 1, np.int64)
+            for layer in self.layers.values():
+                kept = layer.keep.view(-1, size).sum(1)
+                groups += kept.numel()
+                fullest += np.bincount(kept.numpy(), minlength=size + 1)
+            usual = int(fullest.argmax())
+            fitting = int(fullest[: usual + 1].sum())
+            if 0 < usual < size and fitting > 0.9 * groups:
+                return f"{usual}:{size} in {100 * fitting / groups:.4g} % of groups, {share}"
+        return f"unstructured, {share}"
+
+    def save(self, path: Path) -> None:
+        """Writes a safetensors file: a uint8 tensor per layer, shapes in the metadata."""
+        shapes = {name: [layer.rows, layer.columns] for name, layer in self.layers.items()}
+        tensors = {name: layer.packed for name, layer in self.layers.items()}
+        save_file(tensors, path, metadata={"format": FORMAT, "shapes": json.dumps(shapes)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Mask:
+        """Reads what `save` wrote; a folder stands for the mask in it.
+
+        Raises:
+            MaskError: There is none, or it is damaged.
+        """
+        path = Path(path) / FILE if Path(path).is_dir() else Path(path)
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = file.metadata() or {}
+                if about.get("format") != FORMAT:
+                    raise MaskError(f"{path} holds no secateur mask.")
+                layers = {
+                    name: MaskedLayer(rows, columns, file.get_tensor(name))
+                    for name, (rows, columns) in json.loads(about["shapes"]).items()
+                }
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise MaskError(f"{path} can't be read as a mask: {first_line(error)}.") from error
+        for name, layer in layers.items():
+            if layer.packed.dtype != torch.uint8 or layer.packed.numel() != -(-layer.weights // 8):
+                raise MaskError(f"{path}: the mask of {name} is damaged.")
+        return cls(layers)
+
+
+def _layers(network: Network) -> dict[str, Layer]:
+    return {layer.name: layer for layer in (*network.layers(), *network.outside())}

@@ -1,0 +1,1 @@
+"""Training: what tunes weights by gradients."""

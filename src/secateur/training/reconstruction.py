@@ -1,0 +1,127 @@
+"""Block reconstruction: a pruned block's kept weights are tuned to give the dense block's outputs again.
+
+Adam on the squared error of the block's output, on the calibration activations before the block, with the masks
+held (EBFT, Guo et al. 2024, arXiv 2402.12419; 3BASiL's transformer matching, Makni et al. 2025). A part of the
+windows isn't trained on and decides which state is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from secateur.calibration.runner import BlockRunner
+from secateur.network.network import Layer
+from secateur.result import BlockReport
+
+RATE = 2e-3  # Adam's step, relative to the root mean square of a layer's kept weights
+FINAL_RATE = 0.2  # of RATE, at the end of the last pass (cosine)
+HELD_OUT = 8  # every how manieth batch only judges
+LEAST = 1e-3  # relative gain of a pass below which it was the last
+
+
+def reconstruct(
+    runner: BlockRunner,
+    layers: Sequence[Layer],
+    targets: Sequence[Tensor],
+    passes: int,
+    halves: bool,
+) -> BlockReport:
+    """Tunes a block's pruned weights in place; their zeros stay.
+
+    Args:
+        runner: It stands before the block, within `runner.differentiable()`.
+        layers: The block's pruned layers.
+        targets: The dense block's outputs, one tensor per batch of the runner.
+        passes: Passes over the activations at most, for each part.
+        halves: Whether attention and MLP are tuned one after the other instead of together.
+
+    Returns:
+        The relative squared error of the block's output before and after, on the windows that weren't trained on
+        (on all, if there is but one batch).
+    """
+    before = after = None
+    done = 0
+    parts = _halves(layers) if halves else [list(layers)]
+    for part in parts:
+        tuning = _Tuning(runner, part, targets)
+        start, after, made = tuning.run(passes)
+        before = start if before is None else before
+        done += made
+    assert before is not None
+    assert after is not None
+    return BlockReport(runner.network.block_name(runner.position), before, after, done)
+
+
+def _halves(layers: Sequence[Layer]) -> list[list[Layer]]:
+    """Returns the attention's layers and the MLP's."""
+    mlp = [layer.reads.rpartition("/")[2] in ("mlp input", "neuron") for layer in layers]
+    parts = ([layer for layer, of_mlp in zip(layers, mlp, strict=True) if of_mlp == wanted] for wanted in (False, True))
+    return [part for part in parts if part]
+
+
+class _Tuning:
+    """Adam on some of a block's weights."""
+
+    def __init__(self, runner: BlockRunner, layers: Sequence[Layer], targets: Sequence[Tensor]) -> None:
+        self.runner, self.layers, self.targets = runner, layers, targets
+        names = {id(parameter): name for name, parameter in runner.block.named_parameters()}
+        self.names = [names[id(layer.parameter)] for layer in layers]
+        device = runner.network.device
+        self.keep = [(layer.parameter.detach() != 0).to(device) for layer in layers]
+        self.weights = [layer.parameter.detach().to(device, torch.float32, copy=True) for layer in layers]
+        batches = range(len(targets))
+        self.judged = [batch for batch in batches if batch % HELD_OUT == HELD_OUT - 1] or [len(targets) - 1]
+        self.trained = [batch for batch in batches if batch not in self.judged] or self.judged
+
+    def run(self, passes: int) -> tuple[float, float, int]:
+        """Returns the error before and after, and the passes that were made."""
+        groups = []
+        for weight, keep in zip(self.weights, self.keep, strict=True):
+            size = float(weight[keep].square().mean().sqrt()) if bool(keep.any()) else 0.0
+            groups.append({"params": [weight.requires_grad_(True)], "lr": RATE * size})
+        adam = torch.optim.Adam(groups, betas=(0.9, 0.95), eps=1e-12)
+        steps = passes * len(self.trained)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            adam, lambda step: FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        )
+        first = best = self._judge()
+        state = [weight.detach().clone() for weight in self.weights]
+        made = 0
+        for _ in range(passes):
+            for batch in self.trained:
+                adam.zero_grad()
+                self._error(batch).backward()
+                adam.step()
+                schedule.step()
+            made += 1
+            error = self._judge()
+            gain = (best - error) / best if best > 0 else 0.0
+            if error < best:
+                best = error
+                state = [weight.detach().clone() for weight in self.weights]
+            if not gain > LEAST:
+                break
+        for layer, weight, keep in zip(self.layers, state, self.keep, strict=True):
+            layer.write(layer.as_matrix(weight).cpu(), layer.as_matrix(keep).cpu())
+        return first, best, made
+
+    def _judge(self) -> float:
+        with torch.no_grad():
+            return sum(float(self._error(batch)) for batch in self.judged) / len(self.judged)
+
+    def _error(self, batch: int) -> Tensor:
+        """The squared error of the block's output relative to what the dense block adds to its input."""
+        x, args, kwargs = self.runner.ordinary_call(batch)
+        weights = {
+            name: (weight * keep).to(layer.parameter.dtype)
+            for name, weight, keep, layer in zip(self.names, self.weights, self.keep, self.layers, strict=True)
+        }
+        output = functional_call(self.runner.block, weights, (x, *args), kwargs)
+        y = output if isinstance(output, Tensor) else output[0]
+        target = self.targets[batch].to(y.device, torch.float32)
+        return (y.float() - target).square().sum() / (target - x.float()).square().sum()
