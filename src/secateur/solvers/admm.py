@@ -39,13 +39,13 @@ class Admm(Solver):
         Y = torch.zeros_like(V)
         keep = scaled.keep(V, _share(0))
         for step in range(ITERATIONS):
-            S = V + Y
+            S = V.add_(Y)
             if 0 < step < MASK_STEPS and not scaled.fixed:
                 keep = scaled.keep(S, _share(step))
             Z = S * keep
             Y = S - Z
-            V = (B + RHO * (Z - Y)) @ inverse
-        return Solution(scaled.back((V + Y) * keep), keep, problem.damping)
+            V = Z.sub_(Y).mul_(RHO).add_(B) @ inverse
+        return Solution(scaled.back(V.add_(Y).mul_(keep)), keep, problem.damping)
 
 
 def _share(step: int) -> float:

@@ -51,8 +51,9 @@ class Coordinates:
         self._problem = problem
         self._amount = problem.amount
         self._given = problem.keep
-        self._gone = problem.W == 0
-        self._dead = norms == 0
+        gone, dead = problem.W == 0, norms == 0
+        self._gone = gone if bool(gone.any()) else None
+        self._dead = dead if bool(dead.any()) else None
         if self._given is None and self._amount.pattern is not None:
             self._amount.pattern.check(problem.W.shape[1], problem.name)
             check_rows_hold(self._amount, problem.W.shape, problem.name)
@@ -77,7 +78,9 @@ class Coordinates:
             assert self._amount.remove is not None
             amount = replace(self._amount, remove=round(self._amount.remove * fraction))
             return keep_mask(S, amount, self._problem.name)[0]
-        prune = lowest_of_groups(S, self._amount.pattern) | self._gone
+        prune = lowest_of_groups(S, self._amount.pattern)
+        if self._gone is not None:
+            prune |= self._gone
         if fraction < 1:
             S[~prune] = torch.inf
             prune = lowest(S, round(int(prune.sum()) * fraction))
@@ -91,6 +94,8 @@ class Coordinates:
     def _saliency(self, V: Tensor) -> Tensor:
         """|V|; what is zero already goes first, then inputs that never fire."""
         S = V.abs()
-        S[:, self._dead] = -1.0
-        S[self._gone] = -torch.inf
+        if self._dead is not None:
+            S.masked_fill_(self._dead, -1.0)
+        if self._gone is not None:
+            S.masked_fill_(self._gone, -torch.inf)
         return S
