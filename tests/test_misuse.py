@@ -176,5 +176,5 @@ def test_an_interrupt_leaves_nothing_half_written(delay: float, llama: Path, tmp
     _, error = running.communicate(timeout=120)
     assert running.returncode in (0, 130), error
     assert "Traceback" not in error
-    left = [path.name for path in tmp_path.iterdir()]
-    assert left == (["out"] if running.returncode == 0 else [])
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"out"} if running.returncode == 0 else left <= {".out.run"}  # which --resume goes on from

@@ -19,7 +19,7 @@ from secateur.network.families import FAMILIES
 from secateur.network.network import Layer, Network, Source
 from secateur.progress import Progress
 from secateur.pruning import needs_of, prune_weights, select_layers
-from secateur.recipe import Prune
+from secateur.recipe import Calibration, Prune
 from secateur.result import LayerReport, StageReport
 from secateur.scores import SCORES
 from secateur.solvers import SOLVERS, Problem, chain_named, solve_chain
@@ -43,7 +43,7 @@ def windows() -> Windows:
 def prune(one: Network, seed: int = 0, **stage: Any) -> StageReport:
     settings = Prune(**stage)
     data = windows() if needs_of(settings) else None
-    return prune_weights(one, settings, data, "auto", seed, Progress())
+    return prune_weights(one, settings, data, Calibration(), seed, Progress())
 
 
 def matrices(one: Network) -> dict[str, Tensor]:

@@ -124,7 +124,7 @@ def test_every_field_of_a_recipe_can_be_given_flat() -> None:
     common = {"sparsity": 0.5, "solver": "sparsegpt", "reconstruct": True}
     values: dict[str, Any] = {"threshold": None, "pattern": None, "score": None, "include": ["*"], "exclude": ["*"]}
     values |= {"unit": "weight", "allocation": "global", "per": "output", "compute": "float32", "speed": False}
-    values |= {"gradient": "block", "reconstruct_halves": True}
+    values |= {"gradient": "block", "reconstruct_halves": True, "activation_memory": "1GB"}
     for field in fields - set(common):
         value = values.get(field, 2)
         recipe = flags(**common, **{field: value}).to_dict()

@@ -25,6 +25,7 @@ def prune(
     calibration: str = "self",
     evaluate: str | bool = True,
     progress: Progress | None = None,
+    resume: bool = False,
     **options: Any,
 ) -> Result:
     """Prunes a model in one stage.
@@ -35,6 +36,7 @@ def prune(
         calibration: `self`, a text or .jsonl file, or a hub data set.
         evaluate: A text to measure quality on; True takes windows held back from calibration, False skips it.
         progress: Shows progress.
+        resume: Whether to go on from what an earlier run of the same call left, if it ended early.
         **options: Any other field of `Recipe`, `Calibration`, `Prune` or `Evaluate`, by its name there:
             `sparsity=0.5`, `pattern="2:4"`, `solver="sparsegpt"`, `samples=128`, `seed=1` ... `length` is the
             calibration's, and the evaluation's too.
@@ -50,7 +52,7 @@ def prune(
         >>> result = secateur.prune("demo:smollm2-135m", sparsity=0.5, output="out/half")
         >>> print(result.table())
     """
-    return run_recipe(single_stage(model, output, calibration, evaluate, options), progress)
+    return run_recipe(single_stage(model, output, calibration, evaluate, options), progress, resume)
 
 
 def single_stage(
@@ -102,6 +104,7 @@ def compare(
     speed: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
+    stream: bool | None = None,
     **loading: Any,
 ) -> Comparison:
     """Measures models side by side, on the same windows; the first one is the dense reference.
@@ -121,7 +124,7 @@ def compare(
     """
     progress = progress or Progress()
     networks = [
-        model if isinstance(model, Network) else load(model, seed=seed, progress=progress, **loading)
+        model if isinstance(model, Network) else load(model, seed=seed, stream=stream, progress=progress, **loading)
         for model in models
     ]
     size = min(window_length(network, length) for network in networks)

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from secateur import api
 from secateur.errors import SecateurError, UsageError
+from secateur.journal import left_over
 from secateur.network import packed
 from secateur.network.loading import load
 from secateur.network.saving import explain
@@ -31,6 +32,7 @@ from secateur.result import Comparison, Result
 from secateur.run import run_recipe
 
 INTERRUPTED = 130
+RANK = os.environ.get("RANK", "0")  # set by torchrun
 # The base of what the parser raises; typer names the module that it lives in differently from release to release.
 Misuse: type[Exception] = typer.BadParameter.__mro__[1]
 app = typer.Typer(
@@ -53,6 +55,14 @@ Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let code from 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Stream = Annotated[
+    bool | None,
+    typer.Option(
+        "--stream/--no-stream",
+        help="Read blocks from the files when their turn comes; default: if the model exceeds half the free memory.",
+    ),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from what the same command left, if it ended early.")]
 Length = Annotated[int | None, typer.Option(help="Tokens per window; default 1024, or the model's positions.")]
 
 
@@ -110,10 +120,15 @@ def prune(
         str | None,
         typer.Option(help="Calibration's forward passes: auto (model's dtype), float32, bfloat16."),
     ] = None,
+    activation_memory: Annotated[
+        str | None, typer.Option(help="Memory for activations, 500MB say; more are kept in files. Default 2GB.")
+    ] = None,
     evaluate: Annotated[str | None, typer.Option(help="Text to measure on; default: held-back windows.")] = None,
     windows: Annotated[int | None, typer.Option(help="Evaluation windows at most; default 20.")] = None,
     no_evaluate: Annotated[bool, typer.Option("--no-evaluate", help="Skip the evaluation.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    stream: Stream = None,
+    resume: Resume = False,
     dtype: Dtype = None,
     device: Device = "auto",
     trust_remote_code: Trust = False,
@@ -144,8 +159,10 @@ def prune(
         "samples": samples,
         "length": length,
         "compute": compute,
+        "activation_memory": activation_memory,
         "windows": windows,
         "overwrite": overwrite,
+        "stream": stream,
         "dtype": dtype,
         "device": device,
         "trust_remote_code": trust_remote_code,
@@ -155,7 +172,7 @@ def prune(
         if no_evaluate and evaluate is not None:
             raise UsageError("give --evaluate or --no-evaluate, not both.")
         recipe = api.single_stage(model, output, calibration, evaluate or not no_evaluate, options)
-        result = run_recipe(recipe, progress)
+        result = _carry_out(recipe, progress, resume)
     _show(result, as_json)
 
 
@@ -164,6 +181,7 @@ def run(
     recipe: Annotated[Path, typer.Argument(help="A recipe in YAML.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Instead of the recipe's output.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    resume: Resume = False,
     seed: Annotated[int | None, typer.Option(min=0, help="Instead of the recipe's seed (default 0).")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -178,8 +196,19 @@ def run(
         built = built.model_copy(update=changes)
         if built.output is None:
             raise UsageError(f"{recipe} names no output; add 'output:' to it, or give -o FOLDER.")
-        result = run_recipe(built, progress)
+        result = _carry_out(built, progress, resume)
     _show(result, as_json)
+
+
+def _carry_out(recipe: Recipe, progress: Progress, resume: bool) -> Result:
+    """Carries out a recipe; if it ends early, says what is kept for --resume."""
+    try:
+        return run_recipe(recipe, progress, resume)
+    except (SecateurError, OSError, MemoryError, KeyboardInterrupt) as error:
+        kept = left_over(Path(recipe.output).expanduser()) if recipe.output else None
+        if kept is not None and not isinstance(error, UsageError):
+            progress.say(kept)
+        raise
 
 
 @app.command(epilog="Example:\n\n    secateur evaluate out/half --text wiki.test.raw --windows 20 --length 1024 --json")
@@ -189,6 +218,7 @@ def evaluate(
     windows: Annotated[int, typer.Option(min=1, help="Windows at most.")] = 20,
     length: Length = None,
     no_speed: Annotated[bool, typer.Option("--no-speed", help="Don't measure speed.")] = False,
+    stream: Stream = None,
     dtype: Dtype = None,
     device: Device = "auto",
     trust_remote_code: Trust = False,
@@ -205,6 +235,7 @@ def evaluate(
             windows=windows,
             length=length,
             speed=not no_speed,
+            stream=stream,
             seed=seed,
             progress=progress,
             dtype=dtype,
@@ -223,6 +254,7 @@ def compare(
     length: Length = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML page, too.")] = None,
     no_speed: Annotated[bool, typer.Option("--no-speed", help="Don't measure speed.")] = False,
+    stream: Stream = None,
     dtype: Dtype = None,
     device: Device = "auto",
     trust_remote_code: Trust = False,
@@ -241,6 +273,7 @@ def compare(
             windows=windows,
             length=length,
             speed=not no_speed,
+            stream=stream,
             seed=seed,
             progress=progress,
             dtype=dtype,
@@ -294,6 +327,7 @@ def _folder(path: Path) -> Path:
 def inspect(
     model: Model,
     layers: Annotated[bool, typer.Option("--layers", help="List every layer by its full name.")] = False,
+    stream: Stream = None,
     dtype: Dtype = None,
     trust_remote_code: Trust = False,
     seed: Seed = 0,
@@ -309,6 +343,7 @@ def inspect(
             device="cpu",
             trust_remote_code=trust_remote_code,
             seed=seed,
+            stream=stream,
             progress=progress,
         )
         found = structure(network)
@@ -372,7 +407,7 @@ def _unexpected(kind: type[BaseException], error: BaseException, trace: Tracebac
 def _friendly(debug: bool, quiet: bool) -> Iterator[Progress]:
     """Gives a progress display, and turns errors into one line and an exit code."""
     try:
-        with Progress() if quiet else TerminalProgress() as progress:
+        with Progress() if quiet or RANK != "0" else TerminalProgress() as progress:
             yield progress
     except SecateurError as error:
         if debug:
@@ -394,11 +429,13 @@ def _friendly(debug: bool, quiet: bool) -> Iterator[Progress]:
 
 
 def _complain(message: str) -> None:
-    line = " ".join(message.split())
+    line = ("" if RANK == "0" else f"rank {RANK}: ") + " ".join(message.split())
     Console(stderr=True).print(f"error: {line}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def _show(result: Result, as_json: bool) -> None:
+    if RANK != "0":
+        return  # the first process reports
     _print(result.to_dict(), as_json, lambda: result_table(result))
     if not as_json and result.output is not None:
         typer.echo(f"checkpoint: {result.output}\nreport:     {Path(result.output) / 'report.html'}")

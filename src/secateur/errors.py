@@ -46,6 +46,14 @@ class MaskError(SecateurError):
     """A mask can't be read, doesn't fit a network, or isn't held by it."""
 
 
+class ResumeError(UsageError):
+    """There is nothing to resume, or what is there belongs to another run."""
+
+
+class ProcessError(SecateurError):
+    """Another process of the same run has died."""
+
+
 class SaveError(SecateurError):
     """The output can't be written, or the written checkpoint doesn't reload as it should."""
 

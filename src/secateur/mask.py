@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from secateur.errors import MaskError, first_line
@@ -73,8 +73,8 @@ class Mask:
         found = _layers(network)
         return cls(
             {
-                name: MaskedLayer.of(found[name].matrix() != 0)
-                for name in (names or [layer.name for layer in network.layers()])
+                layer.name: MaskedLayer.of(layer.matrix() != 0)
+                for layer in network.visit([found[name] for name in names] if names else network.layers())
             }
         )
 
@@ -125,13 +125,17 @@ class Mask:
         Raises:
             MaskError: The network has no layer of a name, or one of another shape.
         """
+        if network.store is not None:
+            raise MaskError("a mask is applied to a network in memory; load it without streaming.")
         for layer, masked in self._matched(network):
             layer.matrix().masked_fill_(~masked.keep, 0)
 
     def violations(self, network: Network) -> dict[str, int]:
         """Returns by layer how many weights aren't zero though the mask says so; layers without any left out."""
+        masks = {layer.name: masked for layer, masked in self._matched(network)}
+        layers = [layer for layer, _ in self._matched(network)]
         counts = {
-            layer.name: int((layer.matrix()[~masked.keep] != 0).sum()) for layer, masked in self._matched(network)
+            layer.name: int((layer.matrix()[~masks[layer.name].keep] != 0).sum()) for layer in network.visit(layers)
         }
         return {name: count for name, count in counts.items() if count}
 
@@ -175,9 +179,8 @@ class Mask:
 
     def save(self, path: Path) -> None:
         """Writes a safetensors file: a uint8 tensor per layer, shapes in the metadata."""
-        shapes = {name: [layer.rows, layer.columns] for name, layer in self.layers.items()}
-        tensors = {name: layer.packed for name, layer in self.layers.items()}
-        save_file(tensors, path, metadata={"format": FORMAT, "shapes": json.dumps(shapes)})
+        shapes = {name: (layer.rows, layer.columns) for name, layer in self.layers.items()}
+        _write(path, shapes, (layer.packed for layer in self.layers.values()))
 
     @classmethod
     def load(cls, path: str | Path) -> Mask:
@@ -202,6 +205,28 @@ class Mask:
             if layer.packed.dtype != torch.uint8 or layer.packed.numel() != -(-layer.weights // 8):
                 raise MaskError(f"{path}: the mask of {name} is damaged.")
         return cls(layers)
+
+
+def save_mask(network: Network, path: Path) -> None:
+    """Writes the zeros of a network's blocks as `Mask.of(network).save(path)`, but holds one layer's at a time."""
+    layers = network.layers()
+    packed = (MaskedLayer.of(layer.matrix() != 0).packed for layer in network.visit(layers))
+    _write(path, {layer.name: layer.shape for layer in layers}, packed)
+
+
+def _write(path: Path, shapes: Mapping[str, tuple[int, int]], packed: Iterable[Tensor]) -> None:
+    """Writes the layers one after the other behind a header that is known before."""
+    header: dict[str, Any] = {"__metadata__": {"format": FORMAT, "shapes": json.dumps(shapes)}}
+    end = 0
+    for name, (rows, columns) in shapes.items():
+        begin, end = end, end + -(-rows * columns // 8)
+        header[name] = {"dtype": "U8", "shape": [end - begin], "data_offsets": [begin, end]}
+    raw = json.dumps(header).encode()
+    raw += b" " * (-len(raw) % 8)
+    with path.open("wb") as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        for bits in packed:
+            file.write(bits.numpy().data)
 
 
 def _layers(network: Network) -> dict[str, Layer]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 
 import torch
@@ -17,13 +17,16 @@ from secateur.allocation.amounts import Amount, Pattern, Threshold
 from secateur.allocation.ranking import ScoreRanking
 from secateur.allocation.selection import keep_mask, lowest
 from secateur.allocation.uniform import uniform
+from secateur.calibration.activations import IN_MEMORY, Activations
 from secateur.calibration.data import Windows
-from secateur.calibration.runner import BlockRunner, gather_outside, loss_gradients
-from secateur.calibration.statistics import GRADIENTS, Gradients, Needs, Statistics
+from secateur.calibration.runner import BlockRunner, loss_gradients
+from secateur.calibration.statistics import GRADIENTS, INPUTS, Gradients, Needs, Statistics
 from secateur.errors import NothingPrunedError, SecateurError, UsageError
+from secateur.journal import Journal, layer_report
 from secateur.network.network import Layer, Network
+from secateur.processes import ALONE, Processes
 from secateur.progress import Progress
-from secateur.recipe import Prune
+from secateur.recipe import Calibration, Prune
 from secateur.result import BlockReport, LayerReport, StageReport
 from secateur.scores import SCORES, Score, score_named
 from secateur.solvers import Problem, Solver, Step, chain_named, needs_of_chain, solve_chain
@@ -42,7 +45,14 @@ def _solving_needs(stage: Prune) -> Needs:
 
 
 def prune_weights(
-    network: Network, stage: Prune, windows: Windows | None, compute: str, seed: int, progress: Progress
+    network: Network,
+    stage: Prune,
+    windows: Windows | None,
+    calibration: Calibration,
+    seed: int,
+    progress: Progress,
+    journal: Journal | None = None,
+    team: Processes = ALONE,
 ) -> StageReport:
     """Sets weights of `network` to zero, in place.
 
@@ -50,9 +60,11 @@ def prune_weights(
         network: The model.
         stage: What to do.
         windows: Calibration windows; None if `needs_of(stage)` is NOTHING.
-        compute: Precision of the calibration's forward passes.
+        calibration: Precision of the forward passes, and the memory that activations may take.
         seed: For scores that draw.
         progress: Shows progress.
+        journal: Takes up each finished block; pruning goes on from where it stands. A streamed network needs one.
+        team: The processes that share the work.
 
     Returns:
         What was done to each layer.
@@ -63,9 +75,8 @@ def prune_weights(
     """
     chosen = select_layers(network, stage)
     check_pattern(chosen, stage)
-    work = _Work(network, stage, windows, compute, seed, progress, chosen)
-    amounts = work.plan()
-    reports = work.carry_out(amounts)
+    work = _Work(network, stage, windows, calibration, seed, progress, chosen, journal, team)
+    reports = work.carry_out()
     if all(report.zeros == report.zeros_before for report in reports):
         raise NothingPrunedError(
             f"nothing was pruned: all {len(reports)} layers already have {_extent(reports)} zeros. "
@@ -133,10 +144,12 @@ class _Work:
     network: Network
     stage: Prune
     windows: Windows | None
-    compute: str
+    calibration: Calibration
     seed: int
     progress: Progress
     layers: list[Layer]
+    journal: Journal | None
+    team: Processes
 
     def __post_init__(self) -> None:
         self.score: Score | None = score_named(self.stage.score) if self.stage.score else None
@@ -146,35 +159,35 @@ class _Work:
         self.notes: list[str] = []
         self.blocks: list[BlockReport] = []
         self.index = {layer.name: number for number, layer in enumerate(self.layers)}
+        self.reports: dict[str, LayerReport] = {}
+        self.outputs: Activations | None = None
         self.loss_gradients: dict[str, Gradients] = {}
-        if self.needs & GRADIENTS and self.stage.gradient == "loss":
-            assert self.windows is not None
-            with self._timed("gradients"):
-                self.loss_gradients = loss_gradients(
-                    self.network, self.layers, self.windows, self.needs, self.compute, self.progress
-                )
 
-    def plan(self) -> dict[str, Amount]:
-        """Returns each layer's amount; a global budget takes one pass over the dense model."""
+    def plan(self) -> dict[str, int]:
+        """Returns how many weights go from each layer, where a sparsity says so; may take a pass over the model."""
         stage = self.stage
         if stage.sparsity is None:
-            amount = Amount(
-                threshold=Threshold.parse(stage.threshold) if stage.threshold else None,
-                pattern=Pattern.parse(stage.pattern) if stage.pattern else None,
-                min_per_output=stage.min_per_output,
-            )
-            return {layer.name: amount for layer in self.layers}
+            return {}
         sizes = {layer.name: layer.parameter.numel() for layer in self.layers}
         if stage.allocation == "uniform":
-            counts = uniform(sizes, stage.sparsity)
-        elif stage.allocation == "global":
-            counts = self._rank(round(stage.sparsity * sum(sizes.values())))
-        else:
-            counts = self._allocate(ALLOCATORS[stage.allocation](stage.sparsity))
-        return {
-            name: Amount(remove=count, per=stage.per, min_per_output=stage.min_per_output)
-            for name, count in counts.items()
-        }
+            return uniform(sizes, stage.sparsity)
+        if stage.allocation == "global":
+            return self._rank(round(stage.sparsity * sum(sizes.values())))
+        return self._allocate(ALLOCATORS[stage.allocation](stage.sparsity))
+
+    def _amounts(self, counts: Mapping[str, int]) -> dict[str, Amount]:
+        stage = self.stage
+        if stage.sparsity is not None:
+            return {
+                name: Amount(remove=count, per=stage.per, min_per_output=stage.min_per_output)
+                for name, count in counts.items()
+            }
+        amount = Amount(
+            threshold=Threshold.parse(stage.threshold) if stage.threshold else None,
+            pattern=Pattern.parse(stage.pattern) if stage.pattern else None,
+            min_per_output=stage.min_per_output,
+        )
+        return {layer.name: amount for layer in self.layers}
 
     def _rank(self, remove: int) -> dict[str, int]:
         """Returns how many of the whole model's lowest scores lie in each layer."""
@@ -209,15 +222,65 @@ class _Work:
             self._visit(self.layers, allocator.needs, add, "looking at the dense model")
             return allocator.counts()
 
-    def carry_out(self, amounts: Mapping[str, Amount]) -> list[LayerReport]:
+    def carry_out(self) -> list[LayerReport]:
         """Prunes all layers and returns their reports in forward order."""
-        reports: dict[str, LayerReport] = {}
+        counts = self._take_up()
+        if self.needs & GRADIENTS and self.stage.gradient == "loss":
+            self._differentiate_loss()
+        if counts is None:
+            counts = self.team.share(self.plan())
+            self._commit(0, counts, None)
+        amounts = self._amounts(counts)
 
         def prune(layer: Layer, statistics: Statistics | None) -> None:
-            reports[layer.name] = self._prune_layer(layer, amounts[layer.name], statistics)
+            self.reports[layer.name] = self._prune_layer(layer, amounts[layer.name], statistics)
 
-        self._visit(self.layers, self.needs, prune, "pruning")
-        return [reports[layer.name] for layer in self.layers]
+        self._visit(self.layers, self.needs, prune, "pruning", counts)
+        reports = [self.reports[layer.name] for layer in self.layers]
+        self.notes += [
+            f"{report.name} has {report.zeros} zeros already and was left as it is."
+            for report in reports
+            if not report.steps
+        ]
+        return reports
+
+    def _take_up(self) -> dict[str, int] | None:
+        """Takes up what the journal knows of this stage; returns the planned counts if there are any."""
+        if self.journal is None or not self.journal.state:
+            return None
+        state = self.journal.state
+        self.reports = {one["name"]: layer_report(one) for one in state["layers"]}
+        self.blocks = [BlockReport(**one) for one in state["blocks"]]
+        self.notes = list(state["notes"])
+        self.seconds.update(state["seconds"])
+        counts: dict[str, int] = state["counts"]
+        return counts
+
+    def _commit(self, position: int, counts: Mapping[str, int], runner: BlockRunner | None) -> None:
+        if self.journal is None:
+            return
+        with self._timed("journal"):
+            state = {
+                "counts": counts,
+                "layers": [asdict(report) for report in self.reports.values()],
+                "blocks": [asdict(report) for report in self.blocks],
+                "notes": self.notes,
+                "seconds": self.seconds,
+            }
+            self.journal.commit(position, state, None if runner is None else runner.hidden)
+
+    def _differentiate_loss(self) -> None:
+        assert self.windows is not None
+        with self._timed("gradients"):
+            self.loss_gradients = loss_gradients(
+                self.network,
+                self.layers,
+                self.windows,
+                self.needs,
+                self.calibration.compute,
+                self.progress,
+                self.team,
+            )
 
     def _visit(
         self,
@@ -225,58 +288,101 @@ class _Work:
         needs: Needs,
         act: Callable[[Layer, Statistics | None], None],
         label: str,
+        counts: Mapping[str, int] | None = None,
     ) -> None:
-        """Calls `act` on each layer with its statistics, which come from the blocks before it as they are then."""
-        if not needs:
-            for layer in self.progress.track(layers, label):
-                act(layer, None)
-            return
-        assert self.windows is not None
-        with self._timed("prelude"):
-            runner = BlockRunner(self.network, self.windows, self.compute)
-        chosen = set(self.index)
-        blocks = [
-            [layer for layer in self.network.block_layers(block) if layer.name in chosen]
-            for block in range(len(self.network.blocks))
-        ]
-        last = max((number for number, some in enumerate(blocks) if some), default=-1)
+        """Calls `act` on each layer with its statistics, which come from the blocks before it as they are then.
+
+        counts: Given when `act` prunes: each block is then finished and committed, and passed on as it is then.
+        """
+        journal = self.journal if counts is not None else None
+        first = 0 if journal is None else journal.position
+        blocks: list[list[Layer]] = [[] for _ in self.network.blocks]
+        for layer in layers:
+            if layer.block is not None:
+                blocks[layer.block].append(layer)
+        outside = [layer for layer in layers if layer.block is None and layer.name not in self.reports]
+        end = max((number + 1 for number, some in enumerate(blocks) if some), default=0)
+        passes_on = end - 1  # blocks that activations pass through
+        if needs & INPUTS and outside:
+            end = passes_on = len(blocks)
+        runner = self._runner(needs, journal) if first < end or outside else None
         by_block = bool(needs & GRADIENTS) and not self.loss_gradients
-        rebuilt = Needs.OUTPUTS in needs
-        passes = max(0, 2 * last + 1) + (last + 1) * by_block
-        tick = self.progress.bar(label, passes * len(runner.hidden) + len(layers))
-        tuned = self.progress.bar("reconstructing", sum(map(bool, blocks))) if rebuilt else None
-        for number, some in enumerate(blocks[: last + 1]):
-            with self._timed("gather"):
-                readers: dict[str, tuple[Layer, Needs]] = {}
-                for layer in some:
-                    readers.setdefault(layer.reads, (layer, needs))
-                outputs: list[Tensor] | None = [] if rebuilt and some else None
-                statistics = runner.gather(readers, tick, outputs)
-            gradients = self.loss_gradients
-            if by_block:
-                with self._timed("gradients"):
-                    gradients = runner.gradients(some, needs, tick)
-            self._act(some, statistics, gradients, act, tick)
-            if outputs is not None and tuned is not None:
-                with self._timed("reconstruct"), runner.differentiable():
-                    self.blocks.append(
-                        reconstruct(runner, some, outputs, self.stage.reconstruct_passes, self.stage.reconstruct_halves)
-                    )
-                tuned()
-            if number < last:
-                with self._timed("propagate"):
-                    runner.advance(tick)
-        outside = [layer for layer in layers if layer.module is not None and not _inside(layer, blocks)]
+        rebuilt = Needs.OUTPUTS in needs and counts is not None
+        batches = 0 if runner is None else len(runner.hidden)
+        passes = sum((number < passes_on) + bool(blocks[number]) * (1 + by_block) for number in range(first, end))
+        tick = self.progress.bar(label, passes * batches + sum(map(len, blocks[first:])) + len(outside))
+        tuned = self.progress.bar("reconstructing", sum(map(bool, blocks[first:]))) if rebuilt else None
+        for number in range(first, end):
+            some = blocks[number]
+            with self.network.resident(number):
+                statistics, gradients = self._gather(runner, some, needs, by_block, rebuilt, tick)
+                self._act(some, statistics, gradients, act, tick, shared=counts is not None)
+                if rebuilt and some and runner is not None and tuned is not None:
+                    self._reconstruct(runner, some)
+                    tuned()
+                if journal is not None and some:
+                    with self._timed("journal"):
+                        journal.keep_block(number)
+                if runner is not None and number < passes_on:
+                    with self._timed("propagate"):
+                        runner.advance(tick)
+            if counts is not None:
+                self._commit(number + 1, counts, runner if number < passes_on else None)
+            elif runner is not None:
+                runner.hidden.forget()
         if outside:
             with self._timed("gather"):
-                statistics = gather_outside(
-                    self.network,
-                    [(layer, needs) for layer in outside],
-                    self.windows,
-                    self.compute,
-                    self.progress,
-                )
-            self._act(outside, statistics, self.loss_gradients, act, tick)
+                statistics = runner.gather_outside([(layer, needs) for layer in outside], tick) if runner else {}
+            self._act(outside, statistics, self.loss_gradients, act, tick, shared=counts is not None)
+            if journal is not None:
+                journal.keep_rest()
+        if runner is not None:
+            runner.hidden.close()
+
+    def _runner(self, needs: Needs, journal: Journal | None) -> BlockRunner | None:
+        """Returns a runner that stands where the journal does; None where nothing of the inputs is needed."""
+        if not needs:
+            return None
+        assert self.windows is not None
+        settings = self.calibration
+        storage = IN_MEMORY if self.journal is None else self.journal.storage(settings.activation_bytes)
+        name = f"plan-{self.team.rank}" if journal is None else journal.activations_name()
+        with self._timed("prelude"):
+            runner = BlockRunner(self.network, self.windows, settings.compute, storage, name, team=self.team)
+            if journal is not None:
+                journal.restore(runner.hidden)
+        return runner
+
+    def _gather(
+        self,
+        runner: BlockRunner | None,
+        some: list[Layer],
+        needs: Needs,
+        by_block: bool,
+        rebuilt: bool,
+        tick: Callable[[], None],
+    ) -> tuple[dict[str, Statistics], dict[str, Gradients]]:
+        """Returns what is needed of a block's layers; keeps its dense outputs if it is to be rebuilt."""
+        if runner is None or not some:
+            return {}, self.loss_gradients
+        with self._timed("gather"):
+            readers: dict[str, tuple[Layer, Needs]] = {}
+            for layer in some:
+                readers.setdefault(layer.reads, (layer, needs))
+            self.outputs = runner.activations(f"outputs-{self.team.rank}") if rebuilt else None
+            statistics = runner.gather(readers, tick, self.outputs)
+        if not by_block:
+            return statistics, self.loss_gradients
+        with self._timed("gradients"):
+            return statistics, runner.gradients(some, needs, tick)
+
+    def _reconstruct(self, runner: BlockRunner, some: list[Layer]) -> None:
+        assert self.outputs is not None
+        stage = self.stage
+        with self._timed("reconstruct"), runner.differentiable():
+            report = reconstruct(runner, some, self.outputs, stage.reconstruct_passes, stage.reconstruct_halves)
+        self.blocks.append(report)
+        self.outputs.close()
 
     def _act(
         self,
@@ -285,14 +391,24 @@ class _Work:
         gradients: dict[str, Gradients],
         act: Callable[[Layer, Statistics | None], None],
         tick: Callable[[], None],
+        shared: bool,
     ) -> None:
+        """Acts on layers, shared out among the processes if what comes of it is their weights and reports."""
+        owners = _owners(layers, self.team.size) if shared else [self.team.rank] * len(layers)
         with self._timed("solve"), torch.inference_mode():
-            for layer in layers:
-                known = statistics.get(layer.reads) or Statistics.empty(
-                    layer.shape[1], Needs.NOTHING, self.network.device
-                )
-                act(layer, replace(known, gradients=gradients.get(layer.name)))
+            for layer, owner in zip(layers, owners, strict=True):
+                if owner == self.team.rank:
+                    known = statistics.get(layer.reads) or Statistics.empty(
+                        layer.shape[1], Needs.NOTHING, self.network.device
+                    )
+                    act(layer, replace(known, gradients=gradients.get(layer.name)))
                 tick()
+            if shared and self.team.size > 1:
+                for layer, owner in zip(layers, owners, strict=True):
+                    self.team.send(layer.parameter.data, owner)
+                    report = self.team.share(self.reports.get(layer.name), owner)
+                    assert report is not None
+                    self.reports[layer.name] = report
 
     def _dense(self, layer: Layer) -> Tensor:
         """(out, in) float32, on the compute device, contiguous."""
@@ -311,7 +427,6 @@ class _Work:
         W = self._dense(layer)
         zeros_before = layer.zeros()
         if amount.remove is not None and zeros_before >= max(amount.remove, 1):
-            self.notes.append(f"{layer.name} has {zeros_before} zeros already and was left as it is.")
             return _report(layer, zeros_before, start)
         keep, threshold = None, None
         if self.score is not None:
@@ -347,8 +462,15 @@ class _Timer:
         self.seconds[self.phase] += time.perf_counter() - self.start
 
 
-def _inside(layer: Layer, blocks: list[list[Layer]]) -> bool:
-    return any(layer.name == other.name for some in blocks for other in some)
+def _owners(layers: Sequence[Layer], size: int) -> list[int]:
+    """Shares layers out among processes, the dearest first to the one with the least work (rows x columns²)."""
+    work = [0] * size
+    owners = [0] * len(layers)
+    for cost, number in sorted(((one.shape[0] * one.shape[1] ** 2, n) for n, one in enumerate(layers)), reverse=True):
+        owner = work.index(min(work))
+        owners[number] = owner
+        work[owner] += cost
+    return owners
 
 
 def _report(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,24 @@ from secateur.errors import SecateurError, UsageError
 from secateur.linear_algebra import DAMPING
 from secateur.scores import score_named
 from secateur.solvers import AUTO, AUTO_MASKED, chain_named
+
+_SIZE = re.compile(r"([\d.]+)\s*(k|m|g|t|)(i?)b?", re.IGNORECASE)
+
+
+def bytes_of(text: str) -> int:
+    """Returns the bytes that `500MB`, `2GiB` or `1000000` stand for.
+
+    Raises:
+        UsageError: It isn't a size.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    try:
+        number = float(found[1]) if found else -1.0
+    except ValueError:
+        number = -1.0
+    if found is None or number < 0:
+        raise UsageError(f"'{text}' is not a size; write 500MB, 2GB or a number of bytes.")
+    return int(number * (1024 if found[3] else 1000) ** " kmgt".index(found[2].lower() or " "))
 
 
 class _Settings(BaseModel):
@@ -30,12 +49,25 @@ class Calibration(_Settings):
         samples: Windows to calibrate on.
         length: Tokens per window; None takes 1024, or the model's positions if they are fewer.
         compute: Precision of the forward passes: `auto`, `float32` or `bfloat16`.
+        activation_memory: What the activations may take of the memory, such as `2GB`; more are kept in files.
     """
 
     data: str = "self"
     samples: int = Field(default=32, ge=1)
     length: int | None = Field(default=None, ge=2)
     compute: Literal["auto", "float32", "bfloat16"] = "auto"
+    activation_memory: str = "2GB"
+
+    @field_validator("activation_memory", mode="before")
+    @classmethod
+    def _size(cls, value: object) -> str:
+        bytes_of(str(value))
+        return str(value)
+
+    @property
+    def activation_bytes(self) -> int:
+        """`activation_memory` in bytes."""
+        return bytes_of(self.activation_memory)
 
 
 class Prune(_Settings):
@@ -173,6 +205,8 @@ class Recipe(_Settings):
         device: Where blocks are computed: `auto`, `cpu`, `cuda`, `mps`.
         trust_remote_code: Whether code from the checkpoint may run.
         overwrite: Whether an existing output may be replaced.
+        stream: Whether blocks are read from the files when their turn comes and written when they are done; None does
+            so if the checkpoint is larger than half of the free memory.
         calibration: Where statistics come from; not read if no stage needs any.
         stages: What to do, in order.
         evaluate: What quality is measured on; None skips the evaluation.
@@ -186,6 +220,7 @@ class Recipe(_Settings):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     trust_remote_code: bool = False
     overwrite: bool = False
+    stream: bool | None = None
     calibration: Calibration = Calibration()
     stages: tuple[Stage, ...]
     evaluate: Evaluate | None = Evaluate()

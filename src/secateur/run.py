@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -16,21 +17,25 @@ from typing import Any
 
 import torch
 
+from secateur.calibration.activations import IN_MEMORY
 from secateur.calibration.data import Windows, calibration_windows, text_windows, window_length
-from secateur.errors import CalibrationError
-from secateur.evaluation.comparison import bytes_on_disk, compare_networks
+from secateur.errors import CalibrationError, ProcessError, ResumeError, SaveError, UsageError
+from secateur.evaluation.comparison import compare_networks
+from secateur.evaluation.reloading import reload_difference
+from secateur.journal import Journal, identity, run_folder
 from secateur.mask import FILE as MASK_FILE
-from secateur.mask import Mask
-from secateur.network.loading import load
+from secateur.mask import save_mask
+from secateur.network.loading import load, weight_bytes
 from secateur.network.network import Network
 from secateur.network.saving import (
     RESULT_FILE,
     check_output,
     check_room,
     complete_folder,
-    reload_difference,
+    explain,
     save_network,
 )
+from secateur.processes import ALONE, Processes, processes
 from secateur.progress import Progress
 from secateur.pruning import check_pattern, needs_of, prune_weights, select_layers
 from secateur.recipe import Recipe
@@ -38,6 +43,7 @@ from secateur.report.card import model_card
 from secateur.report.page import write_page
 from secateur.result import Comparison, Result, StageReport
 
+INTERRUPTIONS = (KeyboardInterrupt, OSError, MemoryError, SaveError, ProcessError)  # a run can go on after them
 CHECKED_TOKENS = 128  # of one window, for comparing logits after reloading
 
 
@@ -47,6 +53,9 @@ class Run:
 
     recipe: Recipe
     progress: Progress
+    team: Processes = ALONE
+    resume: bool = False
+    start: float = field(default_factory=time.perf_counter)
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -59,56 +68,143 @@ class Run:
         finally:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
 
+    def in_memory(self) -> Result:
+        """Carries out a recipe that names no output."""
+        if self.recipe.stream:
+            raise UsageError("a streamed model doesn't fit in memory, so it needs an output to be written to.")
+        if self.resume:
+            raise UsageError("there is nothing to resume without an output.")
+        network, calibration, held_out = self._prepared(None)
+        stages = self._pruned(network, calibration, None)
+        peak = peak_memory()
+        comparison = None
+        if self.team.first:
+            with self.timed("evaluate"):
+                comparison = _evaluate(self, network, held_out, None)
+        return _result(self, network, stages, calibration, held_out, comparison, None, peak)
 
-def run_recipe(recipe: Recipe, progress: Progress | None = None) -> Result:
+    def into(self, output: Path) -> Result:
+        """Carries out a recipe that writes a folder."""
+        self._check_resume(output)
+        check_output(output, self.recipe.overwrite)
+        network, calibration, held_out = self._prepared(output)
+        with _full_disk(output):
+            about = identity(self.recipe, network, calibration, self.team)
+            journal = Journal.open(output, about, network, self.team, self.resume)
+            try:
+                result = self._write(output, network, calibration, held_out, journal)
+            except INTERRUPTIONS:
+                if not journal.worth_keeping:
+                    journal.close()
+                raise
+            except BaseException:
+                journal.close()  # the same would happen again
+                raise
+            journal.close()
+            return result
+
+    def _write(
+        self,
+        output: Path,
+        network: Network,
+        calibration: Windows | None,
+        held_out: Windows | None,
+        journal: Journal,
+    ) -> Result:
+        stages = self._pruned(network, calibration, journal)
+        peak = peak_memory()
+        if not self.team.first:
+            return _result(self, network, stages, calibration, held_out, None, None, peak)
+        with complete_folder(output, journal.folder / "output") as folder:
+            with self.timed("save"):
+                save_network(network, folder, journal.parts() if network.store else ())
+                save_mask(network, folder / MASK_FILE)
+            with self.timed("reload"):
+                probe = _probe(network, calibration or held_out)
+                difference = reload_difference(network, folder, probe, self.progress)
+            with self.timed("evaluate"):
+                comparison = _evaluate(self, network, held_out, folder, journal)
+            result = _result(self, network, stages, calibration, held_out, comparison, difference, peak)
+            write_result(result, folder)
+        return result
+
+    def _check_resume(self, output: Path) -> None:
+        """Raises ResumeError if the run that is to be resumed is finished."""
+        if not self.resume or not (output / RESULT_FILE).is_file() or self.recipe.overwrite:
+            return
+        if self.team.first:
+            shutil.rmtree(run_folder(output), ignore_errors=True)
+        raise ResumeError(f"{output} is finished: there is nothing to resume. Run with --overwrite to make it anew.")
+
+    def _prepared(self, output: Path | None) -> tuple[Network, Windows | None, Windows | None]:
+        """Loads the model and its calibration data, and checks what can be checked before any work."""
+        recipe = self.recipe
+        with self.timed("load"):
+            network = _load(recipe, self.progress, recipe.stream if recipe.output else False)
+        self.notes += network.notes
+        if output is not None:
+            check_output(output, recipe.overwrite, network.source.path)
+            check_room(network, output)
+        for stage in recipe.stages:
+            check_pattern(select_layers(network, stage.prune), stage.prune)
+        with self.timed("calibrate"):
+            calibration, held_out = self.team.share(_windows(self, network) if self.team.first else (None, None))
+        return network, calibration, held_out
+
+    def _pruned(
+        self, network: Network, calibration: Windows | None, journal: Journal | None
+    ) -> tuple[StageReport, ...]:
+        """Carries out the stages that aren't done yet."""
+        recipe = self.recipe
+        done = [] if journal is None else list(journal.finished)
+        with self.timed("prune"):
+            for stage in recipe.stages[len(done) :]:
+                report = prune_weights(
+                    network,
+                    stage.prune,
+                    calibration,
+                    recipe.calibration,
+                    recipe.seed,
+                    self.progress,
+                    journal,
+                    self.team,
+                )
+                done.append(report)
+                if journal is not None:
+                    journal.finish_stage(report)
+        return tuple(done)
+
+
+@contextmanager
+def _full_disk(output: Path) -> Iterator[None]:
+    """Says what the operating system refused."""
+    try:
+        yield
+    except OSError as error:
+        raise SaveError(explain(error, output)) from error
+
+
+def run_recipe(recipe: Recipe, progress: Progress | None = None, resume: bool = False) -> Result:
     """Carries out a recipe.
+
+    Started by torchrun, several processes share the calibration and the solving; the first one does the rest.
 
     Args:
         recipe: What to do.
         progress: Shows progress; None shows nothing.
+        resume: Whether to go on from what an earlier run of the same recipe left, if it ended early.
 
     Returns:
-        What was done and measured; also written to the output folder, if the recipe names one.
+        What was done and measured; also written to the output folder, if the recipe names one. Only the first of
+        several processes has evaluated anything.
 
     Raises:
-        SecateurError: Something went wrong; no half-written output is left.
+        SecateurError: Something went wrong; no half-written output is left. The blocks that were finished are kept
+            beside the output for `resume`.
     """
-    work = Run(recipe, progress or Progress())
-    start = time.perf_counter()
-    output = Path(recipe.output).expanduser() if recipe.output else None
-    if output is not None:
-        check_output(output, recipe.overwrite)
-    with work.timed("load"):
-        network = _load(recipe, work.progress)
-    work.notes += network.notes
-    if output is not None:
-        check_output(output, recipe.overwrite, network.source.path)
-        check_room(network, output)
-    for stage in recipe.stages:
-        check_pattern(select_layers(network, stage.prune), stage.prune)
-    with work.timed("calibrate"):
-        calibration, held_out = _windows(work, network)
-    with work.timed("prune"):
-        stages = tuple(
-            prune_weights(network, stage.prune, calibration, recipe.calibration.compute, recipe.seed, work.progress)
-            for stage in recipe.stages
-        )
-    peak = peak_memory()
-    if output is None:
-        with work.timed("evaluate"):
-            comparison = _evaluate(work, network, held_out, None)
-        return _result(work, network, stages, calibration, held_out, comparison, None, start, peak)
-    with complete_folder(output) as folder:
-        with work.timed("save"):
-            save_network(network, folder)
-            Mask.of(network).save(folder / MASK_FILE)
-        with work.timed("reload"):
-            difference = reload_difference(network, folder, _probe(network, calibration or held_out))
-        with work.timed("evaluate"):
-            comparison = _evaluate(work, network, held_out, folder)
-        result = _result(work, network, stages, calibration, held_out, comparison, difference, start, peak)
-        write_result(result, folder)
-    return result
+    with processes(recipe.device) as team:
+        work = Run(recipe, progress if progress is not None and team.first else Progress(), team, resume)
+        return work.in_memory() if recipe.output is None else work.into(Path(recipe.output).expanduser())
 
 
 def write_result(result: Result, folder: Path) -> None:
@@ -119,13 +215,14 @@ def write_result(result: Result, folder: Path) -> None:
     write_page(result, folder / "report.html")
 
 
-def _load(recipe: Recipe, progress: Progress) -> Network:
+def _load(recipe: Recipe, progress: Progress, stream: bool | None) -> Network:
     return load(
         recipe.model,
         dtype=recipe.dtype,
         device=recipe.device,
         trust_remote_code=recipe.trust_remote_code,
         seed=recipe.seed,
+        stream=stream,
         progress=progress,
     )
 
@@ -174,20 +271,23 @@ def _probe(network: Network, windows: Windows | None) -> torch.Tensor:
     return torch.arange(min(8, room))[None] % vocabulary
 
 
-def _evaluate(work: Run, network: Network, windows: Windows | None, folder: Path | None) -> Comparison | None:
+def _evaluate(
+    work: Run, network: Network, windows: Windows | None, folder: Path | None, journal: Journal | None = None
+) -> Comparison | None:
     """Loads the dense model again and measures both, window by window."""
     evaluate = work.recipe.evaluate
     if evaluate is None:
         return None
-    dense = _load(work.recipe, work.progress)
-    sizes = [bytes_on_disk(dense.source.path), bytes_on_disk(folder) if folder else None]
+    dense = _load(work.recipe, work.progress, network.store is not None)
+    sizes = [weight_bytes(dense.source.path), weight_bytes(folder) if folder else None]
     if not network.generates:
         work.notes.append(
             f"{network.architecture} has no plain next-token perplexity; quality is the cosine similarity of its "
             "output vectors to the dense model's."
         )
     names = [work.recipe.model, work.recipe.output or "pruned"]
-    return compare_networks([dense, network], windows, work.progress, evaluate.speed, sizes, names)
+    storage = IN_MEMORY if journal is None else journal.storage(work.recipe.calibration.activation_bytes)
+    return compare_networks([dense, network], windows, work.progress, evaluate.speed, sizes, names, storage)
 
 
 def _result(
@@ -198,7 +298,6 @@ def _result(
     held_out: Windows | None,
     comparison: Comparison | None,
     difference: float | None,
-    start: float,
     peak: int,
 ) -> Result:
     recipe = work.recipe
@@ -220,12 +319,12 @@ def _result(
         stages=stages,
         comparison=comparison,
         reload=difference,
-        seconds={**work.seconds, "total": time.perf_counter() - start},
+        seconds={**work.seconds, "total": time.perf_counter() - work.start},
         peak_memory_pruning=peak,
         peak_memory=peak_memory(),
         versions=versions(),
         notes=tuple(work.notes),
-        network=network,
+        network=None if network.store else network,
     )
 
 

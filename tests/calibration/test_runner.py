@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from secateur.calibration.data import Windows
 from secateur.calibration.precision import COMPUTE, products
-from secateur.calibration.runner import BlockRunner, gather_outside, loss_gradients
+from secateur.calibration.runner import BlockRunner, loss_gradients
 from secateur.calibration.statistics import GRADIENTS, Needs, Statistics
 from secateur.errors import CalibrationError, UsageError
 from secateur.network.families import FAMILIES
@@ -223,7 +223,10 @@ def test_the_model_is_left_as_it_was(family: str) -> None:
 def test_the_heads_input_is_seen_by_full_forward_passes(family: str) -> None:
     one = network(family)
     (head,) = [layer for layer in one.outside() if layer.module is one.model.get_output_embeddings()]
-    found = gather_outside(one, [(head, Needs.GRAM)], windows(), "auto", Progress())
+    runner = BlockRunner(one, windows())
+    for _ in one.blocks:
+        runner.advance(nothing)
+    found = runner.gather_outside([(head, Needs.GRAM)], nothing)
     X = inputs_of(one, [head])[head.name]
     assert set(found) == {head.reads}
     assert found[head.reads].count == WINDOWS * LENGTH
@@ -235,7 +238,7 @@ def test_nothing_is_gathered_where_nothing_is_needed() -> None:
     assert BlockRunner(one, windows()).gather({}, nothing) == {}
     assert BlockRunner(one, windows()).gather(readers(one.block_layers(0), Needs.NOTHING), nothing) == {}
     (head,) = [layer for layer in one.outside() if not layer.table]
-    assert gather_outside(one, [(head, Needs.NOTHING)], windows(), "auto", Progress()) == {}
+    assert BlockRunner(one, windows()).gather_outside([(head, Needs.NOTHING)], nothing) == {}
 
 
 def test_each_batch_moves_the_progress_by_one(batches: int) -> None:

@@ -147,6 +147,11 @@ def self_generated(network: Network, windows: int, length: int, seed: int, progr
     Raises:
         CalibrationError: The model can't generate, or has no start token.
     """
+    if network.store is not None:
+        raise CalibrationError(
+            "a streamed model can't write its own calibration text, as every token would read it whole; "
+            "give a text or jsonl file with --calibration FILE."
+        )
     if not network.generates:
         raise CalibrationError(
             f"{network.architecture} can't write its own calibration text; "

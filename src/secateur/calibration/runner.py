@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,11 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from secateur.calibration.activations import IN_MEMORY, Activations, Storage
 from secateur.calibration.data import Windows
 from secateur.calibration.precision import products
 from secateur.calibration.statistics import INPUTS, Gradients, Needs, Statistics
 from secateur.errors import CalibrationError, UsageError
 from secateur.network.network import Layer, Network
+from secateur.processes import ALONE, Processes
 from secateur.progress import Progress
 
 TOKENS_PER_BATCH = 2048
@@ -35,30 +38,60 @@ class BlockRunner:
 
     Attributes:
         network: The model.
-        position: Index of the block that comes next.
-        hidden: The hidden states before that block, one tensor per batch, in the model's dtype.
+        hidden: The hidden states before the block that comes next, one tensor per batch, in the model's dtype.
+        team: The processes that share out the batches.
+        batches: How many batches they have together.
     """
 
-    def __init__(self, network: Network, windows: Windows, compute: str = "auto") -> None:
+    def __init__(
+        self,
+        network: Network,
+        windows: Windows,
+        compute: str = "auto",
+        storage: Storage = IN_MEMORY,
+        name: str = "hidden",
+        per_batch: int | None = None,
+        team: Processes = ALONE,
+    ) -> None:
         """Runs the prelude.
 
         Args:
             network: The model.
             windows: What to feed it.
             compute: See `products`.
+            storage: Where activations may be kept.
+            name: Of the activations, where they are kept in files.
+            per_batch: Windows per batch; None takes as many as make good use of the processor.
+            team: The processes that share out the batches: number i is rank i % size's.
         """
         self.network = network
         self.compute = compute
-        self.position = 0
-        self.hidden: list[Tensor] = []
+        self.storage = storage
+        self._name = name
+        self.team = team
+        batches = windows.ids.split(per_batch or max(1, TOKENS_PER_BATCH // windows.length))
+        self.batches = len(batches)
+        self._ids = batches[team.rank :: team.size]
         self._calls: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = []  # [batch][block]
-        size = max(1, TOKENS_PER_BATCH // windows.length)
+        self._size = (
+            sum(ids.numel() for ids in self._ids) * (network.dimension("hidden") or 0) * network.model.dtype.itemsize
+        )
+        self.hidden = self.activations(name)
         seen: list[Tensor] = []
         with torch.inference_mode():
-            for ids in windows.ids.split(size):
+            for ids in self._ids:
                 hidden, calls = _record(network, ids)
                 self.hidden.append(hidden)
                 self._calls.append([_shared(call, seen) for call in calls])
+
+    def activations(self, name: str) -> Activations:
+        """Returns room for a tensor like the hidden states per batch."""
+        return Activations(name, self.storage, self._size)
+
+    @property
+    def position(self) -> int:
+        """Index of the block that comes next."""
+        return self.hidden.position
 
     @contextmanager
     def _on_device(self, block: nn.Module) -> Iterator[None]:
@@ -91,14 +124,14 @@ class BlockRunner:
         self,
         layers: Mapping[str, tuple[Layer, Needs]],
         tick: Callable[[], None],
-        outputs: list[Tensor] | None = None,
+        outputs: Activations | None = None,
     ) -> dict[str, Statistics]:
         """Passes every batch through the next block and returns the statistics of its layers' inputs.
 
         Args:
             layers: By input name (`Layer.reads`): a layer that reads it, and what is needed of it.
             tick: Called after each batch.
-            outputs: A list that takes up the block's outputs, one tensor per batch, if they are wanted.
+            outputs: Takes up the block's outputs, one tensor per batch, if they are wanted.
 
         Returns:
             Statistics by input name, on the compute device.
@@ -116,6 +149,7 @@ class BlockRunner:
                         outputs.append(output)
                 tick()
         for name, (layer, _) in layers.items():
+            found[name].add_up(self.team)
             found[name].check(layer.name)
         return {name: found[name] for name in layers}
 
@@ -138,6 +172,7 @@ class BlockRunner:
                 _add(found, layers, torch.autograd.grad(loss, parameters))
                 tick()
         for layer in layers:
+            found[layer.name].add_up(self.team)
             found[layer.name].check(layer.name)
         return found
 
@@ -160,36 +195,47 @@ class BlockRunner:
         """
         with self._on_device(self.block):
             for batch in range(len(self.hidden)):
-                self.hidden[batch] = self._forward(batch)
+                self.hidden.put(batch, self._forward(batch))
                 self._calls[batch][self.position] = ((), {})  # not needed again
                 tick()
-        self.position += 1
+        self.hidden.advance()
 
+    def output(self, batch: int) -> Tensor:
+        """Returns the model's first output (logits) for a batch; the runner stands behind the last block."""
+        last = len(self.network.blocks) - 1
+        assert self.position == last + 1
+        with torch.inference_mode(), _standing_in(self.network, [], {last: self.hidden[batch]}):
+            found: Tensor = self.network.model(self._ids[batch])[0]
+        return found
 
-def gather_outside(
-    network: Network,
-    layers: Iterable[tuple[Layer, Needs]],
-    windows: Windows,
-    compute: str,
-    progress: Progress,
-) -> dict[str, Statistics]:
-    """Returns statistics of the inputs of layers outside of the blocks (a head), by full forward passes."""
-    wanted = {layer.reads: (layer, needs) for layer, needs in layers if needs & INPUTS}
-    if not wanted:
-        return {}
-    cpu = torch.device("cpu")
-    found = {name: Statistics.empty(layer.shape[1], needs, cpu) for name, (layer, needs) in wanted.items()}
-    size = max(1, TOKENS_PER_BATCH // windows.length)
-    with torch.inference_mode(), products(compute, network.model.dtype, cpu), _watching(wanted, found, stop=False):
-        for ids in progress.track(windows.ids.split(size), "calibrating the head"):
-            network.model(ids)
-    for name, (layer, _) in wanted.items():
-        found[name].check(layer.name)
-    return found
+    def gather_outside(self, layers: Iterable[tuple[Layer, Needs]], tick: Callable[[], None]) -> dict[str, Statistics]:
+        """Returns statistics of the inputs of layers outside of the blocks (a head).
+
+        The runner stands behind the last block.
+        """
+        wanted = {layer.reads: (layer, needs) for layer, needs in layers if needs & INPUTS}
+        if not wanted:
+            return {}
+        cpu = torch.device("cpu")
+        found = {name: Statistics.empty(layer.shape[1], needs, cpu) for name, (layer, needs) in wanted.items()}
+        with products(self.compute, self.network.model.dtype, cpu), _watching(wanted, found, stop=False):
+            for batch in range(len(self.hidden)):
+                self.output(batch)
+                tick()
+        for name, (layer, _) in wanted.items():
+            found[name].add_up(self.team)
+            found[name].check(layer.name)
+        return found
 
 
 def loss_gradients(
-    network: Network, layers: Sequence[Layer], windows: Windows, needs: Needs, compute: str, progress: Progress
+    network: Network,
+    layers: Sequence[Layer],
+    windows: Windows,
+    needs: Needs,
+    compute: str,
+    progress: Progress,
+    team: Processes = ALONE,
 ) -> dict[str, Gradients]:
     """Returns the layers' gradients of the next-token loss, by name: one pass through the whole model and back.
 
@@ -198,16 +244,19 @@ def loss_gradients(
     Raises:
         UsageError: The model has no next-token head.
     """
+    if network.store is not None:
+        raise UsageError("--gradient loss needs the whole model in memory; a streamed one takes --gradient block.")
     if not network.generates:
         raise UsageError(f"--gradient loss needs a next-token loss, which {network.architecture} hasn't; use block.")
     cpu = torch.device("cpu")
     found = {layer.name: Gradients.empty(layer.shape, needs, cpu) for layer in layers}
     with products(compute, network.model.dtype, cpu), _differentiating(layers) as parameters:
-        for ids in progress.track(windows.ids.split(1), "gradients of the loss"):
+        for ids in progress.track(windows.ids.split(1)[team.rank :: team.size], "gradients of the loss"):
             logits = network.model(ids).logits[:, :-1].float()
             loss = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
             _add(found, layers, torch.autograd.grad(loss, parameters))
     for layer in layers:
+        found[layer.name].add_up(team)
         found[layer.name].check(layer.name)
     return found
 
@@ -232,14 +281,15 @@ def _add(found: Mapping[str, Gradients], layers: Sequence[Layer], gradients: Seq
         found[layer.name].add(layer.as_matrix(gradient))
 
 
-class _Recorder(nn.Module):
-    """Stands in for a block: notes the arguments of the call and hands the hidden states on."""
+class _StandIn(nn.Module):
+    """Stands in for a block: notes the arguments of the call and hands the hidden states on, or others instead."""
 
-    def __init__(self, block: nn.Module, returns: int, calls: list[Any]) -> None:
+    def __init__(self, block: nn.Module, returns: int, calls: list[Any], instead: Tensor | None) -> None:
         super().__init__()
         self._block = [block]  # in a list, so that it isn't registered as a child
         self._returns = returns
         self._calls = calls
+        self._instead = instead
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -254,23 +304,39 @@ class _Recorder(nn.Module):
                 "which this version of secateur doesn't know."
             )
         self._calls.append((args, kwargs))
-        return args[0] if self._returns == 0 else (args[0], *[None] * (self._returns - 1))
+        hidden = args[0] if self._instead is None else self._instead
+        return hidden if self._returns == 0 else (hidden, *[None] * (self._returns - 1))
+
+
+@contextmanager
+def _standing_in(
+    network: Network, calls: list[Any], instead: Mapping[int, Tensor] = MappingProxyType({})
+) -> Iterator[None]:
+    """Has stand-ins in the place of a model's blocks.
+
+    Args:
+        network: The model.
+        calls: Takes up each block's call.
+        instead: By block: hidden states to return whatever came in.
+    """
+    blocks = list(network.blocks)
+    try:
+        for index, block in enumerate(blocks):
+            network.blocks[index] = _StandIn(block, network.family.block_returns, calls, instead.get(index))
+        yield
+    finally:
+        for index, block in enumerate(blocks):
+            network.blocks[index] = block
 
 
 def _record(network: Network, ids: Tensor) -> tuple[Tensor, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
     """Runs the prelude on ids: (windows, length); returns the first hidden states and each block's call."""
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    blocks = list(network.blocks)
-    try:
-        for index, block in enumerate(blocks):
-            network.blocks[index] = _Recorder(block, network.family.block_returns, calls)
+    with _standing_in(network, calls):
         network.base(ids, **({"use_cache": False} if network.family.objective == "causal" else {}))
-    finally:
-        for index, block in enumerate(blocks):
-            network.blocks[index] = block
-    if len(calls) != len(blocks):
+    if len(calls) != len(network.blocks):
         raise CalibrationError(
-            f"{network.architecture} called {len(calls)} of its {len(blocks)} blocks; "
+            f"{network.architecture} called {len(calls)} of its {len(network.blocks)} blocks; "
             "only models that run each block once can be calibrated."
         )
     return calls[0][0][0], [(args[1:], kwargs) for args, kwargs in calls]

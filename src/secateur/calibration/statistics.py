@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from secateur.errors import CalibrationError
+from secateur.processes import Processes
 
 GRAM_TILE = 384  # columns per tile of the lower triangle: half of the products, each still a large one
 
@@ -63,6 +64,13 @@ class Gradients:
             self.sizes += g.abs()
         if self.squares is not None:
             self.squares.addcmul_(g, g)
+
+    def add_up(self, team: Processes) -> None:
+        """Adds up all processes' batches, in place."""
+        self.count = _total(self.count, team)
+        for part in (self.total, self.sizes, self.squares):
+            if part is not None:
+                team.sum(part)
 
     def check(self, name: str) -> None:
         """Raises CalibrationError if a sum isn't finite."""
@@ -142,6 +150,13 @@ class Statistics:
         """(in,) float32: the mean of each input."""
         return (self.total / max(self.count, 1)).float()
 
+    def add_up(self, team: Processes) -> None:
+        """Adds up all processes' tokens, in place."""
+        self.count = _total(self.count, team)
+        for part in (self.total, self.squares, self.gram):
+            if part is not None:
+                team.sum(part)
+
     def check(self, name: str) -> None:
         """Raises CalibrationError if there are no tokens, or if a sum isn't finite."""
         if self.count == 0:
@@ -159,6 +174,12 @@ class Statistics:
             raise CalibrationError("these statistics are of different inputs and can't be added.")
         gram = None if self.gram is None or other.gram is None else self.gram + other.gram
         return Statistics(self.count + other.count, self.total + other.total, self.squares + other.squares, gram)
+
+
+def _total(count: int, team: Processes) -> int:
+    numbers = torch.tensor(count)
+    team.sum(numbers)
+    return int(numbers)
 
 
 def save_statistics(statistics: dict[str, Statistics], path: Path) -> None:

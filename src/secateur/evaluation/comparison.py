@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from secateur import mask
+from secateur.calibration.activations import IN_MEMORY, Storage
 from secateur.calibration.data import Windows
 from secateur.evaluation.quality import Quality, measure
 from secateur.evaluation.speed import Speed, greedy, measure_speed
+from secateur.network.loading import weight_bytes
 from secateur.network.network import Network
 from secateur.progress import Progress
 from secateur.result import Comparison, Metrics
@@ -28,6 +29,7 @@ def compare_networks(
     speed: bool = True,
     sizes: Sequence[int | None] | None = None,
     names: Sequence[str] | None = None,
+    storage: Storage = IN_MEMORY,
 ) -> Comparison:
     """Measures models side by side; the first is the dense one.
 
@@ -38,26 +40,21 @@ def compare_networks(
         speed: Whether to measure speed.
         sizes: Bytes on disk; None takes those of the models' sources.
         names: What to call them; None takes their sources' names.
+        storage: Where streamed networks' hidden states may be kept.
     """
-    sizes = sizes or [bytes_on_disk(network.source.path) for network in networks]
+    sizes = sizes or [weight_bytes(network.source.path) for network in networks]
     names = names or [network.source.name for network in networks]
     qualities: list[Quality | None] = [None] * len(networks)
     speeds: list[Speed | None] = [None] * len(networks)
     if windows is not None:
-        qualities = list(measure(networks, windows, progress))
-        if speed:
+        qualities = list(measure(networks, windows, progress, storage))
+        if speed and not any(network.store for network in networks):
             speeds = list(measure_speed(networks, windows.ids[:1], progress))
     metrics = [
         _metrics(network, name, size, windows, quality, one, reference=networks[0])
         for network, name, size, quality, one in zip(networks, names, sizes, qualities, speeds, strict=True)
     ]
     return Comparison(metrics[0], tuple(metrics[1:]), tuple(_notes(networks, metrics)))
-
-
-def bytes_on_disk(path: Path) -> int:
-    """Returns the size of a checkpoint's weight files."""
-    files = [path] if path.is_file() else path.glob("*.safetensors")
-    return sum(file.stat().st_size for file in files)
 
 
 def _metrics(
@@ -70,7 +67,7 @@ def _metrics(
     reference: Network,
 ) -> Metrics:
     layers = network.layers()
-    zeros = {layer.name: layer.zeros() for layer in layers}
+    zeros = {layer.name: layer.zeros() for layer in network.visit(layers)}
     figures: dict[str, float | int | str | None] = {}
     if windows is not None and quality is not None:
         figures |= {"text": windows.source, "windows": len(windows), "tokens": quality.count}
@@ -84,7 +81,7 @@ def _metrics(
                 "kl": None if dense else quality.kl / quality.count,
                 "top1_agreement": None if dense else quality.agreed / quality.count,
             }
-            figures |= _sample(network, windows)
+            figures |= _sample(network, windows) if network.store is None else {}
         elif not dense:
             figures["cosine"] = quality.cosine / quality.count
     if speed is not None:
@@ -140,6 +137,8 @@ def _notes(networks: Sequence[Network], metrics: Sequence[Metrics]) -> list[str]
     """Says in words what is not smaller or faster, and why."""
     notes = []
     dense = metrics[0]
+    if any(network.store for network in networks):
+        notes.append("Speed and samples were left out: the model is streamed from its files block by block.")
     for network, other in zip(networks[1:], metrics[1:], strict=True):
         name = f"{other.name}: " if len(metrics) > 2 else ""
         if other.bytes_on_disk and dense.bytes_on_disk and other.bytes_on_disk >= 0.99 * dense.bytes_on_disk:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from secateur.calibration.activations import IN_MEMORY, Storage
 from secateur.calibration.data import Windows
+from secateur.calibration.runner import BlockRunner
 from secateur.errors import SecateurError
 from secateur.network.network import Network
 from secateur.progress import Progress
@@ -35,15 +38,19 @@ class Quality:
         return math.exp(mean) if mean < 700 else math.inf
 
 
-def measure(networks: Sequence[Network], windows: Windows, progress: Progress) -> list[Quality]:
+def measure(
+    networks: Sequence[Network], windows: Windows, progress: Progress, storage: Storage = IN_MEMORY
+) -> list[Quality]:
     """Passes each window through all models in turn; the first is the dense one that the others are held to.
 
-    Only one window's outputs are in memory at a time.
+    Only one window's outputs are in memory at a time. Streamed networks take all windows through block by block
+    first, and keep the hidden states.
 
     Args:
         networks: At least one; all with the same vocabulary if they predict tokens.
         windows: What to evaluate on.
         progress: Shows progress.
+        storage: Where streamed networks' hidden states may be kept.
 
     Returns:
         One record per network. `kl`, `agreed` and `cosine` of the first are of itself: 0, all, 1.
@@ -53,27 +60,56 @@ def measure(networks: Sequence[Network], windows: Windows, progress: Progress) -
     """
     found = [Quality() for _ in networks]
     predicts = all(network.generates for network in networks)
-    with torch.inference_mode():
-        for ids in progress.track(windows.ids.split(1), "evaluating"):
-            dense = _output(networks[0], ids)
-            for network, quality in zip(networks, found, strict=True):
-                output = dense if network is networks[0] else _output(network, ids)
+    with torch.inference_mode(), ExitStack() as stack:
+        passes = [
+            stack.enter_context(outputs(network, windows, progress, storage, f"evaluation-{number}"))
+            for number, network in enumerate(networks)
+        ]
+        for number in progress.track(range(len(windows)), "evaluating"):
+            dense = passes[0](number)
+            for output_of, network, quality in zip(passes, networks, found, strict=True):
+                output = dense if network is networks[0] else output_of(number)
                 if output.shape != dense.shape:
                     raise SecateurError(
                         f"{network.source.name} gives {tuple(output.shape)} where {networks[0].source.name} gives "
                         f"{tuple(dense.shape)}; their vocabularies differ, so KL makes no sense."
                     )
                 if predicts:
-                    _predictions(quality, output, dense, ids[0])
+                    _predictions(quality, output, dense, windows.ids[number])
                 else:
                     quality.count += output.shape[0]
                     quality.cosine += float(F.cosine_similarity(output, dense, dim=-1).sum(dtype=torch.float64))
     return found
 
 
-def _output(network: Network, ids: Tensor) -> Tensor:
-    """The first output for one window: logits or hidden states, (positions, width), float32."""
-    output: Tensor = network.model(ids)[0]
+@contextmanager
+def outputs(
+    network: Network, windows: Windows, progress: Progress, storage: Storage = IN_MEMORY, name: str = "outputs"
+) -> Iterator[Callable[[int], Tensor]]:
+    """Gives a function from a window's number to the model's first output: (positions, width), float32.
+
+    Args:
+        network: The model; a streamed one takes all windows through its blocks first.
+        windows: What to feed it.
+        progress: Shows progress.
+        storage: Where a streamed network's hidden states may be kept.
+        name: Of those hidden states in files.
+    """
+    if network.store is None:
+        yield lambda number: _flat(network.model(windows.ids[number : number + 1])[0])
+        return
+    runner = BlockRunner(network, windows, "auto", storage, name, per_batch=1)
+    try:
+        for block in progress.track(range(len(network.blocks)), "streaming"):
+            with network.resident(block):
+                runner.advance(lambda: None)
+            runner.hidden.forget()
+        yield lambda number: _flat(runner.output(number))
+    finally:
+        runner.hidden.close()
+
+
+def _flat(output: Tensor) -> Tensor:
     return output.float().flatten(0, -2)
 
 

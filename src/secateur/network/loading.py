@@ -11,6 +11,7 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
@@ -23,6 +24,7 @@ from secateur.network.family import Family
 from secateur.network.network import Network, Source
 from secateur.network.packed import is_packed, unpack_into
 from secateur.network.quiet import quiet_transformers
+from secateur.network.streaming import streamed_model
 from secateur.progress import Progress
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
@@ -37,6 +39,7 @@ def load(
     device: str = "auto",
     trust_remote_code: bool = False,
     seed: int = 0,
+    stream: bool | None = False,
     progress: Progress | None = None,
 ) -> Network:
     """Loads a model and describes it.
@@ -47,6 +50,8 @@ def load(
         device: `auto`, `cpu`, `cuda` or `mps`: where blocks are computed.
         trust_remote_code: Whether code that comes with the checkpoint may run.
         seed: For the values of weights that the checkpoint lacks.
+        stream: Whether the blocks' weights stay in the files until they are used (`Network.resident`); None does so
+            if the checkpoint is larger than half of the free memory.
         progress: Shows a download's progress.
 
     Returns:
@@ -60,6 +65,10 @@ def load(
         raise UsageError(f"unknown dtype '{dtype}'. Known: {', '.join(DTYPES)}.")
     compute = pick_device(device)
     path = find(str(model), trust_remote_code, progress or Progress())
+    if stream is None:
+        stream = path.is_dir() and not is_packed(path) and weight_bytes(path) > psutil.virtual_memory().available / 2
+    if stream:
+        return _stream(str(model), path, dtype, compute, trust_remote_code, seed)
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if path.suffix == ".gguf":
@@ -75,6 +84,30 @@ def load(
     _refuse_nan(loaded)
     source = Source(str(model), path, str(loaded.dtype).removeprefix("torch."), trust_remote_code)
     return Network(loaded, family, tokenizer, source, compute, notes)
+
+
+def weight_bytes(path: Path) -> int:
+    """Returns the size of a checkpoint's weight files."""
+    files = [path] if path.is_file() else path.glob("*.safetensors")
+    return sum(file.stat().st_size for file in files)
+
+
+def _stream(name: str, path: Path, dtype: str | None, device: torch.device, trust: bool, seed: int) -> Network:
+    """Loads what lies outside of the blocks, and leaves the blocks in the files."""
+    if not path.is_dir() or is_packed(path):
+        kind = "a packed checkpoint; unpack it first" if path.is_dir() else "a .gguf file"
+        raise UsageError(f"{name} is {kind}: only folders of safetensors files can be streamed.")
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config, family = _described(path, trust)
+        shards = check_shards(path)
+        kind = _model_class(config, family)
+        loaded, store = streamed_model(shards, config, kind, family, DTYPES[dtype] if dtype else None, trust)
+        tokenizer = _tokenizer(path, trust)
+    loaded.eval()
+    note = "The model was streamed: blocks were read from its files when their turn came."
+    source = Source(name, path, str(loaded.dtype).removeprefix("torch."), trust)
+    return Network(loaded, family, tokenizer, source, device, (note,), store)
 
 
 def find(model: str, trust_remote_code: bool, progress: Progress) -> Path:
@@ -128,12 +161,27 @@ def _from_hub(model: str, trust_remote_code: bool) -> Path:
         ) from error
 
 
-def _load_folder(folder: Path, dtype: str | None, trust: bool) -> tuple[Any, Family, Any, tuple[str, ...]]:
+def _described(folder: Path, trust: bool) -> tuple[Any, Family]:
+    """Returns a checkpoint folder's config, and the family of its architecture."""
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} has no config.json; is it a Hugging Face checkpoint folder?")
-    check_shards(folder)
     config = _config(folder, trust)
-    family = family_of(config.model_type)
+    return config, family_of(config.model_type)
+
+
+def _tokenizer(folder: Path, trust: bool) -> Any:
+    """Returns a checkpoint folder's tokenizer, None if it has none."""
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return None
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise ModelError(f"the tokenizer in {folder} can't be read: {first_line(error)}") from error
+
+
+def _load_folder(folder: Path, dtype: str | None, trust: bool) -> tuple[Any, Family, Any, tuple[str, ...]]:
+    config, family = _described(folder, trust)
+    check_shards(folder)
     try:
         model, info = _model_class(config, family).from_pretrained(
             folder,
@@ -147,14 +195,7 @@ def _load_folder(folder: Path, dtype: str | None, trust: bool) -> tuple[Any, Fam
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(f"{folder} can't be loaded: {first_line(error)}") from error
     notes = _check_weights(folder, family, info)
-    has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
-    tokenizer = None
-    if has_tokenizer:
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
-        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-            raise ModelError(f"the tokenizer in {folder} can't be read: {first_line(error)}") from error
-    return model, family, tokenizer, notes
+    return model, family, _tokenizer(folder, trust), notes
 
 
 def _check_weights(folder: Path, family: Family, info: dict[str, Any]) -> tuple[str, ...]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 
 from secateur.errors import ModelError
 from secateur.network.family import Family, Layout, Projection
+from secateur.network.streaming import BlockStore
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Layer:
         reads: The name of its input; layers of one block with the same name read the same tensor.
         module: The module that applies the weight; None for a bare parameter (XLNet).
         table: It is an embedding, whose rows are looked up: it has no statistics of an input.
+        block: Index of the block that it belongs to; None outside of the blocks.
     """
 
     name: str
@@ -49,6 +54,7 @@ class Layer:
     reads: str
     module: nn.Module | None
     table: bool = False
+    block: int | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -92,6 +98,7 @@ class Network:
         source: Where it came from.
         device: Where blocks are computed; the model itself stays in main memory.
         notes: What the user should know about the loading.
+        store: Where the blocks' weights are read from when their turn comes; None if they are all in memory.
     """
 
     def __init__(
@@ -102,6 +109,7 @@ class Network:
         source: Source,
         device: torch.device,
         notes: tuple[str, ...] = (),
+        store: BlockStore | None = None,
     ) -> None:
         self.model = model
         self.family = family
@@ -109,9 +117,35 @@ class Network:
         self.source = source
         self.device = device
         self.notes = notes
+        self.store = store
+        self._resident: set[int] = set()
         self.base = model.base_model
         self._prefix = "" if self.base is model else f"{model.base_model_prefix}."
         self.blocks: nn.ModuleList = self.base.get_submodule(family.blocks)
+
+    @contextmanager
+    def resident(self, block: int | None) -> Iterator[None]:
+        """Has a block's weights in memory for as long as it lasts; None stands for what lies outside of the blocks."""
+        if self.store is None or block is None or block in self._resident:
+            yield
+            return
+        self.store.fill(self.blocks[block], self.block_name(block))
+        self._resident.add(block)
+        try:
+            yield
+        finally:
+            self._resident.remove(block)
+            self.store.empty(self.blocks[block])
+
+    def visit(self, layers: Iterable[Layer]) -> Iterator[Layer]:
+        """Yields layers, each while its weights are in memory; best in forward order."""
+        for block, some in groupby(layers, key=lambda layer: layer.block):
+            with self.resident(block):
+                yield from some
+
+    def file_name(self, name: str) -> str | None:
+        """Returns a weight's name in the files of a streamed network; None for a tie that is there by another name."""
+        return name if self.store is None else self.store.names.get(name)
 
     def block_name(self, block: int) -> str:
         """Returns the full name of the block with this index."""
@@ -133,7 +167,7 @@ class Network:
         if not isinstance(parameter, nn.Parameter):
             raise ModelError(f"{name} has no weight; is this a standard {self.family.name} model?")
         reads = f"{self.block_name(block)}/{projection.columns}"
-        return Layer(name, parameter, projection.layout, reads, module)
+        return Layer(name, parameter, projection.layout, reads, module, block=block)
 
     def outside(self) -> list[Layer]:
         """Returns the weights outside of the blocks that can be pruned when named: tables and linear layers."""

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import errno
-import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
 from secateur.errors import SaveError, UsageError
-from secateur.network import reload
+from secateur.files import as_os_error
 from secateur.network.network import Network
 from secateur.network.quiet import quiet_transformers
+from secateur.network.streaming import assemble
 
 RESULT_FILE = "secateur.json"
 NOT_COPIED = (
@@ -38,7 +32,6 @@ NOT_COPIED = (
     "*.gguf",
 )
 OURS = ("config.json", "generation_config.json", "README.md", "report.html", "secateur.mask", RESULT_FILE)
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}  # of the largest logit
 
 
 def check_output(output: Path, overwrite: bool, source: Path | None = None) -> None:
@@ -60,26 +53,34 @@ def check_output(output: Path, overwrite: bool, source: Path | None = None) -> N
 
 
 @contextmanager
-def complete_folder(output: Path) -> Iterator[Path]:
-    """Gives a scratch folder beside `output` that takes its place at the end, or vanishes on any error.
+def complete_folder(output: Path, scratch: Path | None = None) -> Iterator[Path]:
+    """Gives a scratch folder that takes the place of `output` at the end, or vanishes on any error.
+
+    Args:
+        output: The folder to write.
+        scratch: What to use as the scratch folder; None makes one beside `output`.
 
     Raises:
         SaveError: The disk is full, or can't be written.
     """
-    scratch: Path | None = None
+    folder = scratch
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with _uninterrupted():
-            scratch = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.partial-"))
-        yield scratch
-        scratch.chmod(0o755)
-        _replace(scratch, output)
+            if folder is None:
+                folder = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.partial-"))
+            else:
+                shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+                folder.mkdir(parents=True)
+        yield folder
+        folder.chmod(0o755)
+        _replace(folder, output)
     except OSError as error:
         raise SaveError(explain(error, output)) from error
     finally:
-        if scratch is not None:
+        if folder is not None:
             with _uninterrupted():
-                shutil.rmtree(scratch, ignore_errors=True)
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _replace(scratch: Path, output: Path) -> None:
@@ -125,40 +126,45 @@ def _uninterrupted() -> Iterator[None]:
 def explain(error: OSError, where: Path) -> str:
     """Says in one line what the operating system refused."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full while writing {where}; make room and run again. Nothing was left behind."
+        return f"the disk is full while writing {where}; make room and run again. No half-written output is left."
     name = f" ({error.filename})" if error.filename else ""
-    return f"can't write {where}: {error.strerror or error}{name}. Nothing was left behind."
+    return f"can't write {where}: {error.strerror or error}{name}. No half-written output is left."
 
 
 def check_room(network: Network, output: Path) -> None:
-    """Raises SaveError before any work is done if the disk has no room for the checkpoint."""
+    """Raises SaveError before any work is done if the disk has no room for the checkpoint and the run's state."""
     folder = next(parent for parent in output.absolute().parents if parent.exists())
     needed = sum(parameter.nbytes for parameter in network.model.parameters())
+    if network.store is None:
+        needed *= 2  # the run's state has the blocks in files of its own
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise SaveError(f"{output} needs {needed / 1e9:.2f} GB, but the disk of {folder} has {free / 1e9:.2f} GB free.")
 
 
-def save_network(network: Network, folder: Path) -> None:
+def save_network(network: Network, folder: Path, parts: Sequence[Path] = ()) -> None:
     """Writes weights, config, tokenizer and whatever small files came along, into an existing folder.
 
-    The shards are as large as the source's; dtype and tensor names are the source's too.
+    The shards are as large as the source's, those of a streamed network a block each; dtype and tensor names are the
+    source's too.
+
+    Args:
+        network: The model.
+        folder: Where to.
+        parts: A streamed network's weights: files that become the shards.
 
     Raises:
-        SaveError: The disk is full, or can't be written.
+        OSError: The disk is full, or can't be written.
     """
     source = network.source.path
-    shards = sorted(source.glob("*.safetensors")) if source.is_dir() else []
-    biggest = max((shard.stat().st_size for shard in shards), default=0)
-    shard_size = biggest if len(shards) > 1 else 1 << 50
     try:
         with quiet_transformers():
-            network.model.save_pretrained(folder, max_shard_size=shard_size)
-    except OSError as error:
-        raise SaveError(explain(error, folder)) from error
-    except SafetensorError as error:  # its writer puts the operating system's words into a text
-        full = "os error 28" in str(error) or "os error 122" in str(error)
-        raise SaveError(explain(OSError(errno.ENOSPC if full else errno.EIO, str(error)), folder)) from error
+            if network.store is None:
+                network.model.save_pretrained(folder, max_shard_size=_shard_size(source))
+            else:
+                _save_streamed(network, folder, parts)
+    except SafetensorError as error:
+        raise as_os_error(error, folder) from error
     if source.is_dir():
         _copy_beside(source, folder)
     elif network.tokenizer is not None:
@@ -166,6 +172,24 @@ def save_network(network: Network, folder: Path) -> None:
     for file in folder.iterdir():
         if file.is_file():
             file.chmod(0o644)  # save_pretrained leaves weights readable by the owner only
+
+
+def _shard_size(source: Path) -> int:
+    """As large as the source's shards; one file where it has one."""
+    shards = sorted(source.glob("*.safetensors")) if source.is_dir() else []
+    biggest = max((shard.stat().st_size for shard in shards), default=0)
+    return biggest if len(shards) > 1 else 1 << 50
+
+
+def _save_streamed(network: Network, folder: Path, parts: Sequence[Path]) -> None:
+    assemble(parts, folder)
+    config = network.model.config
+    config.architectures = [network.architecture]
+    config.dtype = network.model.dtype
+    config.save_pretrained(folder)
+    generation = network.source.path / "generation_config.json"
+    if generation.is_file():
+        shutil.copyfile(generation, folder / generation.name)
 
 
 def _copy_beside(source: Path, folder: Path) -> None:
@@ -181,47 +205,3 @@ def _copy_beside(source: Path, folder: Path) -> None:
         target = folder / relative
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
-
-
-def reload_difference(network: Network, folder: Path, ids: Tensor) -> float:
-    """Loads the saved checkpoint in a fresh process without secateur and compares its output on `ids`.
-
-    Args:
-        network: The model in memory, as it was saved.
-        folder: The checkpoint.
-        ids: (windows, length) to feed both.
-
-    Returns:
-        The largest absolute difference.
-
-    Raises:
-        SaveError: The checkpoint doesn't load, or gives other outputs.
-    """
-    with torch.inference_mode():
-        expected = network.model(ids)[0].float()
-    with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "output.safetensors"
-        trust = "1" if network.source.trust_remote_code else "0"
-        done = subprocess.run(
-            [sys.executable, "-I", reload.__file__, str(folder.absolute()), trust, str(out)],
-            input=json.dumps(ids.tolist()),
-            text=True,
-            capture_output=True,
-            check=False,
-            cwd=scratch,
-            env={
-                **os.environ,
-                "HF_HUB_OFFLINE": "1",
-                "TOKENIZERS_PARALLELISM": "false",
-                "OMP_NUM_THREADS": str(torch.get_num_threads()),  # sums in another order differ in the last bit
-            },
-        )
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or ["no message"]
-            raise SaveError(f"the saved checkpoint doesn't load in a fresh process: {lines[-1]}")
-        found = load_file(out)["output"]
-    difference = float((found - expected).abs().max())
-    allowed = TOLERANCE[network.model.dtype] * max(1.0, float(expected.abs().max()))
-    if not difference <= allowed:
-        raise SaveError(f"the saved checkpoint gives other outputs than the model in memory (by {difference:g}).")
-    return difference

@@ -23,7 +23,7 @@ def structure(network: Network) -> dict[str, Any]:
         "generates": network.generates,
         "tokenizer": network.tokenizer is not None,
         "dimensions": {name: value for name, value in dimensions.items() if value is not None},
-        "layers": [_layer(layer) for layer in network.layers()],
+        "layers": [_layer(layer) for layer in network.visit(network.layers())],
         "outside": [{**_layer(layer), "tied_to": network.ties(layer)} for layer in network.outside()],
     }
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from secateur.calibration.activations import Activations
 from secateur.calibration.runner import BlockRunner
 from secateur.network.network import Layer
 from secateur.result import BlockReport
@@ -27,7 +28,7 @@ LEAST = 1e-3  # relative gain of a pass below which it was the last
 def reconstruct(
     runner: BlockRunner,
     layers: Sequence[Layer],
-    targets: Sequence[Tensor],
+    targets: Activations,
     passes: int,
     halves: bool,
 ) -> BlockReport:
@@ -67,15 +68,15 @@ def _halves(layers: Sequence[Layer]) -> list[list[Layer]]:
 class _Tuning:
     """Adam on some of a block's weights."""
 
-    def __init__(self, runner: BlockRunner, layers: Sequence[Layer], targets: Sequence[Tensor]) -> None:
+    def __init__(self, runner: BlockRunner, layers: Sequence[Layer], targets: Activations) -> None:
         self.runner, self.layers, self.targets = runner, layers, targets
         names = {id(parameter): name for name, parameter in runner.block.named_parameters()}
         self.names = [names[id(layer.parameter)] for layer in layers]
         device = runner.network.device
         self.keep = [(layer.parameter.detach() != 0).to(device) for layer in layers]
         self.weights = [layer.parameter.detach().to(device, torch.float32, copy=True) for layer in layers]
-        batches = range(len(targets))
-        self.judged = [batch for batch in batches if batch % HELD_OUT == HELD_OUT - 1] or [len(targets) - 1]
+        batches = range(runner.batches)
+        self.judged = [batch for batch in batches if batch % HELD_OUT == HELD_OUT - 1] or [runner.batches - 1]
         self.trained = [batch for batch in batches if batch not in self.judged] or self.judged
 
     def run(self, passes: int) -> tuple[float, float, int]:
@@ -94,8 +95,7 @@ class _Tuning:
         made = 0
         for _ in range(passes):
             for batch in self.trained:
-                adam.zero_grad()
-                self._error(batch).backward()
+                self._differentiate(batch)
                 adam.step()
                 schedule.step()
             made += 1
@@ -110,12 +110,35 @@ class _Tuning:
             layer.write(layer.as_matrix(weight).cpu(), layer.as_matrix(keep).cpu())
         return first, best, made
 
+    def _differentiate(self, batch: int) -> None:
+        """Sets the weights' gradients to those of one batch, which the process that has it gives to the others."""
+        team = self.runner.team
+        owner = batch % team.size
+        for weight in self.weights:
+            weight.grad = None
+        if owner == team.rank:
+            self._error(batch).backward()
+        for weight in self.weights:
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+            team.send(weight.grad, owner)
+
     def _judge(self) -> float:
+        team = self.runner.team
+        errors = torch.zeros(len(self.judged), dtype=torch.float64)
         with torch.no_grad():
-            return sum(float(self._error(batch)) for batch in self.judged) / len(self.judged)
+            for number, batch in enumerate(self.judged):
+                if batch % team.size == team.rank:
+                    errors[number] = float(self._error(batch))
+        team.sum(errors)
+        return float(errors.mean())
 
     def _error(self, batch: int) -> Tensor:
-        """The squared error of the block's output relative to what the dense block adds to its input."""
+        """The squared error of the block's output relative to what the dense block adds to its input.
+
+        batch: Its number among those of all processes; this one has it.
+        """
+        batch //= self.runner.team.size
         x, args, kwargs = self.runner.ordinary_call(batch)
         weights = {
             name: (weight * keep).to(layer.parameter.dtype)

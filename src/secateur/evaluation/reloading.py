@@ -1,0 +1,72 @@
+"""The proof that a saved checkpoint loads: plain transformers, in a fresh process, gives the same outputs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from secateur.calibration.data import Windows
+from secateur.errors import SaveError
+from secateur.evaluation import reload
+from secateur.evaluation.quality import outputs
+from secateur.network.network import Network
+from secateur.progress import Progress
+
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}  # of the largest logit
+
+
+def reload_difference(network: Network, folder: Path, ids: Tensor, progress: Progress) -> float:
+    """Loads the saved checkpoint in a fresh process without secateur and compares its output on `ids`.
+
+    A streamed network's checkpoint is loaded with its blocks left on the disk (transformers' and accelerate's own
+    offloading), so that memory stays bounded there, too.
+
+    Args:
+        network: The model in memory, as it was saved; a streamed one reads the saved files.
+        folder: The checkpoint.
+        ids: (windows, length) to feed both.
+        progress: Shows progress.
+
+    Returns:
+        The largest absolute difference.
+
+    Raises:
+        SaveError: The checkpoint doesn't load, or gives other outputs.
+    """
+    with torch.inference_mode(), outputs(network, Windows(ids, "probe"), progress) as output_of:
+        expected = output_of(0)
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "output.safetensors"
+        trust = "1" if network.source.trust_remote_code else "0"
+        blocks = "" if network.store is None else network.block_name(0).rpartition(".")[0]
+        done = subprocess.run(
+            [sys.executable, "-I", reload.__file__, str(folder.absolute()), trust, str(out), blocks],
+            input=json.dumps(ids.tolist()),
+            text=True,
+            capture_output=True,
+            check=False,
+            cwd=scratch,
+            env={
+                **os.environ,
+                "HF_HUB_OFFLINE": "1",
+                "TOKENIZERS_PARALLELISM": "false",
+                "OMP_NUM_THREADS": str(torch.get_num_threads()),  # sums in another order differ in the last bit
+            },
+        )
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or ["no message"]
+            raise SaveError(f"the saved checkpoint doesn't load in a fresh process: {lines[-1]}")
+        found = load_file(out)["output"].flatten(0, -2)
+    difference = float((found - expected).abs().max())
+    allowed = TOLERANCE[network.model.dtype] * max(1.0, float(expected.abs().max()))
+    if not difference <= allowed:
+        raise SaveError(f"the saved checkpoint gives other outputs than the model in memory (by {difference:g}).")
+    return difference

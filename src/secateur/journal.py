@@ -1,0 +1,326 @@
+"""The durable state of a run: what `--resume` goes on from after a kill, a full disk or a Ctrl-C.
+
+It is a folder beside the output, `.OUT.run`:
+
+    journal.json               what the run is, how far it has come, and the reports so far
+    stage-S/block-B.safetensors    the blocks that are finished
+    hidden-R-B/                rank R's calibration activations before block B
+
+After every block its weights and the activations behind it are written, then the journal, each under another name
+first. So whenever the run ends, the journal tells of files that are whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import uuid
+from base64 import b64decode, b64encode
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from secateur.calibration.activations import Activations, Storage
+from secateur.calibration.data import Windows
+from secateur.errors import ResumeError, first_line
+from secateur.files import save_tensors, save_text
+from secateur.network.network import Network
+from secateur.processes import Processes
+from secateur.recipe import Recipe
+from secateur.result import BlockReport, LayerReport, StageReport
+from secateur.solvers import Step
+
+FORMAT = "secateur-run-1"
+FILE = "journal.json"
+REST = "rest"  # the weights outside of the blocks
+
+
+def run_folder(output: Path) -> Path:
+    """Returns the folder of the state of a run that writes `output`."""
+    return output.parent / f".{output.name}.run"
+
+
+def left_over(output: Path) -> str | None:
+    """Says what a run that ended early left for `--resume`; None if it left nothing."""
+    try:
+        state = json.loads((run_folder(output) / FILE).read_text(encoding="utf-8"))
+        done, stage = int(state["position"]), int(state["stage"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not done and not stage:
+        return None
+    where = f"{done} of its blocks are finished" + (f" in stage {stage + 1}" if stage else "")
+    return f"{where} and kept in {run_folder(output)}: the same command with --resume goes on; without it, starts anew."
+
+
+class Journal:
+    """A run's state, on the disk.
+
+    Attributes:
+        folder: Where it is.
+        stage: The stage that the run is in.
+        position: The block of that stage that comes next.
+        finished: Reports of the stages that are done.
+        state: What the stage said of itself at the last commit; empty at its beginning.
+    """
+
+    def __init__(self, folder: Path, about: Mapping[str, Any], network: Network, team: Processes) -> None:
+        self.folder = folder
+        self.stage = 0
+        self.position = 0
+        self.finished: list[StageReport] = []
+        self.state: dict[str, Any] = {}
+        self._run = team.share(uuid.uuid4().hex)
+        self._about = dict(about)
+        self._network = network
+        self._team = team
+        self._files: dict[str, str] = {}  # by block (or REST): the file of its latest weights
+
+    @classmethod
+    def open(cls, output: Path, about: Mapping[str, Any], network: Network, team: Processes, resume: bool) -> Journal:
+        """Begins a run, or takes up one that ended early.
+
+        Args:
+            output: The folder that the run is to write.
+            about: What the run is, as plain data; a run is resumed only if it is the same.
+            network: The model, as loaded; it gets the weights of the blocks that are finished.
+            team: The processes of the run.
+            resume: Whether to take up what is there; otherwise it is removed.
+
+        Raises:
+            ResumeError: What is there is of another recipe, model or version, or damaged.
+        """
+        folder = run_folder(output)
+        about = json.loads(json.dumps(about))
+        journal = cls(folder, about, network, team)
+        there = team.share((folder / FILE).is_file())
+        if resume and there:
+            journal._take_up()
+            return journal
+        if team.first:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        team.wait()
+        return journal
+
+    def storage(self, limit: int) -> Storage:
+        """Returns where this run's activations may be kept."""
+        return Storage(self.folder, limit, self._run)
+
+    def activations_name(self) -> str:
+        """Returns the name that this process's activations go by."""
+        return f"hidden-{self._team.rank}"
+
+    def restore(self, hidden: Activations) -> None:
+        """Puts activations where the journal stands.
+
+        Raises:
+            ResumeError: They are another run's, or damaged.
+        """
+        if self.position:
+            hidden.restore(self.position, len(hidden))
+
+    def keep_block(self, block: int) -> None:
+        """Writes a finished block's weights; it counts from the next commit on."""
+        prefix = f"{self._network.block_name(block)}."
+        tensors = {
+            name: tensor
+            for name, tensor in self._network.model.state_dict(keep_vars=False).items()
+            if name.startswith(prefix)
+        }
+        self._keep(str(block), tensors)
+
+    def keep_rest(self) -> None:
+        """Writes the weights outside of the blocks; they count from the next commit on."""
+        prefix = self._network.block_name(0).rpartition(".")[0] + "."
+        seen: set[int] = set()
+        tensors = {}
+        for name, tensor in self._network.model.named_parameters(remove_duplicate=False):
+            if not name.startswith(prefix) and id(tensor) not in seen and self._network.file_name(name):
+                seen.add(id(tensor))
+                tensors[name] = tensor.detach()
+        self._keep(REST, tensors)
+
+    def _keep(self, part: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        relative = f"stage-{self.stage}/{part}.safetensors"
+        self._files[part] = relative
+        if self._team.first:
+            named = {self._network.file_name(name) or name: tensor for name, tensor in tensors.items()}
+            save_tensors(named, self.folder / relative, {"format": "pt"})
+
+    def commit(self, position: int, state: Mapping[str, Any], hidden: Activations | None) -> None:
+        """Makes durable that all blocks before `position` are finished.
+
+        Args:
+            position: The block that comes next.
+            state: What the stage has to say of itself, as plain data.
+            hidden: The activations before that block; None where the rest of the stage needs none.
+        """
+        if hidden is not None:
+            hidden.save()
+        self._team.wait()
+        self.position, self.state = position, dict(state)
+        self._write()
+        self._team.wait()
+        if hidden is not None:
+            hidden.forget()
+
+    def finish_stage(self, report: StageReport) -> None:
+        """Makes durable that a stage is done."""
+        self.finished.append(report)
+        self.stage, self.position, self.state = self.stage + 1, 0, {}
+        self._write()
+        self._team.wait()
+        self._take_weights()
+
+    def parts(self) -> list[Path]:
+        """Returns the files of all blocks and of the rest, those that no stage changed written now."""
+        for block in range(len(self._network.blocks)):
+            if str(block) not in self._files:
+                with self._network.resident(block):
+                    self.keep_block(block)
+        if REST not in self._files:
+            self.keep_rest()
+        names = [*map(str, range(len(self._network.blocks))), REST]
+        return [self.folder / self._files[name] for name in names]
+
+    @property
+    def worth_keeping(self) -> bool:
+        """Whether a run that ends now can be resumed with less work than anew."""
+        return bool(self.position or self.stage)
+
+    def close(self) -> None:
+        """Removes the state: the run is done, or there is nothing to go on from."""
+        if self._team.first:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _write(self) -> None:
+        if not self._team.first:
+            return
+        before = self._read() if (self.folder / FILE).is_file() else {}
+        data = {
+            "format": FORMAT,
+            "run": self._run,
+            "about": self._about,
+            "stage": self.stage,
+            "position": self.position,
+            "finished": [asdict(report) for report in self.finished],
+            "state": self.state,
+            "files": self._files,
+            "random": b64encode(torch.get_rng_state().numpy().tobytes()).decode(),
+        }
+        save_text(json.dumps(data), self.folder / FILE)
+        for relative in set(before.get("files", {}).values()) - set(self._files.values()):
+            (self.folder / relative).unlink(missing_ok=True)  # of an earlier stage
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            data = json.loads((self.folder / FILE).read_text(encoding="utf-8"))
+            if data["format"] != FORMAT:
+                raise KeyError("format")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ResumeError(
+                f"{self.folder / FILE} can't be read ({first_line(error)}); run without --resume to start anew."
+            ) from error
+        found: dict[str, Any] = data
+        return found
+
+    def _take_up(self) -> None:
+        data = self._read()
+        changed = differences(data["about"], self._about)
+        if changed:
+            raise ResumeError(
+                f"{self.folder} holds another run: {'; '.join(changed[:3])}. Give the same command, or run without "
+                "--resume to start anew."
+            )
+        self._run = data["run"]
+        self.stage, self.position, self.state = data["stage"], data["position"], data["state"]
+        self._files = data["files"]
+        self.finished = [stage_report(one) for one in data["finished"]]
+        random = torch.frombuffer(bytearray(b64decode(data["random"])), dtype=torch.uint8)
+        torch.set_rng_state(random)
+        self._take_weights()
+        if not self._network.store:
+            self._load_weights()
+
+    def _take_weights(self) -> None:
+        """Has a streamed network read finished blocks from here."""
+        store = self._network.store
+        if store is None:
+            return
+        for part, relative in self._files.items():
+            if part == REST:
+                continue
+            prefix = f"{self._network.block_name(int(part))}."
+            for name, known in store.names.items():
+                if name.startswith(prefix):
+                    store.files[known] = self.folder / relative
+
+    def _load_weights(self) -> None:
+        """Puts the finished blocks' weights into a network in memory."""
+        for relative in self._files.values():
+            path = self.folder / relative
+            try:
+                tensors = load_file(path)
+            except (OSError, SafetensorError) as error:
+                raise ResumeError(f"{path} can't be read: {first_line(error)}; run without --resume.") from error
+            held = self._network.model.state_dict()
+            with torch.no_grad():
+                for name, tensor in tensors.items():
+                    held[name].copy_(tensor)
+
+
+def identity(recipe: Recipe, network: Network, windows: Windows | None, team: Processes) -> dict[str, Any]:
+    """Returns what a run is, as plain data: recipe, model, calibration tokens, versions, number of processes."""
+    path = network.source.path
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    tokens = b"" if windows is None else windows.ids.numpy().tobytes()
+    return {
+        "recipe": {key: value for key, value in recipe.to_dict().items() if key != "overwrite"},
+        "model": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files},
+        "calibration tokens": hashlib.sha256(tokens).hexdigest(),
+        "torch": torch.__version__,
+        "processes": team.size,
+        "streamed": network.store is not None,
+    }
+
+
+def differences(one: Any, two: Any, where: str = "") -> list[str]:
+    """Names the fields in which two pieces of plain data differ."""
+    if isinstance(one, dict) and isinstance(two, dict):
+        found = []
+        for key in sorted(one.keys() | two.keys()):
+            found += differences(one.get(key), two.get(key), f"{where}.{key}" if where else str(key))
+        return found
+    if isinstance(one, list) and isinstance(two, list) and len(one) == len(two):
+        return [
+            text for n, pair in enumerate(zip(one, two, strict=True)) for text in differences(*pair, f"{where}.{n}")
+        ]
+    return [] if one == two else [f"{where} was {_short(one)} and is {_short(two)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def stage_report(data: Mapping[str, Any]) -> StageReport:
+    """Returns a stage's report from plain data."""
+    return StageReport(
+        stage=data["stage"],
+        layers=tuple(layer_report(one) for one in data["layers"]),
+        seconds=data["seconds"],
+        notes=tuple(data["notes"]),
+        blocks=tuple(BlockReport(**one) for one in data["blocks"]),
+    )
+
+
+def layer_report(data: Mapping[str, Any]) -> LayerReport:
+    """Returns a layer's report from plain data."""
+    return LayerReport(**{**data, "steps": tuple(Step(**step) for step in data["steps"])})
