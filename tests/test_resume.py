@@ -55,12 +55,12 @@ def die_at(monkeypatch: pytest.MonkeyPatch, moment: int) -> None:
     commit: Callable[..., None] = Journal.commit
     count = 0
 
-    def dying(self: Journal, position: int, state: dict[str, Any], hidden: Activations | None) -> None:
+    def dying(self: Journal, position: int, state: dict[str, Any], hidden: list[Activations]) -> None:
         nonlocal count
         count += 1
         if count == moment:
-            if hidden is not None:
-                hidden.save()
+            for one in hidden:
+                one.save()
             raise Killed
         commit(self, position, state, hidden)
 

@@ -4,7 +4,8 @@ It is a folder beside the output, `.OUT.run`:
 
     journal.json               what the run is, how far it has come, and the reports so far
     stage-S/block-B.safetensors    the blocks that are finished
-    hidden-R-B/                rank R's calibration activations before block B
+    hidden-R-B/                    rank R's calibration activations before block B
+    dense-R-B/                     the same in the dense model, for --reconstruct
 
 After every block its weights and the activations behind it are written, then the journal, each under another name
 first. So whenever the run ends, the journal tells of files that are whole.
@@ -17,7 +18,7 @@ import json
 import shutil
 import uuid
 from base64 import b64decode, b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -113,10 +114,6 @@ class Journal:
         """Returns where this run's activations may be kept."""
         return Storage(self.folder, limit, self._run)
 
-    def activations_name(self) -> str:
-        """Returns the name that this process's activations go by."""
-        return f"hidden-{self._team.rank}"
-
     def restore(self, hidden: Activations) -> None:
         """Puts activations where the journal stands.
 
@@ -154,22 +151,22 @@ class Journal:
             named = {self._network.file_name(name) or name: tensor for name, tensor in tensors.items()}
             save_tensors(named, self.folder / relative, {"format": "pt"})
 
-    def commit(self, position: int, state: Mapping[str, Any], hidden: Activations | None) -> None:
+    def commit(self, position: int, state: Mapping[str, Any], hidden: Sequence[Activations]) -> None:
         """Makes durable that all blocks before `position` are finished.
 
         Args:
             position: The block that comes next.
             state: What the stage has to say of itself, as plain data.
-            hidden: The activations before that block; None where the rest of the stage needs none.
+            hidden: The activations before that block; empty where the rest of the stage needs none.
         """
-        if hidden is not None:
-            hidden.save()
+        for one in hidden:
+            one.save()
         self._team.wait()
         self.position, self.state = position, dict(state)
         self._write()
         self._team.wait()
-        if hidden is not None:
-            hidden.forget()
+        for one in hidden:
+            one.forget()
 
     def finish_stage(self, report: StageReport) -> None:
         """Makes durable that a stage is done."""

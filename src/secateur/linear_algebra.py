@@ -58,8 +58,10 @@ def inverse_factor(G: Tensor, damping: float = DAMPING) -> tuple[Tensor, float]:
         SolverError: As `damped_cholesky`.
     """
     L, relative = damped_cholesky(G.flip(0, 1), damping)
-    identity = torch.eye(L.shape[0], dtype=L.dtype, device=L.device)
-    return torch.linalg.solve_triangular(L, identity, upper=False).flip(0, 1).contiguous(), relative
+    inverse = torch.eye(L.shape[0], dtype=L.dtype, device=L.device)
+    inverse = torch.linalg.solve_triangular(L, inverse, upper=False)
+    del L  # matrices of a wide layer are most of the memory that a block takes
+    return inverse.flip(0, 1), relative
 
 
 def row_errors(D: Tensor, G: Tensor) -> Tensor:

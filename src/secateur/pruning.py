@@ -160,7 +160,6 @@ class _Work:
         self.blocks: list[BlockReport] = []
         self.index = {layer.name: number for number, layer in enumerate(self.layers)}
         self.reports: dict[str, LayerReport] = {}
-        self.outputs: Activations | None = None
         self.loss_gradients: dict[str, Gradients] = {}
 
     def plan(self) -> dict[str, int]:
@@ -194,7 +193,7 @@ class _Work:
         score = self.score or SCORES["obs"]
         with self._timed("plan"), ScoreRanking() as ranking:
 
-            def add(layer: Layer, statistics: Statistics | None) -> None:
+            def add(layer: Layer, statistics: Statistics) -> None:
                 W = self._dense(layer)
                 scores = self._scores(score, layer, W, statistics)
                 if self.stage.min_per_output > 0:
@@ -203,7 +202,7 @@ class _Work:
                     scores[lowest(-scores, reserve) & (scores != -torch.inf)] = torch.inf
                 ranking.add(layer.name, scores)
 
-            self._visit(self.layers, score.needs, add, "scoring the dense model")
+            self._look(score.needs, add, "scoring the dense model")
             counts = ranking.lowest(remove)
         emptied = [layer.name for layer in self.layers if counts[layer.name] == layer.parameter.numel()]
         if emptied:
@@ -215,11 +214,11 @@ class _Work:
     def _allocate(self, allocator: Allocator) -> dict[str, int]:
         """Shows an allocator every layer of the dense model."""
 
-        def add(layer: Layer, statistics: Statistics | None) -> None:
+        def add(layer: Layer, statistics: Statistics) -> None:
             allocator.add(layer.name, layer.reads.rpartition("/")[0] or layer.name, self._dense(layer), statistics)
 
         with self._timed("plan"):
-            self._visit(self.layers, allocator.needs, add, "looking at the dense model")
+            self._look(allocator.needs, add, "looking at the dense model")
             return allocator.counts()
 
     def carry_out(self) -> list[LayerReport]:
@@ -229,13 +228,8 @@ class _Work:
             self._differentiate_loss()
         if counts is None:
             counts = self.team.share(self.plan())
-            self._commit(0, counts, None)
-        amounts = self._amounts(counts)
-
-        def prune(layer: Layer, statistics: Statistics | None) -> None:
-            self.reports[layer.name] = self._prune_layer(layer, amounts[layer.name], statistics)
-
-        self._visit(self.layers, self.needs, prune, "pruning", counts)
+            self._commit(0, counts)
+        self._prune(counts)
         reports = [self.reports[layer.name] for layer in self.layers]
         self.notes += [
             f"{report.name} has {report.zeros} zeros already and was left as it is."
@@ -256,7 +250,7 @@ class _Work:
         counts: dict[str, int] = state["counts"]
         return counts
 
-    def _commit(self, position: int, counts: Mapping[str, int], runner: BlockRunner | None) -> None:
+    def _commit(self, position: int, counts: Mapping[str, int], *runners: BlockRunner | None) -> None:
         if self.journal is None:
             return
         with self._timed("journal"):
@@ -267,7 +261,7 @@ class _Work:
                 "notes": self.notes,
                 "seconds": self.seconds,
             }
-            self.journal.commit(position, state, None if runner is None else runner.hidden)
+            self.journal.commit(position, state, [runner.hidden for runner in runners if runner is not None])
 
     def _differentiate_loss(self) -> None:
         assert self.windows is not None
@@ -282,116 +276,125 @@ class _Work:
                 self.team,
             )
 
-    def _visit(
-        self,
-        layers: list[Layer],
-        needs: Needs,
-        act: Callable[[Layer, Statistics | None], None],
-        label: str,
-        counts: Mapping[str, int] | None = None,
-    ) -> None:
-        """Calls `act` on each layer with its statistics, which come from the blocks before it as they are then.
-
-        counts: Given when `act` prunes: each block is then finished and committed, and passed on as it is then.
-        """
-        journal = self.journal if counts is not None else None
-        first = 0 if journal is None else journal.position
-        blocks: list[list[Layer]] = [[] for _ in self.network.blocks]
-        for layer in layers:
-            if layer.block is not None:
-                blocks[layer.block].append(layer)
-        outside = [layer for layer in layers if layer.block is None and layer.name not in self.reports]
-        end = max((number + 1 for number, some in enumerate(blocks) if some), default=0)
-        passes_on = end - 1  # blocks that activations pass through
-        if needs & INPUTS and outside:
-            end = passes_on = len(blocks)
-        runner = self._runner(needs, journal) if first < end or outside else None
-        by_block = bool(needs & GRADIENTS) and not self.loss_gradients
-        rebuilt = Needs.OUTPUTS in needs and counts is not None
-        batches = 0 if runner is None else len(runner.hidden)
-        passes = sum((number < passes_on) + bool(blocks[number]) * (1 + by_block) for number in range(first, end))
-        tick = self.progress.bar(label, passes * batches + sum(map(len, blocks[first:])) + len(outside))
-        tuned = self.progress.bar("reconstructing", sum(map(bool, blocks[first:]))) if rebuilt else None
-        for number in range(first, end):
-            some = blocks[number]
+    def _look(self, needs: Needs, act: Callable[[Layer, Statistics], None], label: str) -> None:
+        """Calls `act` on each layer of the dense model with its statistics."""
+        route = _Route(self.network, self.layers, needs)
+        runner = self._runner(needs, "plan")
+        tick = self.progress.bar(label, route.ticks(0, needs, 0 if runner is None else len(runner.hidden)))
+        for number in range(route.end):
             with self.network.resident(number):
-                statistics, gradients = self._gather(runner, some, needs, by_block, rebuilt, tick)
-                self._act(some, statistics, gradients, act, tick, shared=counts is not None)
-                if rebuilt and some and runner is not None and tuned is not None:
-                    self._reconstruct(runner, some)
-                    tuned()
-                if journal is not None and some:
-                    with self._timed("journal"):
-                        journal.keep_block(number)
-                if runner is not None and number < passes_on:
+                statistics, gradients = self._gather(runner, route.blocks[number], needs, tick)
+                self._act(route.blocks[number], statistics, gradients, act, tick)
+                if runner is not None and number < route.passed:
                     with self._timed("propagate"):
                         runner.advance(tick)
-            if counts is not None:
-                self._commit(number + 1, counts, runner if number < passes_on else None)
-            elif runner is not None:
-                runner.hidden.forget()
-        if outside:
-            with self._timed("gather"):
-                statistics = runner.gather_outside([(layer, needs) for layer in outside], tick) if runner else {}
-            self._act(outside, statistics, self.loss_gradients, act, tick, shared=counts is not None)
-            if journal is not None:
-                journal.keep_rest()
+                        runner.hidden.forget()
+        self._act(route.outside, *self._gather_outside(runner, route.outside, needs, tick), act, tick)
         if runner is not None:
             runner.hidden.close()
 
-    def _runner(self, needs: Needs, journal: Journal | None) -> BlockRunner | None:
-        """Returns a runner that stands where the journal does; None where nothing of the inputs is needed."""
+    def _prune(self, counts: Mapping[str, int]) -> None:
+        """Prunes each layer by the statistics that the pruned blocks before it leave; commits block by block."""
+        amounts = self._amounts(counts)
+
+        def prune(layer: Layer, statistics: Statistics) -> None:
+            self.reports[layer.name] = self._prune_layer(layer, amounts[layer.name], statistics)
+
+        route = _Route(self.network, self.layers, self.needs)
+        first = 0 if self.journal is None else self.journal.position
+        going = first < route.end or bool(route.outside)
+        runner = self._runner(self.needs, "hidden", restored=True) if going else None
+        dense = self._runner(self.needs, "dense", restored=True) if going and self.stage.reconstruct else None
+        tick = self.progress.bar("pruning", route.ticks(first, self.needs, 0 if runner is None else len(runner.hidden)))
+        tuned = self.progress.bar("reconstructing", route.end - first) if dense is not None else None
+        for number in range(first, route.end):
+            some = route.blocks[number]
+            with self.network.resident(number):
+                statistics, gradients = self._gather(runner, some, self.needs, tick)
+                if dense is not None:
+                    with self._timed("propagate"):
+                        dense.advance(tick)
+                self._act(some, statistics, gradients, prune, tick, shared=True)
+                if runner is not None and dense is not None and tuned is not None and some:
+                    self._reconstruct(runner, some, dense.hidden)
+                    tuned()
+                if self.journal is not None and some:
+                    with self._timed("journal"):
+                        self.journal.keep_block(number)
+                if runner is not None and number < route.passed:
+                    with self._timed("propagate"):
+                        runner.advance(tick)
+            self._commit(number + 1, counts, *((runner, dense) if number < route.passed else ()))
+        self._prune_outside(runner, route.outside, prune, tick)
+        for one in (runner, dense):
+            if one is not None:
+                one.hidden.close()
+
+    def _prune_outside(
+        self,
+        runner: BlockRunner | None,
+        outside: list[Layer],
+        prune: Callable[[Layer, Statistics], None],
+        tick: Callable[[], None],
+    ) -> None:
+        if not outside:
+            return
+        self._act(outside, *self._gather_outside(runner, outside, self.needs, tick), prune, tick, shared=True)
+        if self.journal is not None:
+            self.journal.keep_rest()
+
+    def _runner(self, needs: Needs, name: str, restored: bool = False) -> BlockRunner | None:
+        """Returns a runner, `restored` where the journal stands; None where nothing of the inputs is needed."""
         if not needs:
             return None
         assert self.windows is not None
         settings = self.calibration
         storage = IN_MEMORY if self.journal is None else self.journal.storage(settings.activation_bytes)
-        name = f"plan-{self.team.rank}" if journal is None else journal.activations_name()
+        name = f"{name}-{self.team.rank}"
         with self._timed("prelude"):
             runner = BlockRunner(self.network, self.windows, settings.compute, storage, name, team=self.team)
-            if journal is not None:
-                journal.restore(runner.hidden)
+            if restored and self.journal is not None:
+                self.journal.restore(runner.hidden)
         return runner
 
     def _gather(
-        self,
-        runner: BlockRunner | None,
-        some: list[Layer],
-        needs: Needs,
-        by_block: bool,
-        rebuilt: bool,
-        tick: Callable[[], None],
+        self, runner: BlockRunner | None, some: list[Layer], needs: Needs, tick: Callable[[], None]
     ) -> tuple[dict[str, Statistics], dict[str, Gradients]]:
-        """Returns what is needed of a block's layers; keeps its dense outputs if it is to be rebuilt."""
+        """Returns what is needed of a block's layers."""
         if runner is None or not some:
             return {}, self.loss_gradients
         with self._timed("gather"):
             readers: dict[str, tuple[Layer, Needs]] = {}
             for layer in some:
                 readers.setdefault(layer.reads, (layer, needs))
-            self.outputs = runner.activations(f"outputs-{self.team.rank}") if rebuilt else None
-            statistics = runner.gather(readers, tick, self.outputs)
-        if not by_block:
+            statistics = runner.gather(readers, tick)
+        if self.loss_gradients or not needs & GRADIENTS:
             return statistics, self.loss_gradients
         with self._timed("gradients"):
             return statistics, runner.gradients(some, needs, tick)
 
-    def _reconstruct(self, runner: BlockRunner, some: list[Layer]) -> None:
-        assert self.outputs is not None
+    def _gather_outside(
+        self, runner: BlockRunner | None, outside: list[Layer], needs: Needs, tick: Callable[[], None]
+    ) -> tuple[dict[str, Statistics], dict[str, Gradients]]:
+        if runner is None:
+            return {}, self.loss_gradients
+        with self._timed("gather"):
+            return runner.gather_outside([(layer, needs) for layer in outside], tick), self.loss_gradients
+
+    def _reconstruct(self, runner: BlockRunner, some: list[Layer], targets: Activations) -> None:
         stage = self.stage
         with self._timed("reconstruct"), runner.differentiable():
-            report = reconstruct(runner, some, self.outputs, stage.reconstruct_passes, stage.reconstruct_halves)
+            report = reconstruct(runner, some, targets, stage.reconstruct_passes, stage.reconstruct_halves)
         self.blocks.append(report)
-        self.outputs.close()
 
     def _act(
         self,
         layers: list[Layer],
         statistics: dict[str, Statistics],
         gradients: dict[str, Gradients],
-        act: Callable[[Layer, Statistics | None], None],
+        act: Callable[[Layer, Statistics], None],
         tick: Callable[[], None],
-        shared: bool,
+        shared: bool = False,
     ) -> None:
         """Acts on layers, shared out among the processes if what comes of it is their weights and reports."""
         owners = _owners(layers, self.team.size) if shared else [self.team.rank] * len(layers)
@@ -460,6 +463,35 @@ class _Timer:
 
     def __exit__(self, *_: object) -> None:
         self.seconds[self.phase] += time.perf_counter() - self.start
+
+
+class _Route:
+    """The way of a pass through a model.
+
+    Attributes:
+        blocks: The layers that are visited, by block.
+        outside: Those outside of the blocks, which come last.
+        end: Blocks that are visited.
+        passed: Blocks that activations pass through, to those behind them.
+    """
+
+    def __init__(self, network: Network, layers: Sequence[Layer], needs: Needs) -> None:
+        self.blocks: list[list[Layer]] = [[] for _ in network.blocks]
+        for layer in layers:
+            if layer.block is not None:
+                self.blocks[layer.block].append(layer)
+        self.outside = [layer for layer in layers if layer.block is None]
+        self.end = max((number + 1 for number, some in enumerate(self.blocks) if some), default=0)
+        self.passed = self.end - 1
+        if needs & INPUTS and self.outside:
+            self.end = self.passed = len(self.blocks)
+
+    def ticks(self, first: int, needs: Needs, batches: int) -> int:
+        """Returns how often the progress moves from block `first` on."""
+        passes = max(0, self.passed - first)
+        visits = sum(map(bool, self.blocks[first:])) * (1 + bool(needs & GRADIENTS))
+        dense = max(0, self.end - first) * (Needs.OUTPUTS in needs)
+        return (passes + visits + dense) * batches + sum(map(len, self.blocks[first:])) + len(self.outside)
 
 
 def _owners(layers: Sequence[Layer], size: int) -> list[int]:

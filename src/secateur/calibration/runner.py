@@ -66,27 +66,20 @@ class BlockRunner:
         """
         self.network = network
         self.compute = compute
-        self.storage = storage
-        self._name = name
         self.team = team
         batches = windows.ids.split(per_batch or max(1, TOKENS_PER_BATCH // windows.length))
         self.batches = len(batches)
         self._ids = batches[team.rank :: team.size]
         self._calls: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = []  # [batch][block]
-        self._size = (
-            sum(ids.numel() for ids in self._ids) * (network.dimension("hidden") or 0) * network.model.dtype.itemsize
-        )
-        self.hidden = self.activations(name)
+        tokens = sum(ids.numel() for ids in self._ids)
+        size = tokens * (network.dimension("hidden") or 0) * network.model.dtype.itemsize
+        self.hidden = Activations(name, storage, size)
         seen: list[Tensor] = []
         with torch.inference_mode():
             for ids in self._ids:
                 hidden, calls = _record(network, ids)
                 self.hidden.append(hidden)
                 self._calls.append([_shared(call, seen) for call in calls])
-
-    def activations(self, name: str) -> Activations:
-        """Returns room for a tensor like the hidden states per batch."""
-        return Activations(name, self.storage, self._size)
 
     @property
     def position(self) -> int:
@@ -124,14 +117,12 @@ class BlockRunner:
         self,
         layers: Mapping[str, tuple[Layer, Needs]],
         tick: Callable[[], None],
-        outputs: Activations | None = None,
     ) -> dict[str, Statistics]:
         """Passes every batch through the next block and returns the statistics of its layers' inputs.
 
         Args:
             layers: By input name (`Layer.reads`): a layer that reads it, and what is needed of it.
             tick: Called after each batch.
-            outputs: Takes up the block's outputs, one tensor per batch, if they are wanted.
 
         Returns:
             Statistics by input name, on the compute device.
@@ -139,14 +130,12 @@ class BlockRunner:
         device = self.network.device
         found = {name: Statistics.empty(layer.shape[1], needs, device) for name, (layer, needs) in layers.items()}
         layers = {name: entry for name, entry in layers.items() if entry[1] & INPUTS}
-        if not layers and outputs is None:
+        if not layers:
             return {}
-        with self._on_device(self.block), _watching(layers, found, stop=outputs is None):
+        with self._on_device(self.block), _watching(layers, found):
             for batch in range(len(self.hidden)):
                 with suppress(_LastInputSeen):
-                    output = self._forward(batch)
-                    if outputs is not None:
-                        outputs.append(output)
+                    self._forward(batch)
                 tick()
         for name, (layer, _) in layers.items():
             found[name].add_up(self.team)

@@ -32,10 +32,12 @@ class Admm(Solver):
 
     def solve(self, problem: Problem) -> Solution:
         scaled = Coordinates(problem, problem.damping)
-        V, A = scaled.V, scaled.A
+        V, A = scaled.take()
         B = V @ A
         A.diagonal().add_(RHO)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(A))  # its eigenvalues are rho and more
+        inverse = torch.linalg.cholesky(A)  # A's eigenvalues are rho and more
+        del A
+        inverse = torch.cholesky_inverse(inverse)
         Y = torch.zeros_like(V)
         keep = scaled.keep(V, _share(0))
         for step in range(ITERATIONS):

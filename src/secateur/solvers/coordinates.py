@@ -60,6 +60,12 @@ class Coordinates:
         if self._given is None and self._amount.threshold is not None:
             self._given = keep_mask(self._saliency(self.V), self._amount, problem.name)[0]
 
+    def take(self) -> tuple[Tensor, Tensor]:
+        """Returns V and A to a solver that writes into them, and gives them up here."""
+        V, A = self.V, self.A
+        del self.V, self.A
+        return V, A
+
     def back(self, V: Tensor) -> Tensor:
         """Returns weights in the layer's own coordinates, contiguous."""
         return V / self.n

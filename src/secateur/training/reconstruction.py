@@ -1,8 +1,8 @@
-"""Block reconstruction: a pruned block's kept weights are tuned to give the dense block's outputs again.
+"""Block reconstruction: a pruned block's kept weights are tuned to give what the block gives in the dense model.
 
-Adam on the squared error of the block's output, on the calibration activations before the block, with the masks
-held (EBFT, Guo et al. 2024, arXiv 2402.12419; 3BASiL's transformer matching, Makni et al. 2025). A part of the
-windows isn't trained on and decides which state is kept.
+Adam on the squared error of the block's output, with the masks held (EBFT, Guo et al. 2024, arXiv 2402.12419; 3BASiL's
+transformer matching, Makni et al. 2025). The block's input is what the pruned blocks before it leave, so that their
+errors are made up for, too. A part of the windows isn't trained on and decides which state is kept.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def reconstruct(
     Args:
         runner: It stands before the block, within `runner.differentiable()`.
         layers: The block's pruned layers.
-        targets: The dense block's outputs, one tensor per batch of the runner.
+        targets: What the block gives in the dense model, one tensor per batch of the runner.
         passes: Passes over the activations at most, for each part.
         halves: Whether attention and MLP are tuned one after the other instead of together.
 
