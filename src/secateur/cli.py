@@ -101,7 +101,7 @@ def prune(
     reconstruct: Annotated[
         bool, typer.Option("--reconstruct", help="Tune each block's kept weights to give the dense block's outputs.")
     ] = False,
-    reconstruct_passes: Annotated[int | None, typer.Option(help="Passes over the activations; default 4.")] = None,
+    reconstruct_passes: Annotated[int | None, typer.Option(help="Passes over the activations; default 6.")] = None,
     reconstruct_halves: Annotated[
         bool, typer.Option("--reconstruct-halves", help="Tune attention and MLP one after the other.")
     ] = False,

@@ -105,7 +105,7 @@ class Prune(_Settings):
     gradient: Literal["block", "loss"] = "block"
     allocation: Literal["uniform", "global", "owl", "alpha", "error"] = "uniform"
     reconstruct: bool = False
-    reconstruct_passes: int = Field(default=4, ge=1)
+    reconstruct_passes: int = Field(default=6, ge=1)
     reconstruct_halves: bool = False
     per: Literal["layer", "output"] = "layer"
     min_per_output: int = Field(default=0, ge=0)

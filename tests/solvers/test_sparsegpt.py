@@ -385,3 +385,25 @@ def test_a_gram_matrix_that_is_not_finite_is_an_error_that_names_the_layer(
 def test_a_gram_matrix_that_no_damping_mends_is_an_error_that_names_the_layer(G: Tensor) -> None:
     with pytest.raises(SolverError, match=r"layer: .*even with damping 100; use more or other calibration data"):
         solve(Problem("layer", torch.randn(3, 8), of_gram(G), Amount(remove=12)))
+
+
+@pytest.mark.parametrize(
+    "amount",
+    [Amount(remove=700), Amount(remove=700, per="output"), Amount(pattern=Pattern(2, 4))],
+    ids=["layer", "output", "2:4"],
+)
+def test_what_is_zero_stays_zero(amount: Amount) -> None:
+    """Also where a whole block of columns is zero, and a group has more zeros than the pattern asks for."""
+    random = torch.Generator().manual_seed(5)
+    W = torch.randn(16, 64, generator=random)
+    W[:, 8:16] = 0
+    W[torch.rand(W.shape, generator=random) < 0.3] = 0
+    statistics = Statistics.empty(64, Needs.GRAM, torch.device("cpu"))
+    statistics.add(torch.randn(256, 64, generator=random) @ torch.randn(64, 64, generator=random))
+    solution = SparseGPT().solve(Problem("layer", W, statistics, amount, block_size=16))
+    assert bool((solution.W[W == 0] == 0).all())
+    assert not bool(solution.keep[W == 0].any())
+    if amount.remove is not None:
+        assert int((~solution.keep).sum()) == 700
+    else:
+        assert int(solution.keep.reshape(-1, 4).sum(1).max()) == 2

@@ -99,6 +99,8 @@ class _Chooser:
         self.problem = problem
         self.diagonal = U.diagonal()
         self.dead = dead
+        gone = problem.W.T == 0
+        self._gone = gone if bool(gone.any()) else None
         self.block, self.tile = problem.block_size, TILE
         amount = problem.amount
         inputs = problem.W.shape[1]
@@ -137,7 +139,8 @@ class _Chooser:
         columns = slice(start, start + V.shape[0])
         S = (V / self.diagonal[columns, None]).square()
         S[self.dead[columns]] = -1.0
-        S[V == 0] = -torch.inf
+        if self._gone is not None:
+            S[self._gone[columns]] = -torch.inf
         return S
 
     def choose(self, V: Tensor, start: int) -> Tensor:
@@ -148,7 +151,7 @@ class _Chooser:
             return ~self.given.T[start:end]
         S = self._saliency(V, start)
         if amount.pattern is not None:
-            return lowest_of_groups(S.T, amount.pattern).T
+            return lowest_of_groups(S.T, amount.pattern).T | torch.isneginf(S)
         if self._guarded is not None:
             S[self._guarded[start:end]] = float("inf")
         if amount.per == "output":
@@ -179,6 +182,8 @@ class _Chooser:
         later = later if self._guarded is not None else (inputs - end) * S.shape[1]
         share = round(remove * end / inputs) - self._done
         share = min(max(share, remove - self._done - later), room)
+        if self._gone is not None:  # zeros stay zeros, here and in the blocks to come
+            share = min(max(share, int(torch.isneginf(S).sum())), remove - self._done - int(self._gone[end:].sum()))
         self._done += share
         return share
 
@@ -190,6 +195,9 @@ class _Chooser:
             later = (~self._guarded[end:]).sum(0)
             room = (~torch.isposinf(S)).sum(0)
             share = torch.minimum(torch.maximum(share, self._rows - self._rows_done - later), room)
+        if self._gone is not None:
+            rest = self._rows - self._rows_done - self._gone[end:].sum(0)
+            share = torch.minimum(torch.maximum(share, torch.isneginf(S).sum(0)), rest)
         share = share.clamp(0, S.shape[0])
         self._rows_done += share
         return lowest_of_rows(S.T, share).T

@@ -19,7 +19,7 @@ from secateur.calibration.runner import BlockRunner
 from secateur.network.network import Layer
 from secateur.result import BlockReport
 
-RATE = 2e-3  # Adam's step, relative to the root mean square of a layer's kept weights
+RATE = 6e-3  # Adam's step, relative to the root mean square of a layer's kept weights
 FINAL_RATE = 0.2  # of RATE, at the end of the last pass (cosine)
 HELD_OUT = 8  # every how manieth batch only judges
 LEAST = 1e-3  # relative gain of a pass below which it was the last
