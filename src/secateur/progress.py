@@ -60,12 +60,19 @@ class TerminalProgress(Progress):
         self._bars.stop()
 
     def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+        self._name(label)
         size = len(items) if total is None and isinstance(items, Sized) else total
         return iter(self._bars.track(items, total=size, description=label))
 
     def bar(self, label: str, total: int) -> Callable[[], None]:
+        self._name(label)
         task = self._bars.add_task(label, total=total)
         return lambda: self._bars.advance(task)
+
+    def _name(self, label: str) -> None:
+        """In a pipe or log, where bars aren't shown, at least says what begins."""
+        if not self.console.is_interactive:
+            self.say(f"{label} ...")
 
     def say(self, message: str) -> None:
         self.console.print(message, highlight=False, soft_wrap=True)
