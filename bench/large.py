@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from protocol import HERE
 from safetensors.torch import save_file
+
+from protocol import HERE
 
 RESULTS = HERE / "results" / "large.json"
 HIDDEN, NEURONS, HEADS, VOCABULARY = 4096, 11008, 32, 32000

@@ -57,8 +57,8 @@ class BlockReport:
 
     Attributes:
         name: The block's name.
-        error_before, error: Squared error of the pruned block's output relative to what the dense block adds to its
-            input, before and after, on windows that weren't trained on.
+        error_before, error: Squared error of the pruned block's output against what it is in the dense model, relative
+            to what the block adds to its input, before and after, on windows that weren't trained on.
         passes: Passes over the activations that were made.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from plotly.offline import get_plotlyjs
 
 from report_records import NOT_FASTER, comparison, layers, metrics, result, stage
 from secateur.report.page import NO_ERRORS, comparison_page, kind_labels, write_page
-from secateur.result import Comparison, LayerReport, Result, StageReport
+from secateur.result import BlockReport, Comparison, LayerReport, Result, StageReport
 
 ALERT = "<script>alert(1)</script>"
 
@@ -214,3 +215,11 @@ def test_kinds_are_told_apart_where_their_last_word_is_the_same() -> None:
     names = ["bert.layer.0.attention.output.dense", "bert.layer.1.output.dense", "bert.layer.0.a.query"]
     assert list(kind_labels(names).values()) == ["attention.output.dense", "output.dense", "query"]
     assert kind_labels(["pooler"]) == {"pooler": "pooler"}
+
+
+def test_reconstruction_is_drawn_block_by_block(tmp_path: Path) -> None:
+    blocks = tuple(BlockReport(f"model.layers.{number}", 0.2, 0.1 + number / 100, 4) for number in range(3))
+    before, after = page_of(result(stages=(replace(stage(), blocks=blocks),)), tmp_path).drawings["blocks-1"]["data"]
+    assert before["y"] == [0.2, 0.2, 0.2]
+    assert after["y"] == [0.1, 0.11, 0.12]
+    assert "blocks-1" not in page_of(result(), tmp_path).drawings

@@ -329,7 +329,7 @@ def _stage_plots(number: int, stage: StageReport) -> list[Plot]:
             if mine:
                 errors.append(Series(kind, colour, mine, told, symbol, legend=symbol == "circle" or not solved))
     if not errors:
-        return plots
+        return [*plots, *_rebuilt(number, stage)]
     words = [w for w, known in (("hollow: the mask alone", masked), ("filled: after the solver", solved)) if known]
     caption = f"||(W − W′)X||² / ||WX||² on the calibration text; {', '.join(words)}."
     none = sum(value <= 0 for value in (*masked.values(), *solved.values()))
@@ -337,7 +337,27 @@ def _stage_plots(number: int, stage: StageReport) -> list[Plot]:
     shown = [value for value in (*masked.values(), *solved.values()) if value > 0]
     near = not shown or max(shown) / min(shown) < 1000  # few decades: label 1, 2 and 5 of each
     yaxis = {"type": "log", "tickformat": ".1g", "dtick": "D2" if near else 1}
-    return [*plots, _dots(f"errors-{number}", "Reconstruction error per layer", caption, errors, yaxis)]
+    plots.append(_dots(f"errors-{number}", "Reconstruction error per layer", caption, errors, yaxis))
+    return [*plots, *_rebuilt(number, stage)]
+
+
+def _rebuilt(number: int, stage: StageReport) -> list[Plot]:
+    """Returns the plot of what reconstruction did to each block, if it was asked for."""
+    if not stage.blocks:
+        return []
+    told = {
+        x.name: f"before {small(x.error_before)}, after {small(x.error)}, {x.passes} passes over the activations"
+        for x in stage.blocks
+    }
+    series = [
+        Series("before", 0, {x.name: x.error_before for x in stage.blocks}, told, "circle-open"),
+        Series("after", 0, {x.name: x.error for x in stage.blocks}, told),
+    ]
+    caption = (
+        "Squared error of each pruned block's output against the dense model's, relative to what the block adds, on "
+        "windows that weren't trained on. The errors of the blocks before it are in it."
+    )
+    return [_dots(f"blocks-{number}", "Block reconstruction", caption, series, {"rangemode": "tozero"})]
 
 
 def _sparsity_by_checkpoint(comparison: Comparison) -> Plot | None:
