@@ -33,13 +33,25 @@ CHAINS: dict[str, list[str]] = {
     "admm": ["--solver", "admm"],
     "admm+refit": ["--solver", "admm+refit"],
     "alps": ["--solver", "alps"],
-    "admm+swap+refit": ["--solver", "admm+swap+refit"],
-    "wanda, none": ["--score", "wanda", "--per", "output"],
-    "wanda, dsnot": ["--score", "wanda", "--per", "output", "--solver", "dsnot"],
-    "wanda, swap": ["--score", "wanda", "--per", "output", "--solver", "swap"],
-    "wanda, swap+refit": ["--score", "wanda", "--per", "output", "--solver", "swap+refit"],
-    "wanda, refit": ["--score", "wanda", "--per", "output", "--solver", "refit"],
+    "wanda": ["--score", "wanda"],
+    "wanda, dsnot": ["--score", "wanda", "--solver", "dsnot"],
+    "wanda, refit": ["--score", "wanda", "--solver", "refit"],
+    "wanda, swap+refit": ["--score", "wanda", "--solver", "swap+refit"],
+    "admm, owl": ["--solver", "admm", "--allocation", "owl"],
+    "admm, alpha": ["--solver", "admm", "--allocation", "alpha"],
+    "admm, error": ["--solver", "admm", "--allocation", "error"],
+    "admm, reconstruct": ["--solver", "admm", "--reconstruct", "--compute", "bfloat16"],
+    "admm, alpha, reconstruct": [
+        "--solver",
+        "admm",
+        "--allocation",
+        "alpha",
+        "--reconstruct",
+        "--compute",
+        "bfloat16",
+    ],
 }
+ALLOCATED = ("60 %", "70 %")  # where layers may give different shares, and need to
 
 
 def measure(options: list[str], data: Path, out: Path) -> dict[str, Any]:
@@ -74,7 +86,7 @@ def main() -> None:
     """Measures and writes the results, row by row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
-    parser.add_argument("--only", action="append", help="Run only this chain; repeatable.")
+    parser.add_argument("--only", action="append", choices=CHAINS, help="Run only this chain; repeatable.")
     parser.add_argument("--amount", action="append", choices=AMOUNTS, help="Run only this amount; repeatable.")
     parser.add_argument("--table", action="store_true", help="Print the table of what was measured.")
     arguments = parser.parse_args()
@@ -88,7 +100,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for amount in arguments.amount or AMOUNTS:
             for chain in arguments.only or CHAINS:
-                row = measure([*AMOUNTS[amount], *CHAINS[chain]], arguments.data, Path(scratch) / "out")
+                if "--allocation" in CHAINS[chain] and amount not in ALLOCATED:
+                    continue
+                compared = ["--per", "output"] if "--score" in CHAINS[chain] and amount != "2:4" else []
+                row = measure([*AMOUNTS[amount], *CHAINS[chain], *compared], arguments.data, Path(scratch) / "out")
                 results["rows"].setdefault(chain, {})[amount] = row
                 print(amount, chain, row, flush=True)
                 RESULTS.write_text(json.dumps(results, indent=1) + "\n")

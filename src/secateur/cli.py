@@ -109,7 +109,9 @@ def prune(
     min_per_output: Annotated[int, typer.Option(help="Weights that each output keeps at least.")] = 0,
     include: Annotated[list[str] | None, typer.Option(help="Glob on layer names; repeatable.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Glob on layer names; repeatable.")] = None,
-    damping: Annotated[float | None, typer.Option(help="Added to the Gram matrix, relative to its diagonal.")] = None,
+    damping: Annotated[
+        float | None, typer.Option(help="Added to the Gram matrix, relative to its diagonal; default 0.01, admm 0.1.")
+    ] = None,
     block_size: Annotated[int | None, typer.Option(help="Columns that sparsegpt handles at once.")] = None,
     calibration: Annotated[
         str, typer.Option(help="self (the model writes it), a text or .jsonl file, or a hub data set.")

@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from secateur.allocation.amounts import Pattern, Threshold
 from secateur.calibration.statistics import GRADIENTS
 from secateur.errors import SecateurError, UsageError
-from secateur.linear_algebra import DAMPING
 from secateur.scores import score_named
 from secateur.solvers import AUTO, AUTO_MASKED, chain_named
 
@@ -92,7 +91,7 @@ class Prune(_Settings):
         min_per_output: Weights that every output keeps; if positive, every input keeps one too (with a pattern
             inputs that die are only counted).
         include, exclude: Globs on layer names; the embedding and the head only if named.
-        damping: Added to the Gram matrix's diagonal, relative to its mean.
+        damping: Added to the Gram matrix's diagonal, relative to its mean; None is each solver's own (0.01, admm 0.1).
         block_size: Columns that sparsegpt handles at once.
     """
 
@@ -111,7 +110,7 @@ class Prune(_Settings):
     min_per_output: int = Field(default=0, ge=0)
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    damping: float = Field(default=DAMPING, gt=0)
+    damping: float | None = Field(default=None, gt=0)
     block_size: int = Field(default=128, ge=1)
 
     @field_validator("threshold", mode="before")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -18,8 +18,7 @@ def products(compute: str, dtype: torch.dtype, device: torch.device) -> Iterator
     """Runs the forward passes inside it with bf16 products, where the model is bf16 or that is asked for.
 
     Weights, activations and sums keep their dtype. With `bfloat16`, a float32 model's linear layers multiply
-    in bf16 and add up in float32 (autocast). Gram matrices of bf16 inputs are exact products, added up in
-    float32, by the processor's bf16 units where it has them.
+    in bf16 and add up in float32 (autocast).
 
     Args:
         compute: `auto` (the model's own dtype), `float32`, or `bfloat16`.
@@ -30,11 +29,28 @@ def products(compute: str, dtype: torch.dtype, device: torch.device) -> Iterator
         raise UsageError(f"unknown --compute '{compute}'. Known: {', '.join(COMPUTE)}.")
     bf16 = compute == "bfloat16" or (compute == "auto" and dtype == torch.bfloat16)
     autocast = bf16 and dtype == torch.float32
+    with _float32_products("bf16" if bf16 else "ieee"), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        yield
+
+
+def gram_products(compute: str) -> AbstractContextManager[None]:
+    """Lets the processor's bf16 units, where it has them, multiply for Gram matrices; sums are float32.
+
+    bf16 inputs give exact products. Rounding float32 inputs moves G_ij by less than 2⁻⁸ ||X_i|| ||X_j|| and on
+    average by nothing, and G_jj by a millionth: both far below the damping. `float32` forbids it.
+
+    Args:
+        compute: `auto`, `float32`, or `bfloat16`.
+    """
+    return _float32_products("ieee" if compute == "float32" else "bf16")
+
+
+@contextmanager
+def _float32_products(precision: str) -> Iterator[None]:
     matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # missing from torch's stubs
     before = matmul.fp32_precision
-    matmul.fp32_precision = "bf16" if bf16 else "ieee"
+    matmul.fp32_precision = precision
     try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            yield
+        yield
     finally:
         matmul.fp32_precision = before

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from secateur.calibration.activations import IN_MEMORY, Activations, Storage
 from secateur.calibration.data import Windows
-from secateur.calibration.precision import products
+from secateur.calibration.precision import gram_products, products
 from secateur.calibration.statistics import INPUTS, Gradients, Needs, Statistics
 from secateur.errors import CalibrationError, UsageError
 from secateur.network.network import Layer, Network
@@ -132,7 +132,7 @@ class BlockRunner:
         layers = {name: entry for name, entry in layers.items() if entry[1] & INPUTS}
         if not layers:
             return {}
-        with self._on_device(self.block), _watching(layers, found):
+        with self._on_device(self.block), _watching(layers, found, self.compute):
             for batch in range(len(self.hidden)):
                 with suppress(_LastInputSeen):
                     self._forward(batch)
@@ -207,7 +207,7 @@ class BlockRunner:
             return {}
         cpu = torch.device("cpu")
         found = {name: Statistics.empty(layer.shape[1], needs, cpu) for name, (layer, needs) in wanted.items()}
-        with products(self.compute, self.network.model.dtype, cpu), _watching(wanted, found, stop=False):
+        with products(self.compute, self.network.model.dtype, cpu), _watching(wanted, found, self.compute, stop=False):
             for batch in range(len(self.hidden)):
                 self.output(batch)
                 tick()
@@ -374,9 +374,9 @@ def _ordinary(value: Any, device: torch.device) -> Any:
 class _RawInputs(TorchFunctionMode):
     """Sees the inputs of bare parameters, which are applied by einsum instead of by a module."""
 
-    def __init__(self, watched: dict[int, Statistics]) -> None:
+    def __init__(self, watched: dict[int, Statistics], compute: str) -> None:
         super().__init__()
-        self.watched = watched
+        self.watched, self.compute = watched, compute
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -387,13 +387,14 @@ class _RawInputs(TorchFunctionMode):
                 statistics = self.watched.get(id(operand))
                 if statistics is not None:
                     other = next(tensor for tensor in operands if tensor is not operand)
-                    statistics.add(other.reshape(-1, statistics.total.shape[0]))
+                    with gram_products(self.compute):
+                        statistics.add(other.reshape(-1, statistics.total.shape[0]))
         return func(*args, **(kwargs or {}))
 
 
 @contextmanager
 def _watching(
-    layers: Mapping[str, tuple[Layer, Needs]], found: Mapping[str, Statistics], stop: bool = True
+    layers: Mapping[str, tuple[Layer, Needs]], found: Mapping[str, Statistics], compute: str, stop: bool = True
 ) -> Iterator[None]:
     """Adds the inputs of `layers` to `found` while it lasts; with `stop`, ends a forward after the last one."""
     raw = {id(layer.parameter): found[name] for name, (layer, _) in layers.items() if layer.module is None}
@@ -408,14 +409,15 @@ def _watching(
             statistics: Statistics = found[name],
             end: bool = name == last,
         ) -> None:
-            statistics.add(args[0].flatten(0, -2))
+            with gram_products(compute):
+                statistics.add(args[0].flatten(0, -2))
             if end:
                 raise _LastInputSeen
 
         handles.append(module.register_forward_pre_hook(hook))
     try:
         if raw:
-            with _RawInputs(raw):
+            with _RawInputs(raw, compute):
                 yield
         else:
             yield

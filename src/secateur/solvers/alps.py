@@ -37,13 +37,14 @@ class Alps(Solver):
     about = "ADMM with a rising penalty, then least squares (Meng et al. 2024)"
 
     def solve(self, problem: Problem) -> Solution:
-        scaled = Coordinates(problem, problem.damping)
+        damping = self.damping_of(problem)
+        scaled = Coordinates(problem, damping)
         keep = scaled.keep(scaled.V)
         B = scaled.V * keep
         if not scaled.fixed:
             keep, B = _settle(scaled, keep)
-        H = damped(statistics_of(problem).G, problem.damping)
-        return Solution(refit(problem.W, scaled.back(B), keep, H), keep, problem.damping)
+        H = damped(statistics_of(problem).G, damping)
+        return Solution(refit(problem.W, scaled.back(B), keep, H), keep, damping)
 
 
 def _settle(scaled: Coordinates, keep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -24,7 +24,7 @@ class Problem:
         statistics: Of the layer's input; None if no solver or score needs any.
         amount: What to remove.
         keep: (out, in) bool, the mask that a score or the solver before chose; None if the solver is to choose.
-        damping: Added to the Gram matrix's diagonal, relative to its mean.
+        damping: Added to the Gram matrix's diagonal, relative to its mean; None takes the solver's own.
         block_size: Columns that are handled at once by solvers that sweep over columns.
         start: (out, in) float32, what the solver before left, zero outside of `keep`; None stands for W on the mask.
     """
@@ -34,7 +34,7 @@ class Problem:
     statistics: Statistics | None
     amount: Amount
     keep: Tensor | None = None
-    damping: float = DAMPING
+    damping: float | None = None
     block_size: int = 128
     start: Tensor | None = None
 
@@ -63,6 +63,7 @@ class Solver(ABC):
         chooses: Whether it can choose the mask by itself; otherwise a score must be given.
         moves: Whether it changes a mask that was given; each row (with N:M, each group) keeps its number of zeros.
         follows: Whether it makes sense after another solver.
+        damping: Taken where the problem names none.
         about: One line for `--help` and the docs.
     """
 
@@ -71,6 +72,7 @@ class Solver(ABC):
     chooses: ClassVar[bool] = False
     moves: ClassVar[bool] = False
     follows: ClassVar[bool] = True
+    damping: ClassVar[float] = DAMPING
     about: ClassVar[str]
 
     @abstractmethod
@@ -86,6 +88,10 @@ class Solver(ABC):
         Raises:
             SolverError: There is no solution.
         """
+
+    def damping_of(self, problem: Problem) -> float:
+        """Returns the damping that the problem asks for, or this solver's own."""
+        return self.damping if problem.damping is None else problem.damping
 
 
 def statistics_of(problem: Problem) -> Statistics:

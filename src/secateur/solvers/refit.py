@@ -32,13 +32,14 @@ class Refit(Solver):
 
     def solve(self, problem: Problem) -> Solution:
         keep = mask_of(problem)
-        H = damped(statistics_of(problem).G, problem.damping)
+        damping = self.damping_of(problem)
+        H = damped(statistics_of(problem).G, damping)
         B = refit(problem.W, start_of(problem), keep, H)
         if not bool(torch.isfinite(B).all()):
             raise SolverError(
                 f"{problem.name}: the refit came out as NaN or infinite; use other calibration data, or --solver none."
             )
-        return Solution(B, keep, problem.damping)
+        return Solution(B, keep, damping)
 
 
 def refit(W: Tensor, B: Tensor, keep: Tensor, H: Tensor) -> Tensor:

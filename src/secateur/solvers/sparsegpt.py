@@ -46,7 +46,7 @@ class SparseGPT(Solver):
     def solve(self, problem: Problem) -> Solution:
         G = statistics_of(problem).G
         try:
-            U, damping = inverse_factor(G, problem.damping)
+            U, damping = inverse_factor(G, self.damping_of(problem))
         except SolverError as error:
             raise SolverError(f"{problem.name}: {error}") from error
         dead = statistics_of(problem).norms == 0
