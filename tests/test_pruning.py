@@ -43,7 +43,7 @@ def windows() -> Windows:
 def prune(one: Network, seed: int = 0, **stage: Any) -> StageReport:
     settings = Prune(**stage)
     data = windows() if needs_of(settings) else None
-    return prune_weights(one, settings, data, Calibration(), seed, Progress())
+    return prune_weights(one, settings, data, Calibration(compute="float32"), seed, Progress())
 
 
 def matrices(one: Network) -> dict[str, Tensor]:
@@ -82,7 +82,7 @@ def dead(report: LayerReport, W: Tensor) -> None:
 def test_sparsegpt_leaves_exactly_the_share_of_each_layer_and_touches_nothing_else(family: str) -> None:
     one = network(family)
     before, dense = state(one), matrices(one)
-    stage = prune(one, sparsity=0.5)
+    stage = prune(one, solver="sparsegpt", sparsity=0.5)
     assert [report.name for report in stage.layers] == [layer.name for layer in one.layers()]
     for report, W in zip(stage.layers, matrices(one).values(), strict=True):
         assert zeros(W) == W.numel() // 2

@@ -57,8 +57,8 @@ def readers(layers: list[Layer], needs: Needs = Needs.GRAM) -> dict[str, tuple[L
 
 
 def gathered(one: Network, needs: Needs = Needs.GRAM) -> dict[str, Statistics]:
-    """Returns the statistics of all blocks' inputs, block by block."""
-    runner, found = BlockRunner(one, windows()), {}
+    """Returns the statistics of all blocks' inputs, block by block, in strict float32."""
+    runner, found = BlockRunner(one, windows(), "float32"), {}
     for block in range(LAYERS):
         found |= runner.gather(readers(one.block_layers(block), needs), nothing)
         runner.advance(nothing)
@@ -116,7 +116,7 @@ def outputs_of_blocks(one: Network, ids: Tensor) -> list[Tensor]:
 @every_family
 def test_hidden_states_are_the_models_own_block_by_block(family: str, batches: int) -> None:
     one = network(family)
-    runner = BlockRunner(one, windows())
+    runner = BlockRunner(one, windows(), "float32")
     assert len(runner.hidden) == batches
     parts = windows().ids.split(-(-WINDOWS // batches))
     with torch.inference_mode():
@@ -141,6 +141,17 @@ def test_the_gram_matrix_of_each_layers_input_is_that_of_the_whole_models_forwar
         G = X.T @ X
         scale = float(G.diagonal().max())
         torch.testing.assert_close(found[layer.reads].G.double() / scale, G / scale, rtol=1e-4, atol=1e-5)
+
+
+@every_family
+def test_bf16_products_move_a_gram_matrix_by_less_than_their_rounding(family: str) -> None:
+    one = network(family)
+    layers = one.block_layers(0)
+    rounded = BlockRunner(one, windows()).gather(readers(layers), nothing)
+    exact = BlockRunner(one, windows(), "float32").gather(readers(layers), nothing)
+    for name, statistics in exact.items():
+        norms = statistics.G.diagonal().sqrt()
+        assert bool(((rounded[name].G - statistics.G).abs() <= 2**-8 * torch.outer(norms, norms)).all()), name
 
 
 @every_family
@@ -174,9 +185,9 @@ def test_every_token_counts_once_and_there_is_no_padding(family: str) -> None:
 @every_family
 def test_statistics_do_not_depend_on_which_of_the_layers_are_asked_for(family: str) -> None:
     one = network(family)
-    whole = BlockRunner(one, windows()).gather(readers(one.block_layers(0)), nothing)
+    whole = BlockRunner(one, windows(), "float32").gather(readers(one.block_layers(0)), nothing)
     for layer in one.block_layers(0):
-        alone = BlockRunner(one, windows()).gather(readers([layer]), nothing)
+        alone = BlockRunner(one, windows(), "float32").gather(readers([layer]), nothing)
         assert set(alone) == {layer.reads}
         assert torch.equal(alone[layer.reads].G, whole[layer.reads].G)
 
@@ -184,7 +195,7 @@ def test_statistics_do_not_depend_on_which_of_the_layers_are_asked_for(family: s
 @every_family
 def test_a_changed_block_gives_the_hidden_states_of_the_changed_model(family: str, batches: int) -> None:
     one = network(family)
-    runner = BlockRunner(one, windows())
+    runner = BlockRunner(one, windows(), "float32")
     before = gathered(network(family))
     runner.gather(readers(one.block_layers(0)), nothing)
     for layer in one.block_layers(0):
@@ -223,7 +234,7 @@ def test_the_model_is_left_as_it_was(family: str) -> None:
 def test_the_heads_input_is_seen_by_full_forward_passes(family: str) -> None:
     one = network(family)
     (head,) = [layer for layer in one.outside() if layer.module is one.model.get_output_embeddings()]
-    runner = BlockRunner(one, windows())
+    runner = BlockRunner(one, windows(), "float32")
     for _ in one.blocks:
         runner.advance(nothing)
     found = runner.gather_outside([(head, Needs.GRAM)], nothing)
@@ -235,15 +246,15 @@ def test_the_heads_input_is_seen_by_full_forward_passes(family: str) -> None:
 
 def test_nothing_is_gathered_where_nothing_is_needed() -> None:
     one = network("llama")
-    assert BlockRunner(one, windows()).gather({}, nothing) == {}
-    assert BlockRunner(one, windows()).gather(readers(one.block_layers(0), Needs.NOTHING), nothing) == {}
+    assert BlockRunner(one, windows(), "float32").gather({}, nothing) == {}
+    assert BlockRunner(one, windows(), "float32").gather(readers(one.block_layers(0), Needs.NOTHING), nothing) == {}
     (head,) = [layer for layer in one.outside() if not layer.table]
-    assert BlockRunner(one, windows()).gather_outside([(head, Needs.NOTHING)], nothing) == {}
+    assert BlockRunner(one, windows(), "float32").gather_outside([(head, Needs.NOTHING)], nothing) == {}
 
 
 def test_each_batch_moves_the_progress_by_one(batches: int) -> None:
     one, ticks = network("llama"), []
-    runner = BlockRunner(one, windows())
+    runner = BlockRunner(one, windows(), "float32")
     runner.gather(readers(one.block_layers(0)), lambda: ticks.append("gather"))
     runner.advance(lambda: ticks.append("advance"))
     assert ticks == ["gather"] * batches + ["advance"] * batches
@@ -252,7 +263,7 @@ def test_each_batch_moves_the_progress_by_one(batches: int) -> None:
 def test_an_input_that_is_not_finite_is_an_error_that_names_the_layer() -> None:
     one = network("llama")
     one.block_layers(0)[2].parameter[3] = float("inf")  # v_proj: reaches o_proj
-    runner = BlockRunner(one, windows())
+    runner = BlockRunner(one, windows(), "float32")
     with pytest.raises(CalibrationError, match=r"model\.layers\.0\.self_attn\.o_proj are NaN or infinite"):
         runner.gather(readers(one.block_layers(0)), nothing)
 
@@ -267,7 +278,7 @@ def test_a_block_that_gets_its_hidden_states_by_keyword_is_named_and_the_model_p
 
     one.base.forward = by_keyword.__get__(one.base)
     with pytest.raises(CalibrationError, match="LlamaDecoderLayer gets its hidden states by keyword"):
-        BlockRunner(one, windows())
+        BlockRunner(one, windows(), "float32")
     one.base.forward = plain.__get__(one.base)
     assert all(block is before for block, before in zip(one.blocks, blocks, strict=True))
 
@@ -276,13 +287,13 @@ def test_a_model_that_skips_a_block_is_refused() -> None:
     one = network("llama")
     one.base.forward = (lambda base, ids, **_: base.layers[0](base.embed_tokens(ids))).__get__(one.base)
     with pytest.raises(CalibrationError, match="LlamaForCausalLM called 1 of its 2 blocks"):
-        BlockRunner(one, windows())
+        BlockRunner(one, windows(), "float32")
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "xlnet"])
 def test_a_bfloat16_model_keeps_its_dtype_and_sums_in_float32(family: str) -> None:
     one = network(family, torch.bfloat16)
-    runner = BlockRunner(one, windows())
+    runner = BlockRunner(one, windows(), "float32")
     found = runner.gather(readers(one.block_layers(0)), nothing)
     runner.advance(nothing)
     exact = gathered(network(family))
@@ -333,7 +344,7 @@ def block_loss(one: Network, block: int) -> Tensor:
 @every_family
 def test_gradients_are_those_of_what_the_block_adds(family: str, batches: int) -> None:
     one = network(family)
-    runner = BlockRunner(one, windows())
+    runner = BlockRunner(one, windows(), "float32")
     runner.advance(nothing)
     layers = one.block_layers(1)
     found = runner.gradients(layers, GRADIENTS, nothing)
