@@ -39,8 +39,10 @@ CHAINS: dict[str, list[str]] = {
     "wanda, swap+refit": ["--score", "wanda", "--solver", "swap+refit"],
     "admm, owl": ["--solver", "admm", "--allocation", "owl"],
     "admm, alpha": ["--solver", "admm", "--allocation", "alpha"],
+    "alps, alpha": ["--solver", "alps", "--allocation", "alpha"],
     "admm, error": ["--solver", "admm", "--allocation", "error"],
     "admm, reconstruct": ["--solver", "admm", "--reconstruct", "--compute", "bfloat16"],
+    "alps, reconstruct": ["--solver", "alps", "--reconstruct", "--compute", "bfloat16"],
     "admm, alpha, reconstruct": [
         "--solver",
         "admm",
@@ -72,7 +74,8 @@ def measure(options: list[str], data: Path, out: Path) -> dict[str, Any]:
 def table(results: dict[str, Any]) -> str:
     """Returns the table in markdown: a row per chain, perplexity / layer error / seconds by amount."""
     lines = ["| solver | " + " | ".join(AMOUNTS) + " |", "|---|" + "---:|" * len(AMOUNTS)]
-    for chain, rows in results["rows"].items():
+    for chain in CHAINS:
+        rows = results["rows"].get(chain, {})
         cells = []
         for amount in AMOUNTS:
             row = rows.get(amount)

@@ -314,9 +314,9 @@ def test_any_precision_of_the_products_keeps_hidden_states_in_the_models_dtype(c
     runner.advance(nothing)
     assert {hidden.dtype for hidden in runner.hidden} == {torch.float32}
     assert torch.backends.mkldnn.matmul.fp32_precision == before
-    tolerance = {"rtol": 0.05, "atol": 0.05} if compute == "bfloat16" else {"rtol": 0, "atol": 0}
+    tolerance = {"float32": 0, "auto": 0.005, "bfloat16": 0.05}[compute]
     for name, statistics in found.items():
-        torch.testing.assert_close(statistics.norms, exact[name].norms, **tolerance)
+        torch.testing.assert_close(statistics.norms, exact[name].norms, rtol=tolerance, atol=tolerance)
 
 
 def test_an_unknown_precision_is_refused_with_the_known_ones() -> None:

@@ -58,7 +58,8 @@ class Reference:
     def __init__(self, one: Problem) -> None:
         self.W = one.W.double().clone()
         G = one.statistics.G.double()
-        H = G + one.damping * G.diagonal().mean() * torch.eye(len(G), dtype=torch.float64)
+        damping = DAMPING if one.damping is None else one.damping
+        H = G + damping * G.diagonal().mean() * torch.eye(len(G), dtype=torch.float64)
         self.inverses = [torch.linalg.inv(H[j:, j:]) for j in range(len(H))]
         self.gone = torch.zeros(self.W.shape, dtype=torch.bool)
 
