@@ -24,8 +24,9 @@ test: lint
 test-slow: .venv/ready
 	$(BIN)/python -m pytest -m slow
 
+# DATA: a folder with text/c4_sample.jsonl and text/wiki.test.raw, which aren't part of the project.
 bench: .venv/ready
-	$(BIN)/python bench/protocol.py
+	$(BIN)/python bench/protocol.py $(if $(DATA),--data $(DATA))
 
 clean:
 	rm -rf .venv out build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

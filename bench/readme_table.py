@@ -1,17 +1,28 @@
-"""Prints README's figures from bench/results/protocol.json: python bench/readme_table.py"""
+"""Prints README's figures from the files in bench/results/: python bench/readme_table.py"""
 
 from __future__ import annotations
 
 import json
 import textwrap
 from pathlib import Path
+from typing import Any
 
-RESULTS = Path(__file__).resolve().parent / "results" / "protocol.json"
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def read(name: str) -> Any:
+    """Returns what a benchmark wrote."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def wrapped(text: str) -> str:
+    """Returns a text wrapped as README has it."""
+    return textwrap.fill(text, 118, break_on_hyphens=False)
 
 
 def table() -> str:
     """Returns the table in markdown."""
-    rows = json.loads(RESULTS.read_text())["rows"]
+    rows = read("protocol")["rows"]
     lines = [
         "| what | perplexity | sparsity | calibrate + solve | peak memory |",
         "|---|---:|---:|---:|---:|",
@@ -25,16 +36,50 @@ def table() -> str:
 
 def side_by_side() -> str:
     """Returns the comparison with a peer in words, wrapped as README has it."""
-    found = json.loads(RESULTS.read_text())["side_by_side"]
+    found = read("protocol")["side_by_side"]
     ours, peer = found["ours"], found["peer"]
-    text = (
+    return wrapped(
         f"Side by side with {peer['peer']}'s SparseGPT at 50 % ({len(found['seconds_ours'])} runs each in turns, same "
         f"float32 checkpoint and texts): {found['time_ratio_median']:.2f} times its time and "
         f"{found['memory_ratio_median']:.2f} times its peak memory (medians), perplexity {ours['perplexity']:.2f} "
         f"against {peer['perplexity']:.2f}."
     )
-    return textwrap.fill(text, 118, break_on_hyphens=False)
+
+
+def large() -> str:
+    """Returns what streaming took, a row per number of blocks."""
+    lines = [
+        "| solver, blocks | checkpoint | peak memory | seconds | read | written |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {name} | {row['model_gb']:.1f} GB | {row['peak_memory_gib']:.2f} GiB | {row['seconds']} | "
+        f"{row['read_gb']:.1f} GB | {row['written_gb']:.1f} GB |"
+        for name, row in read("large")["runs"].items()
+    ]
+    return "\n".join(lines)
+
+
+def packed() -> str:
+    """Returns what packing gives, a row per amount."""
+    lines = ["| amount | pruned layers | whole file | pack | unpack |", "|---|---:|---:|---:|---:|"]
+    lines += [
+        f"| {name} | {row['layers_ratio']:.1%} | {row['whole_ratio']:.1%} | {row['pack_mb_per_s']:.0f} MB/s | "
+        f"{row['unpack_mb_per_s']:.0f} MB/s |"
+        for name, row in read("packed")["rows"].items()
+    ]
+    return "\n".join(lines)
+
+
+def processes() -> str:
+    """Returns what two processes gave against one."""
+    found = read("processes")
+    one, two = found["rows"]
+    return wrapped(
+        f"Two processes on the same two cores take {found['time_ratio']:.2f} times the time of one with both; the "
+        f"perplexities are {two['perplexity']:.2f} and {one['perplexity']:.2f}."
+    )
 
 
 if __name__ == "__main__":
-    print(table(), side_by_side(), sep="\n\n")
+    print(table(), side_by_side(), large(), packed(), processes(), sep="\n\n")

@@ -1,7 +1,8 @@
 """What the README says is what was measured, and what it calls exists."""
 
+import json
 import re
-import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,22 @@ from secateur.cli import app
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_table_in_the_readme_is_the_one_that_the_benchmark_wrote(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes bench/ importable, which isn't a package."""
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
-    sys.modules.pop("readme_table", None)
-    from readme_table import side_by_side, table  # noqa: PLC0415 (bench isn't a package)
 
-    readme = (ROOT / "README.md").read_text()
-    assert table() in readme
-    assert side_by_side() in readme
+
+@pytest.mark.usefixtures("bench")
+@pytest.mark.parametrize("part", ["table", "side_by_side", "large", "packed", "processes"])
+def test_the_figures_in_the_readme_are_those_that_the_benchmarks_wrote(part: str) -> None:
+    assert getattr(import_module("readme_table"), part)() in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.usefixtures("bench")
+def test_the_table_of_solvers_is_the_one_that_the_benchmark_wrote() -> None:
+    solvers = import_module("solvers")
+    assert solvers.table(json.loads(solvers.RESULTS.read_text())) in (ROOT / "docs/solvers.md").read_text()
 
 
 def test_every_command_and_option_in_the_readme_exists() -> None:
