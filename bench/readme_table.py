@@ -42,7 +42,8 @@ def side_by_side() -> str:
         f"Side by side with {peer['peer']}'s SparseGPT at 50 % ({len(found['seconds_ours'])} runs each in turns, same "
         f"float32 checkpoint and texts): {found['time_ratio_median']:.2f} times its time and "
         f"{found['memory_ratio_median']:.2f} times its peak memory (medians), perplexity {ours['perplexity']:.2f} "
-        f"against {peer['perplexity']:.2f}."
+        f"against {peer['perplexity']:.2f}; with `--compute bfloat16` {found['time_ratio_median_bf16']:.2f} times its "
+        f"time, perplexity {found['ours_bf16']['perplexity']:.2f}."
     )
 
 

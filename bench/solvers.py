@@ -1,8 +1,8 @@
 """Which solver gives the lowest perplexity, and at what price: solver x sparsity on SmolLM2-135M.
 
 The protocol of bench/protocol.py: 32 calibration windows of 1,024 tokens of C4, perplexity on the first 20 windows
-of 1,024 tokens of WikiText-2 raw test. Each run is a process of its own. Figures go to
-bench/results/solvers.json, and with --table the table in docs/solvers.md is printed from them.
+of 1,024 tokens of WikiText-2 raw test; calibration's forward passes in bf16. Each run is a process of its own. Rows
+that were measured before stay unless --again is given. Figures go to bench/results/solvers.json, and with --table the table in docs/solvers.md is printed from them.
 
     python bench/solvers.py --data DATA
     python bench/solvers.py --table
@@ -39,19 +39,9 @@ CHAINS: dict[str, list[str]] = {
     "wanda, swap+refit": ["--score", "wanda", "--solver", "swap+refit"],
     "admm, owl": ["--solver", "admm", "--allocation", "owl"],
     "admm, alpha": ["--solver", "admm", "--allocation", "alpha"],
-    "alps, alpha": ["--solver", "alps", "--allocation", "alpha"],
     "admm, error": ["--solver", "admm", "--allocation", "error"],
-    "admm, reconstruct": ["--solver", "admm", "--reconstruct", "--compute", "bfloat16"],
-    "alps, reconstruct": ["--solver", "alps", "--reconstruct", "--compute", "bfloat16"],
-    "admm, alpha, reconstruct": [
-        "--solver",
-        "admm",
-        "--allocation",
-        "alpha",
-        "--reconstruct",
-        "--compute",
-        "bfloat16",
-    ],
+    "admm, reconstruct": ["--solver", "admm", "--reconstruct"],
+    "admm, alpha, reconstruct": ["--solver", "admm", "--allocation", "alpha", "--reconstruct"],
 }
 ALLOCATED = ("60 %", "70 %")  # where layers may give different shares, and need to
 
@@ -59,6 +49,7 @@ ALLOCATED = ("60 %", "70 %")  # where layers may give different shares, and need
 def measure(options: list[str], data: Path, out: Path) -> dict[str, Any]:
     """Prunes and evaluates; returns perplexity, mean relative layer error, seconds and peak memory."""
     calibration = ["--calibration", str(data / "text/c4_sample.jsonl"), "--samples", "32", "--length", "1024"]
+    options = [*options, "--compute", "bfloat16"]
     found = secateur("prune", MODEL, "-o", str(out), *options, *calibration, "--no-evaluate", "--overwrite")
     layers = found["stages"][0]["layers"]
     return {
@@ -92,6 +83,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=CHAINS, help="Run only this chain; repeatable.")
     parser.add_argument("--amount", action="append", choices=AMOUNTS, help="Run only this amount; repeatable.")
     parser.add_argument("--table", action="store_true", help="Print the table of what was measured.")
+    parser.add_argument("--again", action="store_true", help="Measure rows again that are there.")
     arguments = parser.parse_args()
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": {}}
     if arguments.table:
@@ -103,7 +95,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for amount in arguments.amount or AMOUNTS:
             for chain in arguments.only or CHAINS:
-                if "--allocation" in CHAINS[chain] and amount not in ALLOCATED:
+                there = amount in results["rows"].get(chain, {}) and not arguments.again
+                if there or ("--allocation" in CHAINS[chain] and amount not in ALLOCATED):
                     continue
                 compared = ["--per", "output"] if "--score" in CHAINS[chain] and amount != "2:4" else []
                 row = measure([*AMOUNTS[amount], *CHAINS[chain], *compared], arguments.data, Path(scratch) / "out")
