@@ -59,6 +59,18 @@ class Family:
             `permutation` (XLNet: sees its own targets unless masked, so no plain perplexity either).
         config: The config's field for each dimension: hidden, layers, heads, kv_heads, head_dim, neurons,
             positions, vocabulary. A dimension that a family's config can't say is left out.
+        tied_width: The config can't say an attention that is wider or narrower than the hidden states.
+        with_hidden: Config fields that are to be equal to the hidden size where they are now.
+        head_attributes: What attributes inside a block say of its heads: `heads`, `kv_heads`, `group` (query heads per
+            KV head) or `width` (heads x head_dim), by their path in the block.
+        head_tensors: Tensors of a block beside its projections that have a slice per head: path and axis.
+        without: What stands in the place of modules of a block from which a half, `attention` or `mlp`, is removed (see
+            network/reshaped.py). Where nothing stands in for the attention, it stays, without a head.
+        pre_norm: A config field that is False where norms follow the residual addition and stay with a removed half.
+        norm: `layer`, `rms`, or `rms+1` (weights are stored less 1).
+        position_width: An attribute of the base model: the width of computed encodings of positions, which stay as they
+            are when the hidden size shrinks.
+        scaled_embedding: Embeddings are multiplied by the square root of the hidden size.
         block_returns: What a block returns: 0 for the hidden states alone, n for a tuple of n of which they
             are the first.
         batch_axis: The axis of the hidden states that counts windows (XLNet puts positions first).
@@ -72,5 +84,14 @@ class Family:
     heads: tuple[str, ...] = ("lm_head",)
     objective: Literal["causal", "encoder", "permutation"] = "causal"
     config: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    tied_width: bool = False
+    with_hidden: tuple[str, ...] = ()
+    head_attributes: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    head_tensors: tuple[tuple[str, int], ...] = ()
+    without: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: MappingProxyType({}))
+    pre_norm: str | None = None
+    position_width: str | None = None
+    norm: Literal["layer", "rms", "rms+1"] = "layer"
+    scaled_embedding: bool = False
     block_returns: int = 0
     batch_axis: int = 0

@@ -98,6 +98,8 @@ class Network:
         source: Where it came from.
         device: Where blocks are computed; the model itself stays in main memory.
         notes: What the user should know about the loading.
+        base: The model without its head.
+        prefix: What the names of its parts begin with in the model.
         store: Where the blocks' weights are read from when their turn comes; None if they are all in memory.
     """
 
@@ -120,8 +122,12 @@ class Network:
         self.store = store
         self._resident: set[int] = set()
         self.base = model.base_model
-        self._prefix = "" if self.base is model else f"{model.base_model_prefix}."
+        self.prefix = "" if self.base is model else f"{model.base_model_prefix}."
         self.blocks: nn.ModuleList = self.base.get_submodule(family.blocks)
+
+    def with_model(self, model: Any) -> Network:
+        """Returns another model of the same family and origin, in memory."""
+        return Network(model, self.family, self.tokenizer, self.source, self.device, self.notes)
 
     @contextmanager
     def resident(self, block: int | None) -> Iterator[None]:
@@ -149,11 +155,17 @@ class Network:
 
     def block_name(self, block: int) -> str:
         """Returns the full name of the block with this index."""
-        return f"{self._prefix}{self.family.blocks}.{block}"
+        return f"{self.prefix}{self.family.blocks}.{block}"
+
+    def projections(self, block: int) -> list[Projection]:
+        """Returns the descriptions of the linear weights that a block has; a half that was removed has none."""
+        replaced = getattr(self.model.config, "secateur", {"replaced": {}})["replaced"]
+        gone = tuple(path.removeprefix(f"{self.block_name(block)}.") for path in replaced)
+        return [one for one in self.family.projections if not f"{one.path}.".startswith(tuple(f"{p}." for p in gone))]
 
     def block_layers(self, block: int) -> list[Layer]:
         """Returns a block's linear layers in the order in which it computes them."""
-        return [self._layer(block, projection) for projection in self.family.projections]
+        return [self._layer(block, projection) for projection in self.projections(block)]
 
     def layers(self) -> list[Layer]:
         """Returns the linear layers of all blocks in forward order."""

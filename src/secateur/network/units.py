@@ -1,0 +1,464 @@
+"""Units: what can be removed as one piece, and every tensor slice that goes with it.
+
+Neurons, heads, channels and vocabulary rows differ in the slices that they list and in nothing else. Layers and
+halves of layers are whole tensors; they are listed by name.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import UsageError, did_you_mean
+from secateur.network.family import Layout, Projection
+from secateur.network.network import Layer, Network
+
+HEAD_ROWS = ("q", "k", "v", "r")
+NEURON_ROWS = ("neuron", "gate", "up")
+INNER_COLUMNS = ("head", "neuron", "position")  # of a block's weights: what isn't the hidden states
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What belongs to a group's units in one tensor.
+
+    Attributes:
+        name: The tensor's full name in the model; the first of its names where it is tied.
+        axis: The stored axis that counts units.
+        index: (units, width) int64, each unit's places along the axis.
+    """
+
+    name: str
+    axis: int
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A linear layer that reads a group's units.
+
+    Attributes:
+        layer: The layer.
+        index: (units, width) int64, each unit's columns of `layer.matrix()`.
+    """
+
+    layer: Layer
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class UnitGroup:
+    """All units of one kind at one place.
+
+    Attributes:
+        name: Where: `model.layers.0/neuron`, or `model/layer` for what isn't inside a block.
+        unit: The kind.
+        count: How many units there are.
+        block: Index of the block; None for what concerns the whole model.
+        produces, consumes: Slices of tensors that compute the units and that read them.
+        follows: Slices that merely have a place per unit (a norm's weight, a table of positions).
+        readers: The linear layers among the consumers.
+        whole: By unit: names of tensors that go as a whole, for layers and halves.
+        network: Where the tensors are.
+    """
+
+    name: str
+    unit: str
+    count: int
+    block: int | None
+    produces: tuple[Slice, ...]
+    consumes: tuple[Slice, ...]
+    network: Network = field(repr=False, compare=False)
+    follows: tuple[Slice, ...] = ()
+    readers: tuple[Reader, ...] = ()
+    whole: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def slices(self) -> tuple[Slice, ...]:
+        """All slices that go with a unit."""
+        return (*self.produces, *self.consumes, *self.follows)
+
+    def tensor(self, name: str) -> Tensor:
+        """Returns a stored tensor by its full name."""
+        found: Tensor = self.network.model.get_parameter(name).detach()
+        return found
+
+    def vectors(self, part: Slice) -> Tensor:
+        """Returns (units, length) float32: what a slice holds of each unit, flattened."""
+        tensor = self.tensor(part.name).movedim(part.axis, 0)
+        taken = tensor[part.index.to(tensor.device)]  # (units, width, ...)
+        return taken.flatten(1).float()
+
+    def matrices(self) -> list[Tensor]:
+        """Returns (units, length) float32 for every coupled tensor of weights, producers first; no norms or tables."""
+        if self.whole:
+            rows = [torch.cat([self.tensor(name).flatten().float() for name in names]) for names in self.whole]
+            return [nn.utils.rnn.pad_sequence(rows, batch_first=True)]
+        parts = [part for part in (*self.produces, *self.consumes) if self.tensor(part.name).ndim > 1]
+        return [self.vectors(part) for part in parts]
+
+    def parameters_each(self) -> Tensor:
+        """Returns (units,) int64: how many parameters go with each unit."""
+        if self.whole:
+            return torch.tensor([sum(self.tensor(name).numel() for name in names) for names in self.whole])
+        total = torch.zeros(self.count, dtype=torch.int64)
+        for part in self.slices:
+            tensor = self.tensor(part.name)
+            total += part.index.shape[1] * (tensor.numel() // tensor.shape[part.axis])
+        return total
+
+
+def unit_groups(network: Network, unit: str) -> list[UnitGroup]:
+    """Returns a model's groups of one kind of unit, in forward order.
+
+    Raises:
+        UsageError: The kind is unknown, or this model has none of it.
+    """
+    if unit not in UNITS:
+        raise UsageError(f"unknown unit '{unit}'.{did_you_mean(unit, [*UNITS, 'weight'])}")
+    groups = list(UNITS[unit](network))
+    if not groups:
+        raise UsageError(f"{network.architecture} has no units of the kind '{unit}'.")
+    return groups
+
+
+def _projections(network: Network, block: int) -> list[tuple[Projection, Layer]]:
+    return list(zip(network.projections(block), network.block_layers(block), strict=True))
+
+
+def head_dim(network: Network) -> int:
+    """Returns the width of an attention head."""
+    explicit = network.dimension("head_dim")
+    if explicit is not None:
+        return explicit
+    hidden, heads = network.dimension("hidden"), network.dimension("heads")
+    assert hidden is not None
+    assert heads is not None
+    return hidden // heads
+
+
+def _span(start: int, units: int, width: int) -> Tensor:
+    """Returns (units, width): consecutive places from `start` on."""
+    return start + torch.arange(units * width).reshape(units, width)
+
+
+def _row_parts(projection: Projection, layer: Layer, sizes: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+    """Returns where each of a fused weight's parts begins among its rows, and how many rows it has."""
+    parts, start = {}, 0
+    for name in projection.rows:
+        size = sizes.get(name, layer.shape[0] // len(projection.rows))
+        parts[name] = (start, size)
+        start += size
+    return parts
+
+
+def _rows(layer: Layer, index: Tensor, name: Callable[[Tensor], str]) -> list[Slice]:
+    """Returns the slices of a layer's rows: its weight's, and its bias's where it has one."""
+    axis = 0 if layer.layout is Layout.OUT_IN else layer.parameter.ndim - 1
+    found = [Slice(layer.name + (".weight" if layer.module is not None else ""), axis, index)]
+    bias = getattr(layer.module, "bias", None)
+    if bias is not None:
+        found.append(Slice(name(bias), 0, index))
+    return found
+
+
+def _columns(layer: Layer, index: Tensor) -> Slice:
+    axis = 1 if layer.layout is Layout.OUT_IN else 0
+    return Slice(layer.name + (".weight" if layer.module is not None else ""), axis, index)
+
+
+def _neurons(network: Network) -> Iterable[UnitGroup]:
+    name = _namer(network)
+    for block in range(len(network.blocks)):
+        found = _projections(network, block)
+        readers = [layer for projection, layer in found if projection.columns == "neuron"]
+        if not readers or 0 in readers[0].shape:
+            continue
+        count = readers[0].shape[1]
+        produces: list[Slice] = []
+        for projection, layer in found:
+            for part, (start, _) in _row_parts(projection, layer, {}).items():
+                if part in NEURON_ROWS:
+                    produces += _rows(layer, _span(start, count, 1), name)
+        index = _span(0, count, 1)
+        yield UnitGroup(
+            name=f"{network.block_name(block)}/neuron",
+            unit="neuron",
+            count=count,
+            block=block,
+            produces=_merged(produces),
+            consumes=tuple(_columns(layer, index) for layer in readers),
+            readers=tuple(Reader(layer, index) for layer in readers),
+            network=network,
+        )
+
+
+def _heads(network: Network, grouped: bool = True) -> Iterable[UnitGroup]:
+    """Yields attention heads: whole KV groups, or single query heads by their place in each KV group."""
+    name, width = _namer(network), head_dim(network)
+    for block in range(len(network.blocks)):
+        found = _projections(network, block)
+        outputs = [layer for projection, layer in found if projection.columns == "head"]
+        if not outputs:
+            continue
+        heads = outputs[0].shape[1] // width
+        kv_heads = _kv_heads(found, heads, width)
+        if heads == 0:
+            continue
+        query = torch.arange(heads * width).reshape(kv_heads, heads // kv_heads, width)
+        query = query.flatten(1) if grouped else query.transpose(0, 1).flatten(1)
+        single = _span(0, kv_heads, width)
+        count = query.shape[0]
+        produces: list[Slice] = []
+        for projection, layer in found:
+            if not set(projection.rows) & set(HEAD_ROWS):
+                continue
+            if layer.parameter.ndim == 3:  # (hidden, heads, head_dim)
+                produces.append(Slice(layer.name, 1, _span(0, heads, 1)))
+                continue
+            if projection.per_head:
+                each = width * len(projection.rows)
+                produces += _rows(layer, _span(0, heads, each), name)
+                continue
+            sizes = {"q": heads * width, "k": kv_heads * width, "v": kv_heads * width}
+            for part, (start, _) in _row_parts(projection, layer, sizes).items():
+                if part == "q":
+                    produces += _rows(layer, start + query, name)
+                elif grouped:
+                    produces += _rows(layer, start + single, name)
+        prefix = network.block_name(block)
+        if network.family.head_tensors:
+            produces += [Slice(f"{prefix}.{path}", axis, _span(0, heads, 1)) for path, axis in _tensors(network)]
+        consumes = [
+            Slice(layer.name, 1, _span(0, heads, 1)) if layer.parameter.ndim == 3 else _columns(layer, query)
+            for layer in outputs
+        ]
+        yield UnitGroup(
+            name=f"{prefix}/{'head' if grouped else 'query-head'}",
+            unit="head" if grouped else "query-head",
+            count=count,
+            block=block,
+            produces=_merged(produces),
+            consumes=tuple(consumes),
+            readers=tuple(Reader(layer, query) for layer in outputs),
+            network=network,
+        )
+
+
+def _tensors(network: Network) -> tuple[tuple[str, int], ...]:
+    return network.family.head_tensors
+
+
+def _kv_heads(found: list[tuple[Projection, Layer]], heads: int, width: int) -> int:
+    """Returns the number of KV heads of a block, from the shapes of its weights."""
+    for projection, layer in found:
+        if projection.rows == ("k",):
+            return layer.shape[0] // width
+        if "k" in projection.rows and not projection.per_head:
+            return (layer.shape[0] // width - heads) // 2
+    return heads
+
+
+def _query_heads(network: Network) -> Iterable[UnitGroup]:
+    heads, kv_heads = network.dimension("heads"), network.dimension("kv_heads")
+    if kv_heads is None or kv_heads == heads:
+        raise UsageError(f"each head of {network.architecture} has a key of its own: use --unit head.")
+    yield from _heads(network, grouped=False)
+
+
+def _merged(slices: list[Slice]) -> tuple[Slice, ...]:
+    """Joins slices of the same axis of the same tensor, so that each is there once."""
+    found: dict[tuple[str, int], Slice] = {}
+    for part in slices:
+        key = (part.name, part.axis)
+        before = found.get(key)
+        index = part.index if before is None else torch.cat([before.index, part.index], dim=1)
+        found[key] = Slice(part.name, part.axis, index)
+    return tuple(found.values())
+
+
+def _namer(network: Network) -> Callable[[Tensor], str]:
+    names = {id(parameter): name for name, parameter in network.model.named_parameters()}
+    return lambda tensor: names[id(tensor)]
+
+
+def _moving_axes(network: Network, **changes: int) -> dict[str, list[int]]:
+    """Returns the axes of each parameter that change with config fields, found by building the model both ways.
+
+    The models are built without memory for their weights.
+    """
+    shapes = []
+    for fields in ({}, changes):
+        config = copy.deepcopy(plain_config(network))
+        for name, value in fields.items():
+            setattr(config, name, value)
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            model = plain_class(network)(config)
+        shapes.append({name: parameter.shape for name, parameter in model.named_parameters()})
+    before, after = shapes
+    moving = {
+        name: [axis for axis, (a, b) in enumerate(zip(before[name], after[name], strict=True)) if a != b]
+        for name in before
+    }
+    return {name: axes for name, axes in moving.items() if axes}
+
+
+def plain_class(network: Network) -> Any:
+    """Returns the transformers class of a model, of which a reshaped model's class is a kind."""
+    kind = type(network.model)
+    return getattr(kind, "plain", kind)
+
+
+def plain_config(network: Network) -> Any:
+    """Returns the config, without what makes a reshaped model."""
+    config = copy.deepcopy(network.model.config)
+    if hasattr(config, "secateur"):
+        del config.secateur
+    return config
+
+
+def _channels(network: Network) -> Iterable[UnitGroup]:
+    """Yields the one group of residual channels."""
+    hidden = network.dimension("hidden")
+    assert hidden is not None
+    fields = network.family.config
+    changes = {fields["hidden"]: 2 * hidden}
+    for name in network.family.with_hidden:
+        if getattr(network.model.config, name) == hidden:
+            changes[name] = 2 * hidden
+    if network.family.tied_width and "head_dim" in fields:
+        changes[fields["head_dim"]] = 2 * head_dim(network)
+    moving = _moving_axes(network, **changes)
+    inner: set[tuple[str, int]] = set()  # axes that count heads, neurons or places of positions instead
+    roles: dict[tuple[str, int], str] = {}
+    readers = []
+    index = _span(0, hidden, 1)
+    for block in range(len(network.blocks)):
+        for projection, layer in _projections(network, block):
+            every = set(range(layer.parameter.ndim))
+            rows = {0} if layer.layout is Layout.OUT_IN else every - {0}
+            columns = every - rows
+            stored = layer.name + (".weight" if layer.module is not None else "")
+            bias = layer.name + ".bias"
+            if "residual" in projection.rows:
+                roles |= {(stored, axis): "produces" for axis in rows} | {(bias, 0): "produces"}
+            else:
+                inner |= {(stored, axis) for axis in rows} | {(bias, 0)}
+            if projection.columns in INNER_COLUMNS:
+                inner |= {(stored, axis) for axis in columns}
+            else:
+                roles |= {(stored, axis): "consumes" for axis in columns}
+                readers.append(Reader(layer, index))
+        inner |= {(f"{network.block_name(block)}.{path}", axis) for path, _ in _tensors(network) for axis in range(3)}
+    tables = {f"{network.prefix}{path}.weight" for path in network.family.embeddings}
+    heads = {f"{path}.weight" for path in network.family.heads}
+    parts: dict[str, list[Slice]] = {"produces": [], "consumes": [], "follows": []}
+    for name, axes in moving.items():
+        for axis in axes:
+            if (name, axis) in inner:
+                continue
+            known = "produces" if name in tables else "consumes" if name in heads else "follows"
+            parts[roles.get((name, axis), known)].append(Slice(name, axis, index))
+    yield UnitGroup(
+        name="model/channel",
+        unit="channel",
+        count=hidden,
+        block=None,
+        produces=tuple(parts["produces"]),
+        consumes=tuple(parts["consumes"]),
+        follows=tuple(parts["follows"]),
+        readers=tuple(readers),
+        network=network,
+    )
+
+
+def _tokens(network: Network) -> Iterable[UnitGroup]:
+    """Yields the one group of vocabulary rows."""
+    vocabulary = network.dimension("vocabulary")
+    assert vocabulary is not None
+    moving = _moving_axes(network, **{network.family.config["vocabulary"]: 2 * vocabulary})
+    index = _span(0, vocabulary, 1)
+    tables = {f"{network.prefix}{path}.weight" for path in network.family.embeddings}
+    slices = {name: Slice(name, axis, index) for name, axes in moving.items() for axis in axes}
+    yield UnitGroup(
+        name="model/token",
+        unit="token",
+        count=vocabulary,
+        block=None,
+        produces=tuple(part for name, part in slices.items() if name in tables),
+        consumes=tuple(part for name, part in slices.items() if name not in tables),
+        network=network,
+    )
+
+
+def _layers(network: Network) -> Iterable[UnitGroup]:
+    names = [network.block_name(block) + "." for block in range(len(network.blocks))]
+    parameters = [name for name, _ in network.model.named_parameters()]
+    whole = tuple(tuple(name for name in parameters if name.startswith(prefix)) for prefix in names)
+    yield UnitGroup("model/layer", "layer", len(whole), None, (), (), network, whole=whole)
+
+
+def half_names(network: Network, block: int, half: str) -> tuple[str, ...]:
+    """Returns the names of the tensors that go when a block loses its attention or its MLP."""
+    prefix = network.block_name(block)
+    paths = [f"{prefix}.{path}." for path in replacements(network, half)]
+    if not network.family.without[half]:
+        group = next(group for group in _heads(network) if group.block == block)
+        return tuple(dict.fromkeys(part.name for part in group.slices))
+    parameters = (name for name, _ in network.model.named_parameters())
+    return tuple(name for name in parameters if name.startswith(tuple(paths)))
+
+
+def replacements(network: Network, half: str) -> Mapping[str, str]:
+    """Returns what stands in place of which module of a block when a half of it goes."""
+    found = network.family.without[half]
+    before = network.family.pre_norm
+    if before is not None and not getattr(network.model.config, before):
+        return {path: kind for path, kind in found.items() if "norm" not in path}
+    return found
+
+
+def _halves(half: str) -> Callable[[Network], Iterable[UnitGroup]]:
+    columns = "head" if half == "attention" else "neuron"
+
+    def groups(network: Network) -> Iterable[UnitGroup]:
+        if half not in network.family.without:
+            return
+        there = [
+            block
+            for block in range(len(network.blocks))
+            if any(p.columns == columns and layer.shape[1] for p, layer in _projections(network, block))
+        ]
+        whole = tuple(half_names(network, block, half) for block in there)
+        if there:
+            yield Halves(f"model/{half}", half, len(whole), None, (), (), network, whole=whole, blocks=tuple(there))
+
+    return groups
+
+
+@dataclass(frozen=True)
+class Halves(UnitGroup):
+    """The attention halves, or the MLP halves, of a model's blocks.
+
+    Attributes:
+        blocks: Index of each unit's block.
+    """
+
+    blocks: tuple[int, ...] = ()
+
+
+UNITS: dict[str, Callable[[Network], Iterable[UnitGroup]]] = {
+    "neuron": _neurons,
+    "head": _heads,
+    "query-head": _query_heads,
+    "channel": _channels,
+    "layer": _layers,
+    "attention": _halves("attention"),
+    "mlp": _halves("mlp"),
+    "token": _tokens,
+}
