@@ -176,6 +176,12 @@ class BlockRunner:
         args, kwargs = _ordinary(self._calls[batch][self.position], self.network.device)
         return self.hidden[batch].to(self.network.device).clone(), args, kwargs
 
+    def outputs(self) -> Iterator[tuple[int, Tensor]]:
+        """Yields each batch's number and what the next block gives for it, without moving on."""
+        with self._on_device(self.block):
+            for batch in range(len(self.hidden)):
+                yield batch, self._forward(batch)
+
     def advance(self, tick: Callable[[], None]) -> None:
         """Passes every batch through the next block as it is now, and stands before the one after it.
 

@@ -68,6 +68,7 @@ class Family:
             network/reshaped.py). Where nothing stands in for the attention, it stays, without a head.
         pre_norm: A config field that is False where norms follow the residual addition and stay with a removed half.
         norm: `layer`, `rms`, or `rms+1` (weights are stored less 1).
+        adds: Whether what the MLP gives is added to the hidden states as it is, without a norm behind it.
         position_width: An attribute of the base model: the width of computed encodings of positions, which stay as they
             are when the hidden size shrinks.
         scaled_embedding: Embeddings are multiplied by the square root of the hidden size.
@@ -90,6 +91,7 @@ class Family:
     head_tensors: tuple[tuple[str, int], ...] = ()
     without: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: MappingProxyType({}))
     pre_norm: str | None = None
+    adds: bool = True
     position_width: str | None = None
     norm: Literal["layer", "rms", "rms+1"] = "layer"
     scaled_embedding: bool = False

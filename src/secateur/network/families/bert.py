@@ -53,5 +53,6 @@ BERT = Family(
     config=BERT_CONFIG,
     tied_width=True,
     head_attributes=BERT_HEADS,
+    adds=False,
     without=BERT_WITHOUT,
 )

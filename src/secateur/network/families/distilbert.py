@@ -33,5 +33,6 @@ DISTILBERT = Family(
     ),
     tied_width=True,
     head_attributes=MappingProxyType({"attention.n_heads": "heads", "attention.dim": "width"}),
+    adds=False,
     without=MappingProxyType({"attention": {"attention": "attention"}, "mlp": {"ffn": "zero"}}),
 )

@@ -13,6 +13,7 @@ GEMMA2 = Family(
     embeddings=("embed_tokens",),
     config=GATED_CONFIG,
     head_attributes=GATED_HEADS,
+    adds=False,
     without=SANDWICHED_WITHOUT,
     norm="rms+1",
     scaled_embedding=True,

@@ -18,6 +18,7 @@ GEMMA3 = Family(
     embeddings=("embed_tokens",),
     config=GATED_CONFIG,
     head_attributes=GATED_HEADS,
+    adds=False,
     without=SANDWICHED_WITHOUT,
     norm="rms+1",
     scaled_embedding=True,

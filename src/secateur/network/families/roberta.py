@@ -20,5 +20,6 @@ ROBERTA = Family(
     config=BERT_CONFIG,
     tied_width=True,
     head_attributes=BERT_HEADS,
+    adds=False,
     without=BERT_WITHOUT,
 )

@@ -49,6 +49,7 @@ XLNET = Family(
         ("rel_attn.seg_embed", 1),
     ),
     # its attention holds the norm of the residual stream, so it stays, without a head
+    adds=False,
     without=MappingProxyType({"attention": {}, "mlp": {"ff.layer_1": "identity", "ff.layer_2": "zero"}}),
     position_width="d_model",
     block_returns=2,  # the content stream and the query stream, which is None without a target_mapping
