@@ -17,9 +17,9 @@ class Costs:
 
     Attributes:
         parameters: Their number, ties counted once.
-        macs: Multiply-accumulates per token in a forward over windows of `length` tokens: a weight of a block or an output
-            head counts once, and each query head meets half of the window's keys and values (all of them where the
-            model looks both ways).
+        macs: Multiply-accumulates per token in a forward over windows of `length` tokens: a weight of a block or of an
+            output head counts once, and each query head meets half of the window's keys and values (all of them where
+            the model looks both ways).
         bytes: Of the weights in the model's dtype.
         length: Tokens per window.
     """
@@ -38,8 +38,7 @@ def costs(network: Network, length: int) -> Costs:
         length: Tokens per window that `macs` is about.
     """
     parameters = list(network.model.parameters())
-    linear = sum(layer.parameter.numel() for layer in network.layers())
-    heads = {id(layer.parameter): layer.parameter.numel() for layer in network.outside() if not layer.table}
+    linear = sum(network.model.get_parameter(name).numel() for name in linear_names(network))
     attention = sum(
         layer.shape[1] * keys_and_values(network, length)
         for block in range(len(network.blocks))
@@ -48,7 +47,7 @@ def costs(network: Network, length: int) -> Costs:
     )
     return Costs(
         parameters=sum(parameter.numel() for parameter in parameters),
-        macs=linear + sum(heads.values()) + attention,
+        macs=linear + attention,
         bytes=sum(parameter.nbytes for parameter in parameters),
         length=length,
     )
@@ -71,28 +70,31 @@ def unit_costs(group: UnitGroup, what: str, length: int) -> Tensor:
     if what == "parameters":
         return group.parameters_each()
     if what == "bytes":
-        return group.parameters_each() * network.model.dtype.itemsize
-    layers = {layer.name for layer in [*network.layers(), *network.outside()] if not layer.table}
-    tied = {name for layer in network.outside() if layer.table for name in network.ties(layer)}
-    linear = {name.removesuffix(".weight") for name in layers | tied}
-    ties = {f"{layer.name}.weight" for layer in network.outside() if layer.table and network.ties(layer)}
-
-    def counts(name: str) -> bool:
-        return name.removesuffix(".weight") in linear or name in ties
-
+        size: int = network.model.dtype.itemsize
+        return group.parameters_each() * size
+    linear = linear_names(network)
+    found: Tensor
     if group.whole:
         found = torch.tensor(
-            [sum(group.tensor(name).numel() for name in names if counts(name)) for names in group.whole]
+            [sum(group.tensor(name).numel() for name in names if name in linear) for names in group.whole]
         )
     else:
         found = torch.zeros(group.count, dtype=torch.int64)
         for part in group.slices:
             tensor = group.tensor(part.name)
-            if counts(part.name) and tensor.ndim > 1:
-                found += part.index.shape[1] * (tensor.numel() // tensor.shape[part.axis])
+            if part.name in linear and tensor.ndim > 1:
+                found = found + part.index.shape[1] * (tensor.numel() // tensor.shape[part.axis])
     if group.unit in ("head", "query-head"):
         found += sum(reader.index.shape[1] for reader in group.readers) * keys_and_values(network, length)
     if group.unit in ("layer", "attention"):
         width = head_dim(network) * (network.dimension("heads") or 0)
         found += width * keys_and_values(network, length)
     return found
+
+
+def linear_names(network: Network) -> set[str]:
+    """Returns the names of the parameters that multiply hidden states: those of blocks, and output heads, tied or not."""
+    names = {id(parameter): name for name, parameter in network.model.named_parameters()}
+    inside = {names[id(layer.parameter)] for layer in network.layers()}
+    heads = {names[id(layer.parameter)] for layer in network.outside() if not layer.table}
+    return inside | heads

@@ -1,7 +1,7 @@
 """Removing whole groups of a layer's inputs: which ones, and the best weights on what is left.
 
-A layer W reads X; units (neurons, heads) are groups of its columns. What is minimised is ‖T - W'X‖² over W' that is zero
-on the columns that go, T being what the layer should give: WX, or what makes up for earlier errors, too.
+A layer W reads X; units (neurons, heads) are groups of its columns. What is minimised is ‖T - W'X‖² over W' that is
+zero on the columns that go, T being what the layer should give: WX, or what makes up for earlier errors, too.
 
     W     (out, in) weights                  G    (in, in) Gram matrix X Xᵀ
     C     (out, in) T Xᵀ; W G if T = WX      H    G damped            H⁻¹  its inverse
@@ -97,11 +97,13 @@ def column_saliency(W: Tensor, H_inverse: Tensor, index: Tensor) -> Tensor:
     """
     if index.shape[1] == 1:
         columns = index[:, 0]
-        return W[:, columns].square().sum(0) / H_inverse.diagonal()[columns]
+        single: Tensor = W[:, columns].square().sum(0) / H_inverse.diagonal()[columns]
+        return single
     blocks = H_inverse[index[:, :, None], index[:, None, :]]  # (units, width, width)
     W_S = W[:, index].permute(1, 2, 0)  # (units, width, out)
     factor = torch.linalg.cholesky(blocks)
-    return torch.linalg.solve_triangular(factor, W_S, upper=False).square().sum((1, 2))
+    found: Tensor = torch.linalg.solve_triangular(factor, W_S, upper=False).square().sum((1, 2))
+    return found
 
 
 @dataclass(frozen=True)
