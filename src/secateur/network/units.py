@@ -83,6 +83,11 @@ class UnitGroup:
         """All slices that go with a unit."""
         return (*self.produces, *self.consumes, *self.follows)
 
+    @property
+    def weights(self) -> list[Slice]:
+        """The coupled slices of weights, producers first; no biases, norms or tables."""
+        return [part for part in (*self.produces, *self.consumes) if self.tensor(part.name).ndim > 1]
+
     def tensor(self, name: str) -> Tensor:
         """Returns a stored tensor by its full name."""
         found: Tensor = self.network.model.get_parameter(name).detach()
@@ -99,8 +104,7 @@ class UnitGroup:
         if self.whole:
             rows = [torch.cat([self.tensor(name).flatten().float() for name in names]) for names in self.whole]
             return [nn.utils.rnn.pad_sequence(rows, batch_first=True)]
-        parts = [part for part in (*self.produces, *self.consumes) if self.tensor(part.name).ndim > 1]
-        return [self.vectors(part) for part in parts]
+        return [self.vectors(part) for part in self.weights]
 
     def parameters_each(self) -> Tensor:
         """Returns (units,) int64: how many parameters go with each unit."""
