@@ -26,6 +26,9 @@ def main(folder: str, trust: str, out: str, blocks: str = "") -> None:
     plain = getattr(transformers, architecture, None)
     causal = "CausalLM" in architecture
     model_class = plain or (transformers.AutoModelForCausalLM if causal else transformers.AutoModel)
+    for auto, target in config.get("auto_map", {}).items():
+        if target.rpartition(".")[2] == architecture:  # the code beside the weights defines it
+            model_class = getattr(transformers, auto)
     options = {}
     if blocks:
         places = offloaded(model_class, transformers.AutoConfig.from_pretrained(folder), blocks)

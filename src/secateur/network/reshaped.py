@@ -51,7 +51,21 @@ class Reshaped(nn.Module):
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
+        model: Any = self
+        if model.base_model is self:
+            config.secateur = without_head(config.secateur, model.base_model_prefix)
         reshape(self, config.secateur)
+
+
+def without_head(differences: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Returns the differences of the base model alone, by the names that its parts have when it has no head."""
+    named = [path for group in differences.values() for path in group]
+    if not any(f"{path}.".startswith(f"{prefix}.") for path in named):
+        return differences
+    return {
+        kind: {path[len(prefix) + 1 :]: value for path, value in group.items() if f"{path}.".startswith(f"{prefix}.")}
+        for kind, group in differences.items()
+    }
 
 
 def reshape(model: Any, differences: dict[str, Any]) -> None:

@@ -15,6 +15,8 @@ from safetensors import SafetensorError
 
 from secateur.errors import SaveError, UsageError
 from secateur.files import as_os_error
+from secateur.network.modeling import FILE as MODELING_FILE
+from secateur.network.modeling import describe_code
 from secateur.network.network import Network
 from secateur.network.quiet import quiet_transformers
 from secateur.network.streaming import assemble
@@ -31,7 +33,15 @@ NOT_COPIED = (
     "*.onnx",
     "*.gguf",
 )
-OURS = ("config.json", "generation_config.json", "README.md", "report.html", "secateur.mask", RESULT_FILE)
+OURS = (
+    "config.json",
+    "generation_config.json",
+    "README.md",
+    "report.html",
+    "secateur.mask",
+    MODELING_FILE,
+    RESULT_FILE,
+)
 
 
 def check_output(output: Path, overwrite: bool, source: Path | None = None) -> None:
@@ -146,7 +156,7 @@ def save_network(network: Network, folder: Path, parts: Sequence[Path] = ()) -> 
     """Writes weights, config, tokenizer and whatever small files came along, into an existing folder.
 
     The shards are as large as the source's, those of a streamed network a block each; dtype and tensor names are the
-    source's too.
+    source's too. Beside a reshaped model stands the code that it takes to load it.
 
     Args:
         network: The model.
@@ -157,6 +167,9 @@ def save_network(network: Network, folder: Path, parts: Sequence[Path] = ()) -> 
         OSError: The disk is full, or can't be written.
     """
     source = network.source.path
+    code = describe_code(network)
+    if code is not None:
+        (folder / MODELING_FILE).write_text(code, encoding="utf-8")
     try:
         with quiet_transformers():
             if network.store is None:

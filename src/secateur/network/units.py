@@ -323,6 +323,8 @@ def plain_config(network: Network) -> Any:
     config = copy.deepcopy(network.model.config)
     if hasattr(config, "secateur"):
         del config.secateur
+        if hasattr(config, "auto_map"):  # of the file that is saved beside such a model
+            del config.auto_map
     return config
 
 
