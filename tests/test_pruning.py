@@ -552,7 +552,7 @@ def test_the_report_shows_each_step_of_a_chain() -> None:
 
 
 @pytest.mark.parametrize("halves", [False, True])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "xlnet"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "xlnet", "mixtral", "qwen3_moe"])
 def test_reconstruction_lowers_the_blocks_error_and_keeps_every_zero(family: str, halves: bool) -> None:
     tuned, plain = network(family), network(family)
     options = {"sparsity": 0.5, "score": "l1"}

@@ -331,9 +331,8 @@ def test_embeddings_and_head_are_where_the_family_says(name: str) -> None:
 def rebuilt(model: PreTrainedModel, **changes: int) -> PreTrainedModel:
     """Returns such a model on the changed config, less the fields that the config derives from others."""
     fields = model.config.to_dict() | {"layer_types": None, "d_head": None}
-    fields = {
-        k: v for k, v in fields.items() if k not in {model.config.attribute_map.get(c) for c in changes}
-    } | changes
+    aliases = {model.config.attribute_map.get(name) for name in changes}
+    fields = {name: value for name, value in fields.items() if name not in aliases} | changes
     return type(model)(type(model.config).from_dict({k: v for k, v in fields.items() if v is not None}))
 
 
