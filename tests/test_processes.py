@@ -75,6 +75,11 @@ def test_two_processes_give_what_one_gives(more: list[str], source: Path, text: 
     )
 
 
+def test_two_processes_share_out_the_experts_of_one_weight(text: str, tmp_path: Path) -> None:
+    source = save_tiny("mixtral", tmp_path / "source", tokenizer=True)
+    test_two_processes_give_what_one_gives(["--sparsity", "0.5"], source, text, tmp_path)
+
+
 def test_misuse_tells_the_ranks_apart(source: Path, text: str, tmp_path: Path) -> None:
     done = run(options(source, tmp_path / "out", text, "--sparsity", "1.5"), 2)
     assert done.returncode != 0

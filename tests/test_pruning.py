@@ -218,6 +218,13 @@ def test_another_seed_draws_other_weights_and_every_layer_its_own() -> None:
     assert len({tuple(mask.flatten().tolist()) for mask in of_shape}) == 4
 
 
+def neurons(one: Network, expert: int, hidden: Tensor, index: Tensor, _: Tensor) -> Tensor:
+    """Returns an expert's neurons (tokens, neurons) of its tokens, in the last block."""
+    x = hidden[(index == expert).any(1)]
+    gate, up = (x @ one.blocks[-1].mlp.experts.gate_up_proj[expert].T).chunk(2, 1)
+    return torch.nn.functional.silu(gate) * up
+
+
 @every_family
 def test_later_layers_are_solved_on_what_the_pruned_blocks_before_them_give(family: str) -> None:
     one = network(family)
@@ -227,7 +234,10 @@ def test_later_layers_are_solved_on_what_the_pruned_blocks_before_them_give(fami
     prune(half, sparsity=0.5, solver="sparsegpt", include=[f"{half.block_name(0)}.*"])
     layer = half.block_layers(1)[-1]
     X: list[Tensor] = []
-    layer.module.register_forward_pre_hook(lambda _, args: X.append(args[0].flatten(0, -2)))
+    if layer.expert is None:
+        layer.module.register_forward_pre_hook(lambda _, args: X.append(args[0].flatten(0, -2)))
+    else:
+        layer.module.register_forward_pre_hook(lambda _, args: X.append(neurons(half, layer.expert, *args)))
     with torch.inference_mode():
         half.model(windows().ids)
     known = Statistics.empty(layer.shape[1], Needs.GRAM, torch.device("cpu"))
@@ -542,7 +552,7 @@ def test_the_report_shows_each_step_of_a_chain() -> None:
 
 
 @pytest.mark.parametrize("halves", [False, True])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "xlnet"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "xlnet", "mixtral", "qwen3_moe"])
 def test_reconstruction_lowers_the_blocks_error_and_keeps_every_zero(family: str, halves: bool) -> None:
     tuned, plain = network(family), network(family)
     options = {"sparsity": 0.5, "score": "l1"}

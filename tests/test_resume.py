@@ -102,6 +102,15 @@ def test_a_run_that_died_ends_in_the_same_bytes(
     assert len(resumed.stages[0].layers) == len({layer.name for layer in resumed.stages[0].layers})
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_a_run_on_experts_that_died_ends_in_the_same_bytes(
+    family: str, stream: bool, text: str, tmp_path: Path
+) -> None:
+    source = save_tiny(family, tmp_path / "source", tokenizer=True)
+    test_a_run_that_died_ends_in_the_same_bytes({"reconstruct": True}, 3, stream, source, text, tmp_path)
+
+
 def test_two_stages_resume_in_the_second(source: Path, text: str, tmp_path: Path) -> None:
     def recipe(out: Path, stream: bool) -> secateur.Recipe:
         return secateur.Recipe.build(

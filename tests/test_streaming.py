@@ -89,6 +89,43 @@ def test_every_kind_of_stage_streams(options: dict[str, object], tmp_path: Path,
     compare(save_tiny("llama", tmp_path / "source", tokenizer=True), tmp_path / "out", text, **options)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sparsity": 0.5, "allocation": "owl", "reconstruct": True},
+        {"pattern": "2:4", "score": "fisher"},
+        {"threshold": "p30", "score": "l1", "include": ["*experts*"]},
+    ],
+    ids=str,
+)
+def test_experts_stream_in_every_kind_of_stage(options: dict[str, object], tmp_path: Path, text: str) -> None:
+    compare(save_tiny("mixtral", tmp_path / "source", tokenizer=True), tmp_path / "out", text, **options)
+
+
+def test_experts_that_files_hold_together_stream(tmp_path: Path, text: str) -> None:
+    source = save_tiny("mixtral", tmp_path / "source", tokenizer=True)
+    together = {name: tensor.clone() for name, tensor in loaded(source).items()}
+    save_file(together, source / "model.safetensors", metadata={"format": "pt"})
+    compare(source, tmp_path / "out", text, sparsity=0.5)
+    assert weights(tmp_path / "out").keys() == together.keys()
+
+
+def test_a_streamed_experts_broken_weight_is_named(tmp_path: Path, text: str) -> None:
+    source = save_tiny("qwen3_moe", tmp_path / "source", tokenizer=True)
+    path, name = source / "model.safetensors", "model.layers.1.mlp.experts.2.up_proj.weight"
+    tensors = load_file(path)
+    for broken, message in (
+        (tensors[name].clone().fill_(torch.nan), name),
+        (tensors[name][1:].clone(), "has the shape"),
+    ):
+        save_file(tensors | {name: broken}, path, metadata={"format": "pt"})
+        with pytest.raises(ModelError, match=message):
+            secateur.prune(source, output=tmp_path / "out", sparsity=0.5, stream=True, calibration=text, **OPTIONS)
+    save_file({one: tensor for one, tensor in tensors.items() if one != name}, path, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"no weight by the name of model\.layers\.1\.mlp\.experts\.gate_up_proj"):
+        secateur.prune(source, output=tmp_path / "out", sparsity=0.5, stream=True, calibration=text, **OPTIONS)
+
+
 def test_activations_in_files_change_nothing(tmp_path: Path, text: str) -> None:
     source = save_tiny("qwen3", tmp_path / "source", tokenizer=True)
     for name, memory in (("memory", "1GB"), ("files", "1kB")):

@@ -2,20 +2,23 @@
 
 Every model has 2 blocks, hidden 32, 4 heads, a vocabulary of 96 and at least 64 positions. Families with
 grouped heads have 2 KV heads; some have heads wider than hidden / heads, some tie their output head, as the
-real ones do.
+real ones do. Those with experts have 4, of which each token is sent to 2.
 """
 
 from __future__ import annotations
 
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from secateur.network.families import FAMILIES
 
 LAYERS = 2
 HIDDEN = 32
@@ -23,6 +26,7 @@ HEADS = 4
 KV_HEADS = 2
 VOCABULARY = 96
 POSITIONS = 64
+EXPERTS = 4
 
 SPECIAL = {
     "pad_token": "<pad>",
@@ -45,6 +49,7 @@ _GATED: dict[str, Any] = {
     "num_key_value_heads": KV_HEADS,
     "max_position_embeddings": POSITIONS,
 }
+_EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "tie_word_embeddings": False}
 _PLAIN: dict[str, Any] = {
     **_COMMON,
     "hidden_size": HIDDEN,
@@ -74,6 +79,20 @@ TINY: dict[str, Callable[[], PreTrainedModel]] = {
     "mistral": _builder("MistralForCausalLM", "MistralConfig", **_GATED, head_dim=8, sliding_window=32),
     "qwen2": _builder("Qwen2ForCausalLM", "Qwen2Config", **_GATED, tie_word_embeddings=True),
     "qwen3": _builder("Qwen3ForCausalLM", "Qwen3Config", **_GATED, head_dim=16, tie_word_embeddings=True),
+    "mixtral": _builder(
+        "MixtralForCausalLM", "MixtralConfig", **_GATED, **_EXPERTS, head_dim=8, num_local_experts=EXPERTS
+    ),
+    # The first block has a dense MLP.
+    "qwen3_moe": _builder(
+        "Qwen3MoeForCausalLM",
+        "Qwen3MoeConfig",
+        **_GATED,
+        **_EXPERTS,
+        head_dim=16,
+        num_experts=EXPERTS,
+        moe_intermediate_size=20,
+        mlp_only_layers=[0],
+    ),
     "gemma": _builder("GemmaForCausalLM", "GemmaConfig", **_GATED, head_dim=8),
     "gemma2": _builder("Gemma2ForCausalLM", "Gemma2Config", **_GATED, **_WINDOWED, head_dim=16),
     "gemma3": _builder("Gemma3ForCausalLM", "Gemma3TextConfig", **_GATED, **_WINDOWED, head_dim=16),
@@ -166,3 +185,19 @@ def save_tiny(family: str, folder: str | Path, tokenizer: bool = False, seed: in
     if tokenizer:
         tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+def filed(family: str, layer: str, names: Iterable[str]) -> list[str]:
+    """Returns the names in a checkpoint's files of the tensors that a layer's weight is made of."""
+    found = [name for name in (layer, f"{layer}.weight") if name in set(names)]
+    if found:
+        return found
+    path, _, expert = layer.rpartition(".")
+    (parts,) = [parts for place, parts in FAMILIES[family].files.items() if path.endswith(f".{place}")]
+    block = ".".join(path.split(".")[:3])  # model.layers.0
+    return [f"{block}.{part.format(expert)}" for part in parts]
+
+
+def has(block: nn.Module, path: str) -> bool:
+    """Whether a block has a module or a weight of this path."""
+    return any(name == path for name, _ in (*block.named_modules(), *block.named_parameters()))

@@ -139,7 +139,7 @@ class Journal:
         seen: set[int] = set()
         tensors = {}
         for name, tensor in self._network.model.named_parameters(remove_duplicate=False):
-            if not name.startswith(prefix) and id(tensor) not in seen and self._network.file_name(name):
+            if not name.startswith(prefix) and id(tensor) not in seen and self._network.filed(name):
                 seen.add(id(tensor))
                 tensors[name] = tensor.detach()
         self._keep(REST, tensors)
@@ -148,7 +148,9 @@ class Journal:
         relative = f"stage-{self.stage}/{part}.safetensors"
         self._files[part] = relative
         if self._team.first:
-            named = {self._network.file_name(name) or name: tensor for name, tensor in tensors.items()}
+            named: dict[str, torch.Tensor] = {}
+            for name, tensor in tensors.items():
+                named |= self._network.as_filed(name, tensor)
             save_tensors(named, self.folder / relative, {"format": "pt"})
 
     def commit(self, position: int, state: Mapping[str, Any], hidden: Sequence[Activations]) -> None:
@@ -255,9 +257,9 @@ class Journal:
             if part == REST:
                 continue
             prefix = f"{self._network.block_name(int(part))}."
-            for name, known in store.names.items():
+            for name in (*store.names, *store.pieces):
                 if name.startswith(prefix):
-                    store.files[known] = self.folder / relative
+                    store.files |= dict.fromkeys(store.known(name), self.folder / relative)
 
     def _load_weights(self) -> None:
         """Puts the finished blocks' weights into a network in memory."""

@@ -31,6 +31,7 @@ from secateur.result import BlockReport, LayerReport, StageReport
 from secateur.scores import SCORES, Score, score_named
 from secateur.solvers import Problem, Solver, Step, chain_named, needs_of_chain, solve_chain
 from secateur.training.reconstruction import reconstruct
+from secateur.unreached import even_counts, notes, unreached
 
 
 def needs_of(stage: Prune) -> Needs:
@@ -108,10 +109,10 @@ def select_layers(network: Network, stage: Prune) -> list[Layer]:
     if stage.include:
         inside = [layer for layer in inside if any(fnmatchcase(layer.name, p) for p in stage.include)]
     outside = [layer for layer in outside if any(_names(p, layer) for p in stage.include)]
-    chosen: dict[int, Layer] = {}
+    chosen: dict[tuple[int, int | None], Layer] = {}
     for layer in inside + outside:
         if not any(fnmatchcase(layer.name, pattern) for pattern in stage.exclude):
-            chosen.setdefault(id(layer.parameter), layer)  # a tied weight is pruned once
+            chosen.setdefault(layer.identity, layer)  # a tied weight is pruned once
     layers = list(chosen.values())
     if not layers:
         raise UsageError("--include and --exclude leave no layer to prune.")
@@ -167,12 +168,17 @@ class _Work:
         stage = self.stage
         if stage.sparsity is None:
             return {}
-        sizes = {layer.name: layer.parameter.numel() for layer in self.layers}
+        sizes = {layer.name: layer.weights for layer in self.layers}
         if stage.allocation == "uniform":
             return uniform(sizes, stage.sparsity)
-        if stage.allocation == "global":
-            return self._rank(round(stage.sparsity * sum(sizes.values())))
-        return self._allocate(ALLOCATORS[stage.allocation](stage.sparsity))
+        counts = (
+            self._rank(stage.sparsity)
+            if stage.allocation == "global"
+            else self._allocate(ALLOCATORS[stage.allocation](stage.sparsity))
+        )
+        rest = {name: size for name, size in sizes.items() if name not in counts}  # of experts that weren't reached
+        counts |= even_counts(rest, round(stage.sparsity * sum(sizes.values())) - sum(counts.values()))
+        return {name: counts[name] for name in sizes}
 
     def _amounts(self, counts: Mapping[str, int]) -> dict[str, Amount]:
         stage = self.stage
@@ -188,9 +194,10 @@ class _Work:
         )
         return {layer.name: amount for layer in self.layers}
 
-    def _rank(self, remove: int) -> dict[str, int]:
-        """Returns how many of the whole model's lowest scores lie in each layer."""
+    def _rank(self, sparsity: float) -> dict[str, int]:
+        """Returns how many of the whole model's lowest scores lie in each layer, less experts that aren't reached."""
         score = self.score or SCORES["obs"]
+        sizes: dict[str, int] = {}
         with self._timed("plan"), ScoreRanking() as ranking:
 
             def add(layer: Layer, statistics: Statistics) -> None:
@@ -201,10 +208,11 @@ class _Work:
                     reserve = min(W.numel(), W.shape[0] * self.stage.min_per_output + W.shape[1])
                     scores[lowest(-scores, reserve) & (scores != -torch.inf)] = torch.inf
                 ranking.add(layer.name, scores)
+                sizes[layer.name] = W.numel()
 
             self._look(score.needs, add, "scoring the dense model")
-            counts = ranking.lowest(remove)
-        emptied = [layer.name for layer in self.layers if counts[layer.name] == layer.parameter.numel()]
+            counts = ranking.lowest(round(sparsity * sum(sizes.values())))
+        emptied = [name for name, size in sizes.items() if counts[name] == size]
         if emptied:
             self.notes.append(
                 f"The global threshold takes every weight of {', '.join(emptied)}; --min-per-output prevents that."
@@ -219,7 +227,7 @@ class _Work:
 
         with self._timed("plan"):
             self._look(allocator.needs, add, "looking at the dense model")
-            return allocator.counts()
+            return allocator.counts() if allocator.sizes else {}
 
     def carry_out(self) -> list[LayerReport]:
         """Prunes all layers and returns their reports in forward order."""
@@ -234,7 +242,7 @@ class _Work:
         self.notes += [
             f"{report.name} has {report.zeros} zeros already and was left as it is."
             for report in reports
-            if not report.steps
+            if not report.steps and report.zeros_before
         ]
         return reports
 
@@ -277,19 +285,24 @@ class _Work:
             )
 
     def _look(self, needs: Needs, act: Callable[[Layer, Statistics], None], label: str) -> None:
-        """Calls `act` on each layer of the dense model with its statistics."""
+        """Calls `act` on each layer of the dense model with its statistics, but not on experts that aren't reached."""
+
+        def reached(layer: Layer, statistics: Statistics) -> None:
+            if not unreached(layer, statistics, needs):
+                act(layer, statistics)
+
         route = _Route(self.network, self.layers, needs)
         runner = self._runner(needs, "plan")
         tick = self.progress.bar(label, route.ticks(0, needs, 0 if runner is None else len(runner.hidden)))
         for number in range(route.end):
             with self.network.resident(number):
                 statistics, gradients = self._gather(runner, route.blocks[number], needs, tick)
-                self._act(route.blocks[number], statistics, gradients, act, tick)
+                self._act(route.blocks[number], statistics, gradients, reached, tick)
                 if runner is not None and number < route.passed:
                     with self._timed("propagate"):
                         runner.advance(tick)
                         runner.hidden.forget()
-        self._act(route.outside, *self._gather_outside(runner, route.outside, needs, tick), act, tick)
+        self._act(route.outside, *self._gather_outside(runner, route.outside, needs, tick), reached, tick)
         if runner is not None:
             runner.hidden.close()
 
@@ -315,6 +328,7 @@ class _Work:
                     with self._timed("propagate"):
                         dense.advance(tick)
                 self._act(some, statistics, gradients, prune, tick, shared=True)
+                self._note_unreached(some, statistics, gradients)
                 if runner is not None and dense is not None and tuned is not None and some:
                     self._reconstruct(runner, some, dense.hidden)
                     tuned()
@@ -329,6 +343,13 @@ class _Work:
         for one in (runner, dense):
             if one is not None:
                 one.hidden.close()
+
+    def _note_unreached(
+        self, layers: list[Layer], statistics: dict[str, Statistics], gradients: dict[str, Gradients]
+    ) -> None:
+        """Notes which of a block's experts no token was routed to."""
+        blind = [layer for layer in layers if unreached(layer, self._known(layer, statistics, gradients), self.needs)]
+        self.notes += notes(blind, [layer.name for layer in blind if self.reports[layer.name].steps])
 
     def _prune_outside(
         self,
@@ -401,17 +422,21 @@ class _Work:
         with self._timed("solve"), torch.inference_mode():
             for layer, owner in zip(layers, owners, strict=True):
                 if owner == self.team.rank:
-                    known = statistics.get(layer.reads) or Statistics.empty(
-                        layer.shape[1], Needs.NOTHING, self.network.device
-                    )
-                    act(layer, replace(known, gradients=gradients.get(layer.name)))
+                    act(layer, self._known(layer, statistics, gradients))
                 tick()
             if shared and self.team.size > 1:
                 for layer, owner in zip(layers, owners, strict=True):
-                    self.team.send(layer.parameter.data, owner)
+                    self.team.send(layer.part(layer.parameter.data), owner)
                     report = self.team.share(self.reports.get(layer.name), owner)
                     assert report is not None
                     self.reports[layer.name] = report
+
+    def _known(
+        self, layer: Layer, statistics: Mapping[str, Statistics], gradients: Mapping[str, Gradients]
+    ) -> Statistics:
+        """Returns what was gathered of a layer; of no tokens where nothing was."""
+        known = statistics.get(layer.reads) or Statistics.empty(layer.shape[1], Needs.NOTHING, self.network.device)
+        return replace(known, gradients=gradients.get(layer.name))
 
     def _dense(self, layer: Layer) -> Tensor:
         """(out, in) float32, on the compute device, contiguous."""
@@ -431,9 +456,15 @@ class _Work:
         zeros_before = layer.zeros()
         if amount.remove is not None and zeros_before >= max(amount.remove, 1):
             return _report(layer, zeros_before, start)
+        score, chain = self.score, self.chain
+        if statistics is not None and unreached(layer, statistics, self.needs):
+            if (score is None or score.needs) and amount.threshold is not None and amount.threshold.kind == "value":
+                return _report(layer, zeros_before, start)
+            score, chain = score if score is not None and not score.needs else SCORES["l1"], chain_named("none")
+            statistics = None
         keep, threshold = None, None
-        if self.score is not None:
-            scores = self._scores(self.score, layer, W, statistics)
+        if score is not None:
+            scores = self._scores(score, layer, W, statistics)
             keep, threshold = keep_mask(scores, amount, layer.name)
         problem = Problem(
             layer.name,
@@ -444,7 +475,7 @@ class _Work:
             damping=self.stage.damping,
             block_size=min(self.stage.block_size, W.shape[1]),
         )
-        solution, steps = solve_chain(self.chain, problem)
+        solution, steps = solve_chain(chain, problem)
         layer.write(solution.W.to("cpu"), solution.keep.to("cpu"))
         return _report(layer, zeros_before, start, steps, threshold)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from secateur.calibration.data import Windows
@@ -19,7 +21,7 @@ from secateur.errors import CalibrationError, UsageError
 from secateur.network.families import FAMILIES
 from secateur.network.network import Layer, Network, Source
 from secateur.progress import Progress
-from tiny import LAYERS, VOCABULARY, tiny_model
+from tiny import EXPERTS, LAYERS, VOCABULARY, has, tiny_model
 
 WINDOWS, LENGTH = 5, 24  # longer than the 16 that Gemma's sliding window sees
 
@@ -65,16 +67,17 @@ def gathered(one: Network, needs: Needs = Needs.GRAM) -> dict[str, Statistics]:
     return found
 
 
-class Einsums(TorchFunctionMode):
-    """Notes the first operand of each einsum whose second one is watched."""
+class Products(TorchFunctionMode):
+    """Notes the first operand of each einsum and linear whose second one lies where a watched weight does."""
 
     def __init__(self, names: dict[int, str], seen: dict[str, list[Tensor]]) -> None:
         super().__init__()
         self.names, self.seen = names, seen
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is torch.einsum and len(args) == 3 and id(args[2]) in self.names:
-            self.seen[self.names[id(args[2])]].append(args[1])
+        operands = args[1:3] if function is torch.einsum else args[:2] if function is functional.linear else ()
+        if len(operands) == 2 and operands[1].data_ptr() in self.names:
+            self.seen[self.names[operands[1].data_ptr()]].append(operands[0])
         return function(*args, **(kwargs or {}))
 
 
@@ -83,16 +86,20 @@ def inputs_of(one: Network, layers: list[Layer]) -> dict[str, Tensor]:
     seen: dict[str, list[Tensor]] = defaultdict(list)
     handles = []
     for layer in layers:
-        if layer.module is not None:
+        if layer.module is not None and layer.expert is None:
 
             def note(_: nn.Module, args: Any, name: str = layer.name) -> None:
                 seen[name].append(args[0])
 
             handles.append(layer.module.register_forward_pre_hook(note))
-    bare = {id(layer.parameter): layer.name for layer in layers if layer.module is None}
-    with torch.inference_mode(), Einsums(bare, seen):
+    bare = [layer for layer in layers if layer.module is None or layer.expert is not None]
+    pointers = {layer.matrix().data_ptr(): layer.name for layer in bare}
+    usual = getattr(one.model.config, "_experts_implementation", None)
+    one.model.config._experts_implementation = "eager"  # one expert after the other
+    with torch.inference_mode(), Products(pointers, seen):
         for ids in windows().ids:
             one.model(ids[None])
+    one.model.config._experts_implementation = usual
     for handle in handles:
         handle.remove()
     widths = {layer.name: layer.shape[1] for layer in layers}
@@ -165,21 +172,33 @@ def test_moments_alone_are_the_same_as_those_beside_a_gram_matrix(family: str) -
         torch.testing.assert_close(one.mean, grams[name].mean, rtol=1e-4, atol=1e-5)
 
 
+def inputs(one: Network, block: int) -> set[str]:
+    """Returns the names of a block's inputs, as the family describes them."""
+    found = set()
+    for projection in one.family.projections:
+        if projection.where is None or has(one.blocks[block], projection.where):
+            numbers = [f".{expert}" for expert in range(EXPERTS)] if projection.experts else [""]
+            found |= {projection.columns + number for number in numbers}
+    return found
+
+
 @every_family
 def test_layers_that_share_an_input_share_one_entry(family: str) -> None:
     one = network(family)
     found = gathered(one)
-    columns = {projection.columns for projection in one.family.projections}
-    assert set(found) == {f"{one.block_name(block)}/{name}" for block in range(LAYERS) for name in columns}
+    assert set(found) == {f"{one.block_name(block)}/{name}" for block in range(LAYERS) for name in inputs(one, block)}
     assert {layer.reads for layer in one.layers()} == set(found)
 
 
 @every_family
 def test_every_token_counts_once_and_there_is_no_padding(family: str) -> None:
+    counts = Counter()
     for name, one in gathered(network(family)).items():
+        counts[re.sub(r"\.\d$", " of an expert", name)] += one.count
+    for name, count in counts.items():
         # XLNet's positions are the distances between any two tokens, LENGTH before and LENGTH after.
-        position = family == "xlnet" and name.endswith("/position")
-        assert one.count == WINDOWS * LENGTH * (2 if position else 1)
+        twice = name.endswith(" of an expert") or (family == "xlnet" and name.endswith("/position"))
+        assert count == WINDOWS * LENGTH * (2 if twice else 1)
 
 
 @every_family

@@ -12,15 +12,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import AutoTokenizer, PreTrainedModel, XLMRobertaConfig, XLMRobertaForMaskedLM
 
 from secateur.errors import ModelError
 from secateur.network.families import FAMILIES, family_of
 from secateur.network.family import Layout, Projection
-from tiny import ALPHABET, TINY, VOCABULARY, save_tiny, tiny_model, tiny_tokenizer
+from tiny import ALPHABET, TINY, VOCABULARY, has, save_tiny, tiny_model, tiny_tokenizer
 
 BATCH, LENGTH = 3, 7
+ROUTERS = {"mlp.gate"}
 XLNET_BIASES = {f"rel_attn.{name}" for name in ("r_w_bias", "r_r_bias", "r_s_bias", "seg_embed")}
 
 every_family = pytest.mark.parametrize("name", FAMILIES)
@@ -44,8 +46,8 @@ class Observation:
     outputs: dict[int, Any] = field(default_factory=dict)
 
 
-class EinsumWatch(TorchFunctionMode):
-    """Notes each einsum of two operands of which one is a parameter in `owners`."""
+class ProductWatch(TorchFunctionMode):
+    """Notes each einsum and linear of two operands of which the second lies where a weight in `owners` does."""
 
     def __init__(self, owners: dict[int, tuple[int, str]], seen: Observation) -> None:
         super().__init__()
@@ -53,9 +55,10 @@ class EinsumWatch(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
-        if function is torch.einsum and len(args) == 3 and id(args[2]) in self.owners:
-            block, path = self.owners[id(args[2])]
-            self.seen.calls[block].append(Call(path, args[1], result))
+        operands = args[1:3] if function is torch.einsum else args[:2] if function is functional.linear else ()
+        if len(operands) == 2 and operands[1].data_ptr() in self.owners:
+            block, path = self.owners[operands[1].data_ptr()]
+            self.seen.calls[block].append(Call(path, operands[0], result))
         return result
 
 
@@ -72,10 +75,38 @@ def bias_of(projection: Projection, block: nn.Module) -> Tensor | None:
     return getattr(attrgetter(projection.path)(block), "bias", None)
 
 
+def there(name: str, block: nn.Module) -> list[Projection]:
+    """Returns the projections that a block has."""
+    return [p for p in FAMILIES[name].projections if p.where is None or has(block, p.where)]
+
+
+def blocks_with(projection: Projection, name: str, model: PreTrainedModel) -> list[nn.Module]:
+    return [block for block in blocks_of(name, model) if projection in there(name, block)]
+
+
+def matrices(projection: Projection, weight: Tensor) -> list[Tensor]:
+    """Returns views of the weight as (out, in), one per expert if it has experts."""
+    flats = [part.view(part.shape[0], -1) for part in (weight if projection.experts else [weight])]
+    return flats if projection.layout is Layout.OUT_IN else [flat.T for flat in flats]
+
+
 def matrix(projection: Projection, weight: Tensor) -> Tensor:
-    """Returns a view of the weight as (out, in)."""
-    flat = weight.view(weight.shape[0], -1)
-    return flat if projection.layout is Layout.OUT_IN else flat.T
+    """Returns a view of the weight, or of the first expert's, as (out, in)."""
+    return matrices(projection, weight)[0]
+
+
+def sites(name: str, block: nn.Module) -> dict[str, tuple[Projection, Tensor, str]]:
+    """Returns a block's matrices in the order of computation: each with its projection, and the name of its input."""
+    found, routed = {}, {}
+    for projection in there(name, block):
+        every = matrices(projection, weight_of(projection, block))
+        if projection.experts:
+            for expert, W in enumerate(every):
+                routed[expert, projection.path] = (projection, W, f"{projection.columns} {expert}")
+        else:
+            found[projection.path] = (projection, every[0], projection.columns)
+    by_expert = sorted(routed, key=lambda key: key[0])
+    return found | {f"{path}.{expert}": routed[expert, path] for expert, path in by_expert}
 
 
 def tokens() -> Tensor:
@@ -90,6 +121,7 @@ def logits(model: PreTrainedModel) -> Tensor:
 @functools.cache
 def observe(name: str) -> Observation:
     model, seen = tiny_model(name), Observation()
+    model.config._experts_implementation = "eager"  # one expert after the other
     owners: dict[int, tuple[int, str]] = {}
     for index, block in enumerate(blocks_of(name, model)):
 
@@ -100,46 +132,49 @@ def observe(name: str) -> Observation:
             seen.inputs[index], seen.outputs[index] = args[0], output
 
         block.register_forward_hook(functools.partial(note_block, index=index))
-        for projection in FAMILIES[name].projections:
+        for path, (projection, W, _) in sites(name, block).items():
             found = attrgetter(projection.path)(block)
             if isinstance(found, nn.Module):
-                found.register_forward_hook(functools.partial(note, index=index, path=projection.path))
+                found.register_forward_hook(functools.partial(note, index=index, path=path))
             else:
-                owners[id(found)] = (index, projection.path)
-    with EinsumWatch(owners, seen):
+                owners[W.data_ptr()] = (index, path)
+    with ProductWatch(owners, seen):
         logits(model)
     return seen
 
 
 @every_family
-def test_every_projection_is_in_every_block_with_two_axes_or_more(name: str) -> None:
+def test_every_projection_is_in_every_block_that_it_is_said_to_be_in_with_two_axes_or_more(name: str) -> None:
+    seen = set()
     for block in blocks_of(name, tiny_model(name)):
-        for projection in FAMILIES[name].projections:
+        for projection in there(name, block):
+            seen.add(projection)
             assert isinstance(weight_of(projection, block), nn.Parameter), projection.path
-            assert weight_of(projection, block).ndim >= 2, projection.path
+            assert weight_of(projection, block).ndim >= 2 + projection.experts, projection.path
+    assert seen == set(FAMILIES[name].projections)
 
 
 @every_family
 def test_no_matrix_of_a_block_is_forgotten(name: str) -> None:
-    listed = {projection.path for projection in FAMILIES[name].projections}
     for block in blocks_of(name, tiny_model(name)):
+        listed = {projection.path for projection in there(name, block)}
         found = {path.removesuffix(".weight") for path, p in block.named_parameters() if p.ndim >= 2}
-        assert found - XLNET_BIASES == listed
+        assert found - XLNET_BIASES - ROUTERS == listed
 
 
 @every_family
 def test_projections_are_listed_in_the_order_of_computation_and_run_once(name: str) -> None:
-    listed = [projection.path for projection in FAMILIES[name].projections]
-    seen = observe(name)
+    seen, blocks = observe(name), blocks_of(name, tiny_model(name))
     assert len(seen.calls) == 2
-    for calls in seen.calls.values():
-        assert [call.path for call in calls] == listed
+    for index, calls in seen.calls.items():
+        assert [call.path for call in calls] == list(sites(name, blocks[index]))
 
 
 @every_family
 def test_projections_read_the_same_tensor_exactly_when_their_columns_have_the_same_name(name: str) -> None:
-    columns = {projection.path: projection.columns for projection in FAMILIES[name].projections}
-    for calls in observe(name).calls.values():
+    blocks = blocks_of(name, tiny_model(name))
+    for index, calls in observe(name).calls.items():
+        columns = {path: read for path, (_, _, read) in sites(name, blocks[index]).items()}
         for one in calls:
             for other in calls:
                 same = columns[one.path] == columns[other.path]
@@ -150,12 +185,10 @@ def test_projections_read_the_same_tensor_exactly_when_their_columns_have_the_sa
 
 @every_family
 def test_the_layout_makes_each_projection_a_plain_matrix_product(name: str) -> None:
-    listed = {projection.path: projection for projection in FAMILIES[name].projections}
     blocks = blocks_of(name, tiny_model(name))
     for index, calls in observe(name).calls.items():
         for call in calls:
-            projection = listed[call.path]
-            W = matrix(projection, weight_of(projection, blocks[index]))
+            projection, W, _ = sites(name, blocks[index])[call.path]
             bias = bias_of(projection, blocks[index])
             product = call.input.reshape(-1, W.shape[1]) @ W.T + (0 if bias is None else bias)
             torch.testing.assert_close(product, call.output.reshape(-1, W.shape[0]))
@@ -180,14 +213,30 @@ def consumer_of(name: str, columns: str) -> Projection:
     return projection
 
 
-def producers(name: str, parts: str) -> list[tuple[Projection, str]]:
-    return [(p, part) for p in FAMILIES[name].projections for part in p.rows if part in parts.split()]
+def producers(name: str, parts: str, experts: bool = False) -> list[tuple[Projection, str]]:
+    listed = [p for p in FAMILIES[name].projections if p.experts == experts]
+    return [(p, part) for p in listed for part in p.rows if part in parts.split()]
+
+
+UNITS = {"head": "q k v r", "neuron": "gate up neuron", "expert neuron": "gate up"}
+HAVE = [
+    (name, columns)
+    for name, f in FAMILIES.items()
+    for columns in UNITS
+    if columns in {p.columns for p in f.projections}
+]
+
+
+def test_every_family_has_heads_and_neurons() -> None:
+    assert {name for name, columns in HAVE if columns == "head"} == set(FAMILIES)
+    assert {name for name, columns in HAVE if columns != "head"} == set(FAMILIES)
 
 
 def unit_rows(name: str, model: PreTrainedModel, projection: Projection, part: str) -> Tensor:
     """Returns a part's rows of (out, in), per unit: (KV heads or neurons, rows of each)."""
-    block = blocks_of(name, model)[0]
-    consumer = consumer_of(name, "neuron" if part in ("gate", "up", "neuron") else "head")
+    columns = "neuron" if part in ("gate", "up", "neuron") else "head"
+    consumer = consumer_of(name, f"expert {columns}" if projection.experts else columns)
+    block = blocks_with(consumer, name, model)[0]
     width = matrix(consumer, weight_of(consumer, block)).shape[1]
     units = width
     sizes = dict.fromkeys(projection.rows, width)
@@ -203,39 +252,43 @@ def unit_rows(name: str, model: PreTrainedModel, projection: Projection, part: s
 
 def change_rows(projection: Projection, block: nn.Module, rows: Tensor, factor: float, noise: float) -> None:
     bias = bias_of(projection, block)
-    for target in [matrix(projection, weight_of(projection, block))] + ([] if bias is None else [bias]):
+    for target in matrices(projection, weight_of(projection, block)) + ([] if bias is None else [bias]):
         target[rows] = target[rows] * factor + noise * torch.randn(target[rows].shape)
 
 
-@pytest.mark.parametrize(("columns", "parts"), [("head", "q k v r"), ("neuron", "gate up neuron")])
-@every_family
-def test_a_unit_that_nobody_reads_may_compute_anything(name: str, columns: str, parts: str) -> None:
+@pytest.mark.parametrize(("name", "columns"), HAVE)
+def test_a_unit_that_nobody_reads_may_compute_anything(name: str, columns: str) -> None:
     model, consumer = tiny_model(name), consumer_of(name, columns)
+    made = producers(name, UNITS[columns], consumer.experts)
     dense, unit = logits(model), 1
     with torch.no_grad():
-        for block in blocks_of(name, model):
-            read = matrix(consumer, weight_of(consumer, block))
-            units = len(unit_rows(name, model, *producers(name, parts)[0]))
-            read.view(len(read), units, -1)[:, unit] = 0
+        for block in blocks_with(consumer, name, model):
+            units = len(unit_rows(name, model, *made[0]))
+            for read in matrices(consumer, weight_of(consumer, block)):
+                read.view(len(read), units, -1)[:, unit] = 0
     unread = logits(model)
     assert not torch.allclose(unread, dense, atol=1e-3)
     with torch.no_grad():
-        for block in blocks_of(name, model):
-            for projection, part in producers(name, parts):
+        for block in blocks_with(consumer, name, model):
+            for projection, part in made:
                 change_rows(projection, block, unit_rows(name, model, projection, part)[unit], 0, noise=1)
     assert torch.equal(logits(model), unread)
 
 
 @pytest.mark.parametrize(
-    ("name", "part"),
-    [(name, part) for name in FAMILIES for part in ("v", "up") if producers(name, part)],
+    ("name", "part", "columns"),
+    [
+        (name, {"head": "v"}.get(columns, "up"), columns)
+        for name, columns in HAVE
+        if producers(name, {"head": "v"}.get(columns, "up"), columns == "expert neuron")
+    ],
 )
-def test_what_v_and_up_rows_gain_their_consumer_can_give_back(name: str, part: str) -> None:
-    model, consumer = tiny_model(name), consumer_of(name, {"v": "head", "up": "neuron"}[part])
+def test_what_v_and_up_rows_gain_their_consumer_can_give_back(name: str, part: str, columns: str) -> None:
+    model, consumer = tiny_model(name), consumer_of(name, columns)
     dense = logits(model)
-    ((projection, _),) = producers(name, part)
+    ((projection, _),) = producers(name, part, consumer.experts)
     with torch.no_grad():
-        for block in blocks_of(name, model):
+        for block in blocks_with(consumer, name, model):
             rows = unit_rows(name, model, projection, part).flatten()
             change_rows(projection, block, rows, factor=2, noise=0)
             weight_of(consumer, block).div_(2)
@@ -277,7 +330,9 @@ def test_embeddings_and_head_are_where_the_family_says(name: str) -> None:
 
 def rebuilt(model: PreTrainedModel, **changes: int) -> PreTrainedModel:
     """Returns such a model on the changed config, less the fields that the config derives from others."""
-    fields = model.config.to_dict() | {"layer_types": None, "d_head": None} | changes
+    fields = model.config.to_dict() | {"layer_types": None, "d_head": None}
+    aliases = {model.config.attribute_map.get(name) for name in changes}
+    fields = {name: value for name, value in fields.items() if name not in aliases} | changes
     return type(model)(type(model.config).from_dict({k: v for k, v in fields.items() if v is not None}))
 
 
@@ -293,12 +348,12 @@ def longest_window(model: PreTrainedModel) -> int:
 def test_each_config_field_sets_the_dimension_that_it_is_listed_for(name: str) -> None:
     family, model = FAMILIES[name], tiny_model(name)
     new = {"hidden": 64, "layers": 3, "heads": 2, "kv_heads": 4, "head_dim": 12, "neurons": 20}
-    new |= {"positions": 80, "vocabulary": 100}
+    new |= {"positions": 80, "vocabulary": 100, "experts": 6, "experts_per_token": 3, "expert_neurons": 28}
     assert set(family.config) <= set(new)
     for dimension, field_name in family.config.items():
         changed = rebuilt(model, **{field_name: new[dimension]})
         blocks = blocks_of(name, changed)
-        heads, neurons = consumer_of(name, "head"), consumer_of(name, "neuron")
+        heads = consumer_of(name, "head")
         head_inputs = matrix(heads, weight_of(heads, blocks[0])).shape[1]
         match dimension:
             case "hidden":
@@ -316,11 +371,31 @@ def test_each_config_field_sets_the_dimension_that_it_is_listed_for(name: str) -
             case "head_dim":
                 assert head_inputs == 4 * 12
             case "neurons":
+                neurons = consumer_of(name, "neuron")
                 assert matrix(neurons, weight_of(neurons, blocks[0])).shape[1] == 20
+            case "experts":
+                assert {attrgetter(path)(blocks[-1]).shape[axis] for path, axis in family.expert_tensors} == {6}
+            case "experts_per_token":
+                assert blocks[-1].mlp.gate.top_k == 3
+            case "expert_neurons":
+                neurons = consumer_of(name, "expert neuron")
+                assert matrix(neurons, weight_of(neurons, blocks[-1])).shape[1] == 28
             case "positions":
                 assert longest_window(changed) == 80 + (2 if name == "opt" else 0)
             case "vocabulary":
                 assert changed.get_input_embeddings().num_embeddings == 100
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.experts])
+def test_experts_may_stand_in_any_order_if_all_their_tensors_do(name: str) -> None:
+    model, order = tiny_model(name), torch.tensor([2, 0, 3, 1])
+    dense = logits(model)
+    with torch.no_grad():
+        for block in blocks_of(name, model):
+            for path, axis in FAMILIES[name].expert_tensors if has(block, FAMILIES[name].experts) else ():
+                weight = attrgetter(path)(block)
+                weight.copy_(weight.index_select(axis, order))
+    torch.testing.assert_close(logits(model), dense, rtol=1e-5, atol=1e-5)
 
 
 def test_xlm_roberta_has_robertas_parameters() -> None:

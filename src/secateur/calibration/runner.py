@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from secateur.calibration.activations import IN_MEMORY, Activations, Storage
 from secateur.calibration.data import Windows
+from secateur.calibration.experts import ExpertUsage, Routing, add_usage, expert_inputs, watching_experts
 from secateur.calibration.precision import gram_products, products
 from secateur.calibration.statistics import INPUTS, Gradients, Needs, Statistics
 from secateur.errors import CalibrationError, UsageError
@@ -125,22 +126,88 @@ class BlockRunner:
             tick: Called after each batch.
 
         Returns:
-            Statistics by input name, on the compute device.
+            Statistics by input name, on the compute device; of no tokens where none was routed to an expert.
         """
         device = self.network.device
         found = {name: Statistics.empty(layer.shape[1], needs, device) for name, (layer, needs) in layers.items()}
         layers = {name: entry for name, entry in layers.items() if entry[1] & INPUTS}
         if not layers:
             return {}
-        with self._on_device(self.block), _watching(layers, found, self.compute):
+        with self._on_device(self.block), self._watching_inputs(layers, found):
             for batch in range(len(self.hidden)):
                 with suppress(_LastInputSeen):
                     self._forward(batch)
                 tick()
         for name, (layer, _) in layers.items():
             found[name].add_up(self.team)
-            found[name].check(layer.name)
+            if layer.expert is None or found[name].count:
+                found[name].check(layer.name)
         return {name: found[name] for name in layers}
+
+    @contextmanager
+    def _watching_inputs(
+        self, layers: Mapping[str, tuple[Layer, Needs]], found: Mapping[str, Statistics]
+    ) -> Iterator[None]:
+        """Adds the inputs of the next block's layers to `found` while it lasts; those of experts come last."""
+        plain = {name: entry for name, entry in layers.items() if entry[0].expert is None}
+        routed = {name: layer for name, (layer, _) in layers.items() if layer.expert is not None}
+        if not routed:
+            with _watching(plain, found, self.compute):
+                yield
+            return
+
+        def look(routing: Routing) -> None:
+            for name, x in expert_inputs(self.block, self.network.family, routed, routing):
+                with gram_products(self.compute):
+                    found[name].add(x)
+            raise _LastInputSeen
+
+        with (
+            _watching(plain, found, self.compute, stop=False),
+            watching_experts(self._experts(), look, len(self.hidden)),
+        ):
+            yield
+
+    def _experts(self) -> nn.Module:
+        """The module that applies the next block's experts, of which it has some."""
+        path = self.network.family.experts
+        assert path is not None
+        return self.block.get_submodule(path)
+
+    def expert_usage(self, tick: Callable[[], None]) -> ExpertUsage:
+        """Passes every batch through the next block up to its experts, and returns how much each of them is used.
+
+        Args:
+            tick: Called after each batch.
+
+        Returns:
+            Sums over the tokens of all processes, (experts,) each; of no experts if the block has none.
+
+        Raises:
+            CalibrationError: The experts are called in an unknown way, or a contribution is NaN or infinite.
+        """
+        layers = self.network.block_layers(self.position)
+        usage = ExpertUsage.empty(len({layer.expert for layer in layers if layer.expert is not None}))
+        if len(usage.count) == 0:
+            return usage
+        experts = self._experts()
+
+        def look(routing: Routing) -> None:
+            add_usage(usage, experts, routing)
+            raise _LastInputSeen
+
+        with self._on_device(self.block), watching_experts(experts, look, len(self.hidden)):
+            for batch in range(len(self.hidden)):
+                with suppress(_LastInputSeen):
+                    self._forward(batch)
+                tick()
+        usage.add_up(self.team)
+        if not bool(torch.isfinite(usage.contribution).all()):
+            raise CalibrationError(
+                f"the experts of {self.network.block_name(self.position)} give NaN or infinite outputs on the "
+                "calibration data; try --compute float32."
+            )
+        return usage
 
     def gradients(self, layers: Sequence[Layer], needs: Needs, tick: Callable[[], None]) -> dict[str, Gradients]:
         """Passes every batch through the next block and back, and returns its layers' gradients by name.
@@ -158,7 +225,7 @@ class BlockRunner:
                 output = self.block(x, *args, **kwargs)
                 y = output if isinstance(output, Tensor) else output[0]
                 loss = 0.5 * (y.float() - x.float()).square().sum(-1).mean()
-                _add(found, layers, torch.autograd.grad(loss, parameters))
+                _add(found, layers, parameters, torch.autograd.grad(loss, parameters))
                 tick()
         for layer in layers:
             found[layer.name].add_up(self.team)
@@ -249,7 +316,7 @@ def loss_gradients(
         for ids in progress.track(windows.ids.split(1)[team.rank :: team.size], "gradients of the loss"):
             logits = network.model(ids).logits[:, :-1].float()
             loss = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
-            _add(found, layers, torch.autograd.grad(loss, parameters))
+            _add(found, layers, parameters, torch.autograd.grad(loss, parameters))
     for layer in layers:
         found[layer.name].add_up(team)
         found[layer.name].check(layer.name)
@@ -258,8 +325,8 @@ def loss_gradients(
 
 @contextmanager
 def _differentiating(layers: Sequence[Layer]) -> Iterator[list[nn.Parameter]]:
-    """Gives the layers' stored weights, of which gradients can be taken for as long as it lasts."""
-    parameters = [layer.parameter for layer in layers]
+    """Gives the layers' stored weights, each once, of which gradients can be taken for as long as it lasts."""
+    parameters = list({id(layer.parameter): layer.parameter for layer in layers}.values())  # experts share one
     before = [parameter.requires_grad for parameter in parameters]
     try:
         with torch.enable_grad():
@@ -271,9 +338,15 @@ def _differentiating(layers: Sequence[Layer]) -> Iterator[list[nn.Parameter]]:
             parameter.requires_grad_(required)
 
 
-def _add(found: Mapping[str, Gradients], layers: Sequence[Layer], gradients: Sequence[Tensor]) -> None:
-    for layer, gradient in zip(layers, gradients, strict=True):
-        found[layer.name].add(layer.as_matrix(gradient))
+def _add(
+    found: Mapping[str, Gradients],
+    layers: Sequence[Layer],
+    parameters: Sequence[nn.Parameter],
+    gradients: Sequence[Tensor],
+) -> None:
+    of = {id(parameter): gradient for parameter, gradient in zip(parameters, gradients, strict=True)}
+    for layer in layers:
+        found[layer.name].add(layer.as_matrix(of[id(layer.parameter)]))
 
 
 class _StandIn(nn.Module):

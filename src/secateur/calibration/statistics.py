@@ -75,6 +75,11 @@ class Gradients:
         if self.squares is not None:
             self.squares.addcmul_(g, g)
 
+    @property
+    def nothing(self) -> bool:
+        """Whether all gradients were zero: the loss doesn't depend on the weight."""
+        return not any(bool(part.any()) for part in (self.total, self.sizes, self.squares) if part is not None)
+
     def add_up(self, team: Processes) -> None:
         """Adds up all processes' batches, in place."""
         self.count = _total(self.count, team)

@@ -89,11 +89,11 @@ def _metrics(
     return Metrics(
         name=name,
         parameters=network.parameters(),
-        weights=sum(layer.parameter.numel() for layer in layers),
+        weights=sum(layer.weights for layer in layers),
         zeros=sum(zeros.values()),
         bytes_on_disk=size,
         mask=mask_status(network),
-        sparsity_by_layer={layer.name: zeros[layer.name] / layer.parameter.numel() for layer in layers},
+        sparsity_by_layer={layer.name: zeros[layer.name] / layer.weights for layer in layers},
         **figures,  # type: ignore[arg-type]
     )
 

@@ -35,6 +35,10 @@ class Projection:
             `head` are the attention heads' outputs, `neuron` the MLP's hidden features.
         layout: The stored axes' order.
         per_head: A fused weight lists its parts head by head (GPT-NeoX) instead of part by part.
+        experts: The stored weight has an axis of experts before the others, and each expert is a layer of its own,
+            with an input of its own: the tokens that are routed to it.
+        where: Only blocks that have this path have the projection (a dense MLP in some blocks, experts in others);
+            None for all blocks.
     """
 
     path: str
@@ -42,6 +46,8 @@ class Projection:
     columns: str
     layout: Layout = Layout.OUT_IN
     per_head: bool = False
+    experts: bool = False
+    where: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,8 @@ class Family:
         objective: `causal` (predicts the next token), `encoder` (sees all tokens, no perplexity), or
             `permutation` (XLNet: sees its own targets unless masked, so no plain perplexity either).
         config: The config's field for each dimension: hidden, layers, heads, kv_heads, head_dim, neurons,
-            positions, vocabulary. A dimension that a family's config can't say is left out.
+            positions, vocabulary; of a mixture of experts also experts, experts_per_token, expert_neurons.
+            A dimension that a family's config can't say is left out.
         tied_width: The config can't say an attention that is wider or narrower than the hidden states.
         with_hidden: Config fields that are to be equal to the hidden size where they are now.
         head_attributes: What attributes inside a block say of its heads: `heads`, `kv_heads`, `group` (query heads per
@@ -75,6 +82,14 @@ class Family:
         block_returns: What a block returns: 0 for the hidden states alone, n for a tuple of n of which they
             are the first.
         batch_axis: The axis of the hidden states that counts windows (XLNet puts positions first).
+        experts: Path, in a block, of the module that applies the experts. It is called with hidden states
+            (tokens, hidden), and for each token the indices and the weights of its experts, both (tokens, chosen);
+            `act_fn` is its activation. None for a family without experts.
+        expert_tensors: Every tensor of a block that has an axis of experts, with that axis: the router's, too. What
+            is taken from all of them at one index takes that expert away.
+        files: How checkpoint files name a block's tensors, where not by their names in the model: by the tensor's
+            path in the block, paths in the files. With `{}` for an expert's index there is one tensor per expert,
+            and several are the rows of one.
     """
 
     name: str
@@ -97,3 +112,6 @@ class Family:
     scaled_embedding: bool = False
     block_returns: int = 0
     batch_axis: int = 0
+    experts: str | None = None
+    expert_tensors: tuple[tuple[str, int], ...] = ()
+    files: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -43,9 +43,10 @@ class Layer:
         parameter: The stored weight; `matrix` shows it as (out, in).
         layout: The order of the stored axes.
         reads: The name of its input; layers of one block with the same name read the same tensor.
-        module: The module that applies the weight; None for a bare parameter (XLNet).
+        module: The module that applies the weight; None for a bare parameter (XLNet). Experts share one.
         table: It is an embedding, whose rows are looked up: it has no statistics of an input.
         block: Index of the block that it belongs to; None outside of the blocks.
+        expert: Index of the expert whose weight it is: a part of `parameter`, on its first axis; None if it is all.
     """
 
     name: str
@@ -55,11 +56,26 @@ class Layer:
     module: nn.Module | None
     table: bool = False
     block: int | None = None
+    expert: int | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         """(outputs, inputs)"""
         return tuple(self.matrix().shape)  # type: ignore[return-value]
+
+    @property
+    def weights(self) -> int:
+        """How many weights it has."""
+        return self.part(self.parameter).numel()
+
+    @property
+    def identity(self) -> tuple[int, int | None]:
+        """What layers that are one and the same weight (ties) have in common."""
+        return id(self.parameter), self.expert
+
+    def part(self, stored: Tensor) -> Tensor:
+        """Returns the layer's part of a tensor of the stored weight's shape, without a copy."""
+        return stored if self.expert is None else stored[self.expert]
 
     def matrix(self) -> Tensor:
         """Returns the weight as (out, in), without a copy, in the stored dtype."""
@@ -67,7 +83,7 @@ class Layer:
 
     def as_matrix(self, stored: Tensor) -> Tensor:
         """Shows a tensor of the stored weight's shape (a gradient, a mask) as (out, in), without a copy."""
-        flat = stored.flatten(1)
+        flat = self.part(stored).flatten(1)
         return flat if self.layout is Layout.OUT_IN else flat.T
 
     def write(self, W: Tensor, keep: Tensor) -> None:
@@ -85,7 +101,7 @@ class Layer:
 
     def zeros(self) -> int:
         """Returns how many weights are exactly zero."""
-        return self.parameter.numel() - int(torch.count_nonzero(self.parameter.detach()))
+        return self.weights - int(torch.count_nonzero(self.matrix()))
 
 
 class Network:
@@ -149,23 +165,44 @@ class Network:
             with self.resident(block):
                 yield from some
 
-    def file_name(self, name: str) -> str | None:
-        """Returns a weight's name in the files of a streamed network; None for a tie that is there by another name."""
-        return name if self.store is None else self.store.names.get(name)
+    def filed(self, name: str) -> bool:
+        """Whether files have a weight by this name; not where it is a tie that they have by another."""
+        return self.store is None or bool(self.store.known(name))
+
+    def as_filed(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
+        """Returns a weight's value as the files of a streamed network hold it, by the names there."""
+        return {name: tensor} if self.store is None else self.store.as_filed(name, tensor)
 
     def block_name(self, block: int) -> str:
         """Returns the full name of the block with this index."""
         return f"{self.prefix}{self.family.blocks}.{block}"
 
     def projections(self, block: int) -> list[Projection]:
-        """Returns the descriptions of the linear weights that a block has; a half that was removed has none."""
-        replaced = getattr(self.model.config, "secateur", {"replaced": {}})["replaced"]
-        gone = tuple(path.removeprefix(f"{self.block_name(block)}.") for path in replaced)
-        return [one for one in self.family.projections if not f"{one.path}.".startswith(tuple(f"{p}." for p in gone))]
+        """Returns the description of each of a block's linear layers, in the order of `block_layers`."""
+        return [projection for projection, _ in self.described_layers(block)]
 
     def block_layers(self, block: int) -> list[Layer]:
         """Returns a block's linear layers in the order in which it computes them."""
-        return [self._layer(block, projection) for projection in self.projections(block)]
+        return [layer for _, layer in self.described_layers(block)]
+
+    def described_layers(self, block: int) -> list[tuple[Projection, Layer]]:
+        """Returns a block's linear layers, each behind its description; a half that was removed has none."""
+        replaced = getattr(self.model.config, "secateur", {"replaced": {}})["replaced"]
+        gone = tuple(f"{path.removeprefix(f'{self.block_name(block)}.')}." for path in replaced)
+        module = self.blocks[block]
+        there = [
+            one
+            for one in self.family.projections
+            if (one.where is None or _find(module, one.where) is not None) and not f"{one.path}.".startswith(gone)
+        ]
+        found: list[tuple[Projection, Layer]] = []
+        for experts, some in groupby(there, key=lambda projection: projection.experts):
+            layers = [(projection, self._layer(block, projection)) for projection in some]
+            if experts:  # one expert after the other
+                number = len(layers[0][1].parameter)
+                layers = [(one, self._expert(layer, index)) for index in range(number) for one, layer in layers]
+            found += layers
+        return found
 
     def layers(self) -> list[Layer]:
         """Returns the linear layers of all blocks in forward order."""
@@ -180,6 +217,14 @@ class Network:
             raise ModelError(f"{name} has no weight; is this a standard {self.family.name} model?")
         reads = f"{self.block_name(block)}/{projection.columns}"
         return Layer(name, parameter, projection.layout, reads, module, block=block)
+
+    def _expert(self, layer: Layer, index: int) -> Layer:
+        """Returns one expert's part of a weight that all experts share."""
+        assert layer.block is not None
+        assert self.family.experts is not None
+        module = self.blocks[layer.block].get_submodule(self.family.experts)
+        name, reads = f"{layer.name}.{index}", f"{layer.reads}.{index}"
+        return replace(layer, name=name, reads=reads, module=module, expert=index)
 
     def outside(self) -> list[Layer]:
         """Returns the weights outside of the blocks that can be pruned when named: tables and linear layers."""
@@ -240,10 +285,16 @@ def _parameter(module: nn.Module) -> nn.Parameter:
 
 def _resolve(block: nn.Module, path: str, name: str) -> nn.Module | nn.Parameter:
     """Finds a module or a bare parameter below a block."""
+    found = _find(block, path)
+    if found is None:
+        raise ModelError(f"{name} is missing from the model; its family's description doesn't fit it.")
+    assert isinstance(found, nn.Module | nn.Parameter)
+    return found
+
+
+def _find(block: nn.Module, path: str) -> Any:
+    """Returns what has this path below a block; None if nothing has."""
     found: Any = block
     for part in path.split("."):
         found = getattr(found, part, None)
-        if found is None:
-            raise ModelError(f"{name} is missing from the model; its family's description doesn't fit it.")
-    assert isinstance(found, nn.Module | nn.Parameter)
     return found

@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,6 +21,20 @@ from secateur.errors import ModelError, first_line
 from secateur.network.family import Family
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A tensor in the files that is a part of a weight: of one expert, and of its rows part `part` of `parts`."""
+
+    name: str
+    expert: int
+    part: int
+    parts: int
+
+    def of(self, whole: Tensor) -> Tensor:
+        """Returns the part of the weight (experts, out, in), without a copy."""
+        return whole[self.expert].chunk(self.parts)[self.part]
+
+
 class BlockStore:
     """Reads a streamed model's weights, and gives them up again.
 
@@ -28,11 +44,30 @@ class BlockStore:
     Attributes:
         names: From a parameter's name in the model to its name in the files.
         files: From a name in the files to the file.
+        pieces: By the parameter's name: what the files hold in pieces instead.
     """
 
-    def __init__(self, names: Mapping[str, str], files: Mapping[str, Path]) -> None:
+    def __init__(
+        self,
+        names: Mapping[str, str],
+        files: Mapping[str, Path],
+        pieces: Mapping[str, tuple[Piece, ...]] = MappingProxyType({}),
+    ) -> None:
         self.names = dict(names)
         self.files = dict(files)
+        self.pieces = dict(pieces)
+
+    def known(self, name: str) -> list[str]:
+        """Returns the names in the files of what a parameter is made of; none for a tie that is there by another."""
+        if name in self.pieces:
+            return [piece.name for piece in self.pieces[name]]
+        return [self.names[name]] if name in self.names else []
+
+    def as_filed(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
+        """Returns a parameter's value as files hold it, by the names there."""
+        if name in self.pieces:
+            return {piece.name: piece.of(tensor) for piece in self.pieces[name]}
+        return {self.names.get(name, name): tensor}
 
     def fill(self, block: nn.Module, prefix: str) -> None:
         """Reads a block's weights.
@@ -56,27 +91,45 @@ class BlockStore:
             parameter.data = _nothing(parameter)
 
     def _read(self, wanted: Mapping[str, Tensor]) -> None:
-        by_file: dict[Path, list[str]] = {}
-        for name in wanted:
-            if name in self.names:
-                by_file.setdefault(self.files[self.names[name]], []).append(name)
-        for path, names in by_file.items():
+        by_file: dict[Path, list[tuple[str, str, Piece | None]]] = {}  # names in the model and in the file
+        for name, tensor in wanted.items():
+            if name in self.pieces:
+                tensor.data = torch.full(tensor.shape, torch.nan, dtype=tensor.dtype)
+                for one in self.pieces[name]:
+                    by_file.setdefault(self.files[one.name], []).append((name, one.name, one))
+            elif name in self.names:
+                known = self.names[name]
+                by_file.setdefault(self.files[known], []).append((name, known, None))
+        for path, entries in by_file.items():
             try:
                 with safe_open(path, framework="pt") as file:
-                    for name in names:
-                        _take(wanted[name], file.get_tensor(self.names[name]), name, path)
+                    for name, known, piece in entries:
+                        found = file.get_tensor(known)
+                        if piece is None:
+                            _take(wanted[name], found, name, path)
+                        else:
+                            _fill(piece.of(wanted[name].data), found, known, path)
             except (OSError, SafetensorError) as error:
                 raise ModelError(f"{path} can't be read: {first_line(error)}; fetch it again.") from error
 
 
 def _take(target: Tensor, found: Tensor, name: str, path: Path) -> None:
+    _check(target, found, name, path)
+    target.data = found.to(target.dtype, copy=True)  # a copy, as the file may be replaced while it is in use
+
+
+def _fill(target: Tensor, found: Tensor, name: str, path: Path) -> None:
+    _check(target, found, name, path)
+    target.copy_(found)
+
+
+def _check(target: Tensor, found: Tensor, name: str, path: Path) -> None:
     if found.shape != target.shape:
         raise ModelError(
             f"{path}: {name} has the shape {tuple(found.shape)}, but config.json makes it {tuple(target.shape)}; "
             "they don't belong together."
         )
-    target.data = found.to(target.dtype, copy=True)  # a copy, as the file may be replaced while it is in use
-    if not bool(torch.isfinite(target).all()):
+    if not bool(torch.isfinite(found.to(target.dtype)).all()):
         raise ModelError(f"{name} holds NaN or infinite weights; the checkpoint is broken.")
 
 
@@ -111,7 +164,8 @@ def streamed_model(
     _give_shapes(model)
     base = model.base_model
     prefix = "" if base is model else f"{model.base_model_prefix}."
-    store = BlockStore(_names(model, files, prefix), files)
+    pieces = _pieces(model, files, prefix, family)
+    store = BlockStore(_names(model, files, prefix, family, pieces), files, pieces)
     store.fill_rest(model, prefix + family.blocks)
     return model, store
 
@@ -143,15 +197,53 @@ def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [*module.named_parameters(remove_duplicate=False), *module.named_buffers()]
 
 
-def _names(model: Any, files: Mapping[str, Path], prefix: str) -> dict[str, str]:
-    """Returns each weight's name in the files; a tied weight is there by one of its names."""
+def _in_block(name: str, prefix: str, family: Family) -> tuple[str, str]:
+    """Splits a parameter's name behind its block's: ("model.layers.0.", "mlp.gate.weight"); ("", ...) outside."""
+    blocks = f"{prefix}{family.blocks}."
+    if not name.startswith(blocks):
+        return "", name
+    index, _, path = name.removeprefix(blocks).partition(".")
+    return f"{blocks}{index}.", path
+
+
+def _pieces(model: Any, files: Mapping[str, Path], prefix: str, family: Family) -> dict[str, tuple[Piece, ...]]:
+    """Returns what files have in one piece per expert (`Family.files`), where it is there."""
+    found = {}
+    for name, tensor in model.named_parameters():
+        block, path = _in_block(name, prefix, family)
+        rows = [one for one in family.files.get(path, ()) if "{}" in one]
+        for place in _spellings(block, prefix) if rows else ():
+            pieces = tuple(
+                Piece(place + one.format(expert), expert, part, len(rows))
+                for expert in range(len(tensor))
+                for part, one in enumerate(rows)
+            )
+            if all(piece.name in files for piece in pieces):
+                found[name] = pieces
+                break
+    return found
+
+
+def _spellings(name: str, prefix: str) -> tuple[str, str, str]:
+    """A name as it is, without the base model's prefix, and with it."""
+    return name, name.removeprefix(prefix), prefix + name
+
+
+def _names(
+    model: Any, files: Mapping[str, Path], prefix: str, family: Family, pieces: Mapping[str, Any]
+) -> dict[str, str]:
+    """Returns each weight's name in the files, less those in pieces; a tied weight is there by one of its names."""
     names: dict[str, str] = {}
     found: set[int] = set()
     for name, tensor in _tensors(model):
-        bare = name.removeprefix(prefix)
-        spellings = (name, bare, prefix + name, name.replace("lm_head", "embed_out"))
+        block, path = _in_block(name, prefix, family)
+        others = [block + one for one in family.files.get(path, ())]
+        tried = (one for other in (name, *others) for one in _spellings(other, prefix))
+        spellings = (*tried, name.replace("lm_head", "embed_out"))
         known = next((spelling for spelling in spellings if spelling in files), None)
-        if known is not None:
+        if name in pieces:
+            found.add(id(tensor))
+        elif known is not None:
             names[name] = known
             found.add(id(tensor))
     missing = [name for name, tensor in model.named_parameters(remove_duplicate=False) if id(tensor) not in found]

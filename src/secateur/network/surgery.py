@@ -235,6 +235,8 @@ def _config(network: Network, cuts: Sequence[Cut], gone: Sequence[int], tensors:
                 setattr(config, name, hidden)
     if "head" in by_unit or "query-head" in by_unit:
         _set_heads(network, config, by_unit, gone)
+    if "expert" in by_unit:
+        _set_experts(network, config, by_unit["expert"], gone)
     if "token" in by_unit:
         setattr(config, fields["vocabulary"], by_unit["token"][0].left)
     return config
@@ -268,6 +270,18 @@ def _set_heads(network: Network, config: Any, by_unit: Mapping[str, list[Cut]], 
     setattr(config, fields["head_dim"], width)
 
 
+def _set_experts(network: Network, config: Any, cuts: Sequence[Cut], gone: Sequence[int]) -> None:
+    """Says the new number of experts, which has to be the same in every block."""
+    counts = set(_widths(network, "expert", cuts, gone))
+    chosen = network.dimension("experts_per_token") or 1
+    if len(counts) > 1:
+        raise UsageError("every block has to keep the same number of experts; no config can say anything else.")
+    left = counts.pop()
+    if left < chosen:
+        raise UsageError(f"{left} experts would stay, and each token is sent to {chosen}; keep at least {chosen}.")
+    setattr(config, network.family.config["experts"], left)
+
+
 def _widths(network: Network, unit: str, cuts: Sequence[Cut], gone: Sequence[int]) -> list[int]:
     """Returns the new number of units in every block that stays and has any."""
     left = {one.group.name: one.left for one in cuts}
@@ -287,6 +301,11 @@ def _drop_layers(network: Network, config: Any, gone: Sequence[int]) -> None:
         if isinstance(value, list) and len(value) == layers and not name.startswith("_"):
             setattr(config, name, [item for index, item in enumerate(value) if index not in gone])
     setattr(config, field, layers - len(gone))
+    if hasattr(config, "mlp_only_layers"):  # otherwise a block's index would decide anew whether it has experts
+        stays = [block for block in range(layers) if block not in gone]
+        dense = [block for block in stays if all(layer.expert is None for layer in network.block_layers(block))]
+        config.mlp_only_layers = [stays.index(block) for block in dense]
+        config.decoder_sparse_step = 1
 
 
 def _build(

@@ -131,10 +131,6 @@ def unit_groups(network: Network, unit: str) -> list[UnitGroup]:
     return groups
 
 
-def _projections(network: Network, block: int) -> list[tuple[Projection, Layer]]:
-    return list(zip(network.projections(block), network.block_layers(block), strict=True))
-
-
 def head_dim(network: Network) -> int:
     """Returns the width of an attention head."""
     explicit = network.dimension("head_dim")
@@ -179,7 +175,7 @@ def _columns(layer: Layer, index: Tensor) -> Slice:
 def _neurons(network: Network) -> Iterable[UnitGroup]:
     name = _namer(network)
     for block in range(len(network.blocks)):
-        found = _projections(network, block)
+        found = network.described_layers(block)
         readers = [layer for projection, layer in found if projection.columns == "neuron"]
         if not readers or 0 in readers[0].shape:
             continue
@@ -206,7 +202,7 @@ def _heads(network: Network, grouped: bool = True) -> Iterable[UnitGroup]:
     """Yields attention heads: whole KV groups, or single query heads by their place in each KV group."""
     name, width = _namer(network), head_dim(network)
     for block in range(len(network.blocks)):
-        found = _projections(network, block)
+        found = network.described_layers(block)
         outputs = [layer for projection, layer in found if projection.columns == "head"]
         if not outputs:
             continue
@@ -344,13 +340,18 @@ def _channels(network: Network) -> Iterable[UnitGroup]:
     roles: dict[tuple[str, int], str] = {}
     readers = []
     index = _span(0, hidden, 1)
+    name_of = _namer(network)
     for block in range(len(network.blocks)):
-        for projection, layer in _projections(network, block):
-            every = set(range(layer.parameter.ndim))
-            rows = {0} if layer.layout is Layout.OUT_IN else every - {0}
-            columns = every - rows
-            stored = layer.name + (".weight" if layer.module is not None else "")
-            bias = layer.name + ".bias"
+        for projection, layer in network.described_layers(block):
+            if layer.expert is None:
+                every = set(range(layer.parameter.ndim))
+                rows = {0} if layer.layout is Layout.OUT_IN else every - {0}
+                columns = every - rows
+            else:
+                rows, columns = {1}, {2}
+            stored = name_of(layer.parameter)
+            bias = getattr(layer.module, "bias", None)
+            bias = "" if bias is None else name_of(bias)
             if "residual" in projection.rows:
                 roles |= {(stored, axis): "produces" for axis in rows} | {(bias, 0): "produces"}
             else:
@@ -438,7 +439,7 @@ def _halves(half: str) -> Callable[[Network], Iterable[UnitGroup]]:
         there = [
             block
             for block in range(len(network.blocks))
-            if any(p.columns == columns and layer.shape[1] for p, layer in _projections(network, block))
+            if any(p.columns.endswith(columns) and layer.shape[1] for p, layer in network.described_layers(block))
         ]
         whole = tuple(half_names(network, block, half) for block in there)
         if there:
@@ -458,6 +459,22 @@ class Halves(UnitGroup):
     blocks: tuple[int, ...] = ()
 
 
+def _experts(network: Network) -> Iterable[UnitGroup]:
+    """Yields each block's experts; the rows of the router that choose them go along."""
+    if network.family.experts is None:
+        return
+    for block in range(len(network.blocks)):
+        prefix = network.block_name(block)
+        if all(layer.expert is None for layer in network.block_layers(block)):
+            continue
+        parts = []
+        for path, axis in network.family.expert_tensors:
+            name = f"{prefix}.{path}"
+            count = network.model.get_parameter(name).shape[axis]
+            parts.append(Slice(name, axis, _span(0, count, 1)))
+        yield UnitGroup(f"{prefix}/expert", "expert", count, block, tuple(parts), (), network)
+
+
 UNITS: dict[str, Callable[[Network], Iterable[UnitGroup]]] = {
     "neuron": _neurons,
     "head": _heads,
@@ -466,5 +483,6 @@ UNITS: dict[str, Callable[[Network], Iterable[UnitGroup]]] = {
     "layer": _layers,
     "attention": _halves("attention"),
     "mlp": _halves("mlp"),
+    "expert": _experts,
     "token": _tokens,
 }

@@ -241,7 +241,7 @@ def kind_labels(names: Sequence[str]) -> dict[str, str]:
         names: Layer names, e.g. `model.layers.0.self_attn.q_proj`.
     """
     kinds = list(dict.fromkeys(layer_kind(name) for name in names))
-    last = {kind: kind.rpartition(".")[2] for kind in kinds}
+    last = {kind: kind.removesuffix(".*").rpartition(".")[2] for kind in kinds}
     ends = list(last.values())
     short = {kind: last[kind] if ends.count(last[kind]) == 1 else kind.partition("*.")[2] or kind for kind in kinds}
     return {name: short[layer_kind(name)] for name in names}

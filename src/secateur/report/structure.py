@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from rich import box
@@ -11,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from secateur.network.network import Layer, Network
-from secateur.report.terminal import count, percent
+from secateur.report.terminal import count, layer_kind, percent
 
 
 def structure(network: Network) -> dict[str, Any]:
@@ -53,7 +52,7 @@ def structure_table(found: dict[str, Any], every_layer: bool = False) -> Rendera
 def _groups(layers: list[dict[str, Any]], every_layer: bool) -> dict[str, list[dict[str, Any]]]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for layer in layers:
-        name = layer["name"] if every_layer else re.sub(r"\.\d+\.", ".*.", layer["name"], count=1)
+        name = layer["name"] if every_layer else layer_kind(layer["name"])
         key = name if every_layer else f"{name}\t{layer['outputs']}x{layer['inputs']}"
         groups.setdefault(key, []).append(layer)
     return groups

@@ -55,7 +55,9 @@ def _step(job: Job) -> int:
         return job.stage.round_to
     width = head_dim(job.network)
     if job.stage.round_to > 1 and width % job.stage.round_to:
-        raise UsageError(f"channels of this model go by whole heads of {width}; --round-to {job.stage.round_to} doesn't.")
+        raise UsageError(
+            f"channels of this model go by whole heads of {width}; --round-to {job.stage.round_to} doesn't."
+        )
     return width
 
 
@@ -228,4 +230,3 @@ def _match(
             little.matrix().copy_(done.W.to(little.parameter.dtype))
             if bias is not None and done.bias is not None:
                 bias.copy_(done.bias.to(bias.dtype))
-

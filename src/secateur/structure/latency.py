@@ -72,5 +72,3 @@ def _half(group: UnitGroup) -> Tensor:
     keep = torch.ones(group.count, dtype=torch.bool)
     keep[max(1, int(group.count * LEAST_WIDTH)) :] = False
     return keep
-
-

@@ -8,6 +8,7 @@ errors are made up for, too. A part of the windows isn't trained on and decides 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -60,7 +61,7 @@ def reconstruct(
 
 def _halves(layers: Sequence[Layer]) -> list[list[Layer]]:
     """Returns the attention's layers and the MLP's."""
-    mlp = [layer.reads.rpartition("/")[2] in ("mlp input", "neuron") for layer in layers]
+    mlp = [layer.expert is not None or layer.reads.rpartition("/")[2] in ("mlp input", "neuron") for layer in layers]
     parts = ([layer for layer, of_mlp in zip(layers, mlp, strict=True) if of_mlp == wanted] for wanted in (False, True))
     return [part for part in parts if part]
 
@@ -70,11 +71,19 @@ class _Tuning:
 
     def __init__(self, runner: BlockRunner, layers: Sequence[Layer], targets: Activations) -> None:
         self.runner, self.layers, self.targets = runner, layers, targets
-        names = {id(parameter): name for name, parameter in runner.block.named_parameters()}
-        self.names = [names[id(layer.parameter)] for layer in layers]
+        tuned: dict[int, set[int | None]] = defaultdict(set)
+        for layer in layers:
+            tuned[id(layer.parameter)].add(layer.expert)
+        stored = [(name, one) for name, one in runner.block.named_parameters() if id(one) in tuned]
+        self.names = [name for name, _ in stored]
+        self.places = {id(parameter): place for place, (_, parameter) in enumerate(stored)}
+        self.fixed = [  # experts that aren't tuned, of weights that hold others that are
+            [index for index in range(len(one)) if index not in tuned[id(one)]] if None not in tuned[id(one)] else []
+            for _, one in stored
+        ]
         device = runner.network.device
-        self.keep = [(layer.parameter.detach() != 0).to(device) for layer in layers]
-        self.weights = [layer.parameter.detach().to(device, torch.float32, copy=True) for layer in layers]
+        self.keep = [(parameter.detach() != 0).to(device) for _, parameter in stored]
+        self.weights = [parameter.detach().to(device, torch.float32, copy=True) for _, parameter in stored]
         batches = range(runner.batches)
         self.judged = [batch for batch in batches if batch % HELD_OUT == HELD_OUT - 1] or [runner.batches - 1]
         self.trained = [batch for batch in batches if batch not in self.judged] or self.judged
@@ -106,8 +115,9 @@ class _Tuning:
                 state = [weight.detach().clone() for weight in self.weights]
             if not gain > LEAST:
                 break
-        for layer, weight, keep in zip(self.layers, state, self.keep, strict=True):
-            layer.write(layer.as_matrix(weight).cpu(), layer.as_matrix(keep).cpu())
+        for layer in self.layers:
+            place = self.places[id(layer.parameter)]
+            layer.write(layer.as_matrix(state[place]).cpu(), layer.as_matrix(self.keep[place]).cpu())
         return first, best, made
 
     def _differentiate(self, batch: int) -> None:
@@ -118,9 +128,11 @@ class _Tuning:
             weight.grad = None
         if owner == team.rank:
             self._error(batch).backward()
-        for weight in self.weights:
+        for weight, fixed in zip(self.weights, self.fixed, strict=True):
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
+            if fixed:
+                weight.grad[fixed] = 0
             team.send(weight.grad, owner)
 
     def _judge(self) -> float:
@@ -141,8 +153,8 @@ class _Tuning:
         batch //= self.runner.team.size
         x, args, kwargs = self.runner.ordinary_call(batch)
         weights = {
-            name: (weight * keep).to(layer.parameter.dtype)
-            for name, weight, keep, layer in zip(self.names, self.weights, self.keep, self.layers, strict=True)
+            name: (weight * keep).to(self.layers[0].parameter.dtype)
+            for name, weight, keep in zip(self.names, self.weights, self.keep, strict=True)
         }
         output = functional_call(self.runner.block, weights, (x, *args), kwargs)
         y = output if isinstance(output, Tensor) else output[0]

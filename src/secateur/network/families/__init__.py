@@ -16,10 +16,12 @@ from secateur.network.families.gpt2 import GPT2
 from secateur.network.families.gpt_neox import GPT_NEOX
 from secateur.network.families.llama import LLAMA
 from secateur.network.families.mistral import MISTRAL
+from secateur.network.families.mixtral import MIXTRAL
 from secateur.network.families.opt import OPT
 from secateur.network.families.phi3 import PHI3
 from secateur.network.families.qwen2 import QWEN2
 from secateur.network.families.qwen3 import QWEN3
+from secateur.network.families.qwen3_moe import QWEN3_MOE
 from secateur.network.families.roberta import ROBERTA
 from secateur.network.families.xlnet import XLNET
 from secateur.network.family import Family
@@ -33,6 +35,8 @@ FAMILIES: dict[str, Family] = {
         MISTRAL,
         QWEN2,
         QWEN3,
+        MIXTRAL,
+        QWEN3_MOE,
         GEMMA,
         GEMMA2,
         GEMMA3,
