@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from secateur.calibration.data import Windows, self_generated, text_windows, window_length
+from secateur.calibration.data import Windows, read_windows, self_generated, window_length
 from secateur.evaluation.comparison import compare_networks
 from secateur.network.loading import load
 from secateur.network.network import Network
@@ -132,7 +132,7 @@ def compare(
     chosen: Windows = (
         self_generated(dense, windows, size, seed, progress)
         if text == "self"
-        else text_windows(dense, text, windows, size)
+        else read_windows(dense, text, windows, size, progress)
     )
     return compare_networks(networks, chosen, progress, speed)
 

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from secateur.calibration.activations import IN_MEMORY
-from secateur.calibration.data import Windows, calibration_windows, text_windows, window_length
+from secateur.calibration.audio import sound_shape
+from secateur.calibration.data import Windows, calibration_windows, read_windows, window_length
 from secateur.errors import CalibrationError, ProcessError, ResumeError, SaveError, UsageError
 from secateur.evaluation.comparison import compare_networks
 from secateur.evaluation.reloading import reload_difference
@@ -234,7 +235,7 @@ def _windows(work: Run, network: Network) -> tuple[Windows | None, Windows | Non
     evaluation: Windows | None = None
     if evaluate is not None and evaluate.text is not None:
         length = window_length(network, evaluate.length or settings.length)
-        evaluation = text_windows(network, evaluate.text, evaluate.windows, length)
+        evaluation = read_windows(network, evaluate.text, evaluate.windows, length, work.progress)
     needed = any(needs_of(stage.prune) for stage in recipe.stages)
     if not needed and (evaluate is None or evaluation is not None):
         return None, evaluation
@@ -255,20 +256,28 @@ def _windows(work: Run, network: Network) -> tuple[Windows | None, Windows | Non
         work.notes.append(f"Quality wasn't measured: {error}")
         return None, None
     if needed and len(calibration) < settings.samples:
+        kind = "text" if calibration.features is None else "sound"
         work.notes.append(
-            f"{settings.data} has text for {len(calibration)} calibration windows of {calibration.length} tokens; "
+            f"{settings.data} has {kind} for {len(calibration)} calibration windows of {calibration.length} tokens; "
             f"{settings.samples} were asked for."
         )
-    return (calibration if needed else None), (evaluation or (spare if held_out else None))
+    if held_out and not len(spare):
+        work.notes.append(
+            f"Quality wasn't measured: {settings.data} has one window, which calibration needs; give data to measure "
+            "on with --evaluate."
+        )
+    return (calibration if needed else None), (evaluation or spare or None)
 
 
-def _probe(network: Network, windows: Windows | None) -> torch.Tensor:
-    """Token ids for the reload check: (1, length)."""
+def _probe(network: Network, windows: Windows | None) -> Windows:
+    """One window for the reload check, without padding."""
     if windows is not None:
-        return windows.ids[:1, :CHECKED_TOKENS]
+        one = windows.one(0)
+        return replace(one, ids=one.ids[:, :CHECKED_TOKENS])
     room = network.dimension("positions") or CHECKED_TOKENS
     vocabulary = network.dimension("vocabulary") or 2
-    return torch.arange(min(8, room))[None] % vocabulary
+    silence = torch.zeros(1, *sound_shape(network)) if network.family.inputs == "audio" else None
+    return Windows(torch.arange(min(8, room))[None] % vocabulary, "probe", features=silence)
 
 
 def _evaluate(
@@ -307,7 +316,7 @@ def _result(
             "data": recipe.calibration.data,
             "windows": len(calibration),
             "length": calibration.length,
-            "tokens": calibration.ids.numel(),
+            "tokens": calibration.tokens,
             "held_out": 0 if held_out is None else len(held_out),
             "compute": recipe.calibration.compute,
         }

@@ -12,44 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from secateur.calibration.audio import audio_windows
+from secateur.calibration.windows import Windows
 from secateur.errors import CalibrationError, UsageError, first_line
 from secateur.network.network import Network
 from secateur.progress import Progress
+
+__all__ = ["Windows", "calibration_windows", "read_windows", "self_generated", "text_windows", "window_length"]
 
 HELD_OUT = 8  # windows kept back from calibration for the evaluation after it, where there are enough
 CHARACTERS_PER_TOKEN = 8  # generous, so that one round of reading is nearly always enough
 DEFAULT_LENGTH = 1024
 CACHE_BYTES = 1 << 30  # of the key-value cache while the model writes its own text
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Token windows of one length, without padding.
-
-    Attributes:
-        ids: (windows, length) int64.
-        source: Where they come from, for people.
-        bytes_per_token: Bytes of UTF-8 text per token, None where the text isn't known.
-    """
-
-    ids: Tensor
-    source: str
-    bytes_per_token: float | None = None
-
-    def __len__(self) -> int:
-        return self.ids.shape[0]
-
-    @property
-    def length(self) -> int:
-        """Tokens per window."""
-        return self.ids.shape[1]
-
-    def split(self, first: int) -> tuple[Windows, Windows]:
-        """Returns the first windows and the rest."""
-        return (
-            Windows(self.ids[:first], self.source, self.bytes_per_token),
-            Windows(self.ids[first:], self.source, self.bytes_per_token),
-        )
 
 
 def window_length(network: Network, length: int | None) -> int:
@@ -87,7 +61,7 @@ def calibration_windows(
     Args:
         network: The model, whose tokenizer is used; `data="self"` lets it write the text.
         data: `self`, a file (.jsonl with `text` or `input_ids`; anything else is plain text), or a hub data
-            set (`owner/name` or `owner/name:split`).
+            set (`owner/name` or `owner/name:split`). For a model that hears, a folder of .wav files.
         samples: Number of windows.
         length: Tokens per window; None takes 1024, or what the model holds if that is less.
         seed: For `self`.
@@ -102,11 +76,18 @@ def calibration_windows(
     wanted = samples + held_out
     if data == "self":
         return self_generated(network, wanted, size, seed, progress).split(samples)
-    windows = text_windows(network, data, wanted, size)
+    windows = read_windows(network, data, wanted, size, progress)
     spare = len(windows) - samples
     if held_out == 0:
         return windows.split(samples)
     return windows.split(samples if spare > 0 else max(1, len(windows) - max(1, len(windows) // 8)))
+
+
+def read_windows(network: Network, data: str, windows: int, length: int, progress: Progress) -> Windows:
+    """Returns up to `windows` windows of what the model reads or hears; see `text_windows` and `audio_windows`."""
+    if network.family.inputs == "audio":
+        return audio_windows(network, data, windows, length, progress)
+    return text_windows(network, data, windows, length)
 
 
 def text_windows(network: Network, data: str, windows: int, length: int) -> Windows:
@@ -151,6 +132,12 @@ def self_generated(network: Network, windows: int, length: int, seed: int, progr
         raise CalibrationError(
             "a streamed model can't write its own calibration text, as every token would read it whole; "
             "give a text or jsonl file with --calibration FILE."
+        )
+    if network.family.inputs != "text":
+        given = "a folder of .wav files" if network.family.inputs == "audio" else "a text or jsonl file"
+        raise CalibrationError(
+            f"{network.architecture} can't write its own calibration data, as its encoder needs an input; give "
+            f"{given} with --calibration."
         )
     if not network.generates:
         raise CalibrationError(
@@ -215,7 +202,9 @@ def _documents(data: str) -> _Documents:
     if path.is_file():
         return _jsonl(path) if path.suffix in (".jsonl", ".json") else _Documents(iter([_read(path)]))
     if path.is_dir():
-        raise CalibrationError(f"{data} is a folder; give a .jsonl or text file.")
+        raise CalibrationError(
+            f"{data} is a folder; give a .jsonl or text file (folders of .wav files are for models that hear)."
+        )
     if data.count("/") == 1 and not data.startswith((".", "/", "~")) and not path.suffix:
         return _Documents(_hub_texts(data))
     raise CalibrationError(f"no file '{data}'. Give 'self', a .jsonl or text file, or a hub data set.")

@@ -79,7 +79,7 @@ def output_moments(runner: BlockRunner, layer: Layer, targets: Activations, tick
 
     handle = layer.module.register_forward_hook(hook)
     try:
-        for batch, output in runner.outputs():
+        for batch, output in runner.block_outputs():
             x, y = (one.float() for one in seen.pop())
             t = y + (targets[batch].to(device).float() - output.float()).flatten(0, -2)
             sums += torch.tensor([float(x.shape[0]), float(t.square().sum(dtype=exact))], dtype=torch.float64)

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from secateur.errors import ModelError, UsageError, first_line
 from secateur.network.demo import DEMOS, demo_model
-from secateur.network.families import family_of
+from secateur.network.families import check_model_type, family_of
 from secateur.network.family import Family
 from secateur.network.modeling import KEY, check_differences, class_of
 from secateur.network.network import Network, Source
@@ -108,6 +108,8 @@ def _stream(name: str, path: Path, dtype: str | None, device: torch.device, trus
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config, family = _described(path, trust)
+        if family.encoder_decoder is not None:
+            raise UsageError(f"{name} is an encoder-decoder, which can't be streamed; --no-stream loads it whole.")
         shards = check_shards(path)
         kind = _model_class(config, family)
         loaded, store = streamed_model(shards, config, kind, family, DTYPES[dtype] if dtype else None, trust)
@@ -174,7 +176,7 @@ def _described(folder: Path, trust: bool) -> tuple[Any, Family]:
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} has no config.json; is it a Hugging Face checkpoint folder?")
     config = _config(folder, trust)
-    return config, family_of(config.model_type)
+    return config, family_of(config.model_type, config)
 
 
 def _tokenizer(folder: Path, trust: bool) -> Any:
@@ -221,7 +223,7 @@ def _check_weights(folder: Path, family: Family, info: dict[str, Any]) -> tuple[
         )
     notes = []
     if missing := sorted(info["missing_keys"]):
-        inside = [name for name in missing if f"{family.blocks}." in name]
+        inside = [name for name in missing if any(f"{stack.blocks}." in name for stack in family.stacks)]
         if inside:
             raise ModelError(f"{folder} lacks {len(missing)} weights, {inside[0]} among them; it is incomplete.")
         notes.append(f"The checkpoint has no weights for {', '.join(missing)}: they are random.")
@@ -244,7 +246,7 @@ def _load_gguf(path: Path, dtype: str | None) -> tuple[Any, Family, Any]:
         # the converter shows a bar of its own that no setting of transformers turns off
         with redirect_stderr(io.StringIO()):
             config = transformers.AutoConfig.from_pretrained(**where)
-            family = family_of(config.model_type)
+            family = family_of(config.model_type, config)
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 **where,
                 config=config,
@@ -324,7 +326,7 @@ def _config(folder: Path, trust: bool) -> Any:
     if "model_type" not in raw:
         raise ModelError(f"{folder / 'config.json'} names no model_type.")
     if not own_code:
-        family_of(raw["model_type"])
+        check_model_type(raw["model_type"])
     try:
         return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=own_code)
     except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
@@ -342,6 +344,9 @@ def _model_class(config: Any, family: Family) -> Any:
     fits = isinstance(known, type) and issubclass(known, transformers.PreTrainedModel)
     if fits and isinstance(config, known.config_class):
         return known
+    if family.objective == "seq2seq":
+        heard = family.inputs == "audio"
+        return transformers.AutoModelForSpeechSeq2Seq if heard else transformers.AutoModelForSeq2SeqLM
     causal = family.objective == "causal" and (not name or "CausalLM" in name)
     return transformers.AutoModelForCausalLM if causal else transformers.AutoModel
 

@@ -19,6 +19,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from secateur.errors import ModelError, UsageError
+from secateur.network.family import Layout, Projection, Stack
 from secateur.network.network import Network
 from secateur.network.quiet import quiet_transformers
 from secateur.network.reshaped import Reshaped
@@ -96,7 +97,7 @@ def _without(cuts: Iterable[Cut], tensors: Mapping[str, Tensor]) -> dict[str, Te
     for one in cuts:
         if one.group.whole and not _headless(one.group):
             for number in (~one.keep).nonzero().flatten().tolist():
-                gone |= set(one.group.whole[number])
+                gone |= {name for name in one.group.whole[number] if "relative_attention_bias" not in name}
     return {name: tensor for name, tensor in tensors.items() if name not in gone}
 
 
@@ -134,12 +135,15 @@ def _renumbered(network: Network, tensors: Mapping[str, Tensor], gone: Sequence[
     if not gone:
         return dict(tensors)
     new = _new_names(network, gone)
+    carried = {path for path, _ in network.family.head_tensors} if any(s.carries for s in network.family.stacks) else ()
     found = {}
     for name, tensor in tensors.items():
         for old, other in new.items():
             if name.startswith(f"{old}."):
                 if other is not None:
                     found[other + name.removeprefix(old)] = tensor
+                elif name.removeprefix(f"{old}.") in carried:  # the first block that stays makes what all are handed
+                    found[f"{old.rpartition('.')[0]}.0.{name.removeprefix(f'{old}.')}"] = tensor
                 break
         else:
             found[name] = tensor
@@ -169,7 +173,10 @@ def _replaced(network: Network, cuts: Iterable[Cut], gone: Sequence[int]) -> dic
         if isinstance(one.group, Halves):
             for number in (~one.keep).nonzero().flatten().tolist():
                 prefix = network.block_name(one.group.blocks[number])
-                found |= {f"{prefix}.{path}": kind for path, kind in replacements(network, one.group.unit).items()}
+                found |= {
+                    f"{prefix}.{path}": kind
+                    for path, kind in replacements(network, one.group.unit, one.group.blocks[number]).items()
+                }
     if not gone:
         return found
     names = _new_names(network, gone)
@@ -194,8 +201,11 @@ def _rescale(network: Network, cuts: Iterable[Cut], tensors: dict[str, Tensor]) 
     if family.norm != "layer":
         for name in norms:
             scaled[name] *= factor
+    tied = network.model.config.tie_word_embeddings
+    if family.scaled_head and tied:
+        final = f"{network.prefix}{family.stacks[-1].blocks.rpartition('.')[0]}.final_layer_norm.weight"
+        scaled[final] /= factor
     if family.scaled_embedding:
-        tied = network.model.config.tie_word_embeddings
         for path in family.embeddings:
             tensors[f"{network.prefix}{path}.weight"] = tensors[f"{network.prefix}{path}.weight"] * factor
         if tied:
@@ -221,15 +231,21 @@ def _config(network: Network, cuts: Sequence[Cut], gone: Sequence[int], tensors:
     by_unit: dict[str, list[Cut]] = defaultdict(list)
     for one in cuts:
         by_unit[one.group.unit].append(one)
-    if gone:
-        _drop_layers(network, config, gone)
+    for stack, blocks in zip(network.family.stacks, network.ranges, strict=True):
+        lost = [block - blocks.start for block in gone if block in blocks]
+        if lost:
+            _drop_layers(network, config, stack, lost)
     if "neuron" in by_unit:
-        widths = _widths(network, "neuron", by_unit["neuron"], gone)
-        setattr(config, fields["neurons"], max(widths))
+        for stack, blocks in zip(network.family.stacks, network.ranges, strict=True):
+            widths = _widths(network, "neuron", by_unit["neuron"], gone, blocks)
+            if widths and "neurons" in stack.config:
+                setattr(config, stack.config["neurons"], max(widths))
     if "channel" in by_unit:
         hidden = by_unit["channel"][0].left
-        if not network.family.tied_width and "head_dim" in fields:
-            setattr(config, fields["head_dim"], head_dim(network))
+        if not network.family.tied_width:
+            for stack in network.family.stacks:
+                if "head_dim" in stack.config:
+                    setattr(config, stack.config["head_dim"], head_dim(network))
         for name in (fields["hidden"], *network.family.with_hidden):
             if getattr(config, name) == by_unit["channel"][0].group.count:
                 setattr(config, name, hidden)
@@ -244,35 +260,38 @@ def _config(network: Network, cuts: Sequence[Cut], gone: Sequence[int], tensors:
 
 def _set_heads(network: Network, config: Any, by_unit: Mapping[str, list[Cut]], gone: Sequence[int]) -> None:
     """Says the new number of heads, where it is the same everywhere and the config can say it."""
-    fields = network.family.config
-    one = (by_unit.get("head") or by_unit["query-head"])[0]
-    width = head_dim(network)
-    heads, kv_heads = network.dimension("heads"), network.dimension("kv_heads")
-    assert heads is not None
     unit = "head" if "head" in by_unit else "query-head"
-    counts = set(_widths(network, unit, by_unit[unit], gone))
-    if len(counts) > 1:
-        return
-    left = counts.pop()
+    by_field: dict[str, set[int]] = defaultdict(set)
+    for stack, blocks in zip(network.family.stacks, network.ranges, strict=True):
+        by_field[stack.config["heads"]] |= set(_widths(network, unit, by_unit[unit], gone, blocks))
+    for stack, blocks in zip(network.family.stacks, network.ranges, strict=True):
+        counts = by_field[stack.config["heads"]]
+        if len(counts) == 1:
+            _set_stack_heads(network, config, stack, blocks, unit, next(iter(counts)))
+
+
+def _set_stack_heads(network: Network, config: Any, stack: Stack, blocks: range, unit: str, left: int) -> None:
+    width = head_dim(network, blocks.start)
+    kv_heads = network.dimension("kv_heads", stack)
     if network.family.tied_width:
-        hidden = getattr(config, fields["hidden"])
-        if left * width != hidden:
-            return  # the config can't say it
-        setattr(config, fields["heads"], left)
+        if left * width == getattr(config, network.family.config["hidden"]):  # else the config can't say it
+            setattr(config, stack.config["heads"], left)
         return
-    per_group = one.group.readers[0].index.shape[1] // width  # query heads in a unit
-    if kv_heads is None or unit == "head":
-        setattr(config, fields["heads"], left * per_group)
-        if kv_heads is not None:
-            setattr(config, fields["kv_heads"], left)
+    heads = network.dimension("heads", stack)
+    assert heads is not None
+    if kv_heads is None:
+        setattr(config, stack.config["heads"], left)
+    elif unit == "head":
+        setattr(config, stack.config["heads"], left * (heads // kv_heads))
+        setattr(config, stack.config["kv_heads"], left)
     else:
-        setattr(config, fields["heads"], left * kv_heads)
-    setattr(config, fields["head_dim"], width)
+        setattr(config, stack.config["heads"], left * kv_heads)
+    setattr(config, stack.config["head_dim"], width)
 
 
 def _set_experts(network: Network, config: Any, cuts: Sequence[Cut], gone: Sequence[int]) -> None:
     """Says the new number of experts, which has to be the same in every block."""
-    counts = set(_widths(network, "expert", cuts, gone))
+    counts = set(_widths(network, "expert", cuts, gone, range(len(network.blocks))))
     chosen = network.dimension("experts_per_token") or 1
     if len(counts) > 1:
         raise UsageError("every block has to keep the same number of experts; no config can say anything else.")
@@ -282,24 +301,31 @@ def _set_experts(network: Network, config: Any, cuts: Sequence[Cut], gone: Seque
     setattr(config, network.family.config["experts"], left)
 
 
-def _widths(network: Network, unit: str, cuts: Sequence[Cut], gone: Sequence[int]) -> list[int]:
-    """Returns the new number of units in every block that stays and has any."""
+def _widths(network: Network, unit: str, cuts: Sequence[Cut], gone: Sequence[int], blocks: range) -> list[int]:
+    """Returns the new number of units in every one of some blocks that stays and has any."""
     left = {one.group.name: one.left for one in cuts}
-    return [left.get(group.name, group.count) for group in unit_groups(network, unit) if group.block not in gone]
+    return [
+        left.get(group.name, group.count)
+        for group in unit_groups(network, unit)
+        if group.block in blocks and group.block not in gone
+    ]
 
 
-def _drop_layers(network: Network, config: Any, gone: Sequence[int]) -> None:
-    """Says the new number of blocks, and takes their entries out of every list that has one per block."""
+def _drop_layers(network: Network, config: Any, stack: Stack, gone: Sequence[int]) -> None:
+    """Says a stack's new number of blocks, and takes their entries out of every list that has one per block."""
     if getattr(config, "scale_attn_by_inverse_layer_idx", False):
         raise UsageError(
             f"{network.architecture} scales attention by the index of the layer (scale_attn_by_inverse_layer_idx), "
             "so layers can't be removed without changing the others."
         )
-    field = network.family.config["layers"]
+    field = stack.config["layers"]
     layers = getattr(config, field)
-    for name, value in vars(config).items():
-        if isinstance(value, list) and len(value) == layers and not name.startswith("_"):
-            setattr(config, name, [item for index, item in enumerate(value) if index not in gone])
+    if layers == len(gone):
+        raise UsageError(f"every block of the {stack.name} would go; keep at least one.")
+    if len(network.family.stacks) == 1:
+        for name, value in vars(config).items():
+            if isinstance(value, list) and len(value) == layers and not name.startswith("_"):
+                setattr(config, name, [item for index, item in enumerate(value) if index not in gone])
     setattr(config, field, layers - len(gone))
     if hasattr(config, "mlp_only_layers"):  # otherwise a block's index would decide anew whether it has experts
         stays = [block for block in range(layers) if block not in gone]
@@ -359,11 +385,11 @@ def _relabelled(network: Network, config: Any, kind: Any) -> tuple[Any, Any]:
             for gone in ("model_type", "attention_bias", "mlp_bias", "pretraining_tp", "architectures"):
                 fields.pop(gone, None)
             return transformers.MistralConfig(**fields), getattr(transformers, name)
-        heads = plain_config(network)
-        for dimension in ("heads", "kv_heads", "hidden"):
+        before = plain_config(network)
+        for dimension in ("heads", "kv_heads"):
             field = network.family.config.get(dimension)
-            if field is not None and dimension != "hidden":
-                setattr(config, field, getattr(heads, field))
+            if field is not None:
+                setattr(config, field, getattr(before, field))
         try:
             return type(config).from_dict(config.to_dict()), kind
         except (StrictDataclassError, ValueError):
@@ -378,23 +404,28 @@ def _attributes(
 ) -> dict[str, dict[str, int]]:
     """Returns what modules have to be told of the shapes that their config doesn't say."""
     found: dict[str, dict[str, int]] = defaultdict(dict)
-    family, width = network.family, head_dim(network)
-    stem = network.block_name(0).rpartition(".")[0]
-    output = next(one for one in family.projections if one.columns == "head")
-    key = next(one for one in family.projections if "k" in one.rows)
-    for block in range(getattr(config, family.config["layers"])):
-        prefix = f"{stem}.{block}"
-        names = {f"{prefix}.{output.path}", f"{prefix}.{output.path}.weight"}
-        if not any(name in differ for name in names) and not any(
-            name in differ for name in (f"{prefix}.{key.path}", f"{prefix}.{key.path}.weight")
-        ):
-            continue
-        heads, kv_heads = _head_counts(tensors, prefix, output, key, width)
-        values = {"heads": heads, "kv_heads": kv_heads, "width": heads * width, "group": heads // max(kv_heads, 1)}
-        for path, what in family.head_attributes.items():
-            parts = path.split(".")
-            at = parts.index("config") if "config" in parts else len(parts) - 1
-            found[".".join([prefix, *parts[:at]])][".".join(parts[at:])] = values[what]
+    family = network.family
+    for stack, blocks in zip(family.stacks, network.ranges, strict=True):
+        width = head_dim(network, blocks.start)
+        for block in range(getattr(config, stack.config["layers"])):
+            prefix = f"{network.prefix}{stack.blocks}.{block}"
+            values: dict[str, int] = {}
+            for cross in ("", "cross "):
+                output = next((one for one in stack.projections if one.columns == f"{cross}head"), None)
+                key = next((one for one in stack.projections if f"{cross}k" in one.rows), None)
+                if output is None or key is None:
+                    continue
+                paths = (f"{prefix}.{output.path}", f"{prefix}.{key.path}")
+                if not any(name in differ for path in paths for name in (path, f"{path}.weight")):
+                    continue
+                heads, kv_heads = _head_counts(tensors, prefix, output, key, width)
+                values[f"{cross}heads"], values[f"{cross}width"] = heads, heads * width
+                values[f"{cross}kv_heads"], values[f"{cross}group"] = kv_heads, heads // max(kv_heads, 1)
+            for path, what in family.head_attributes.items():
+                if what in values:
+                    parts = path.split(".")
+                    at = parts.index("config") if "config" in parts else len(parts) - 1
+                    found[".".join([prefix, *parts[:at]])][".".join(parts[at:])] = values[what]
     if family.position_width is not None:
         hidden = getattr(config, family.config["hidden"])
         positions = next((tensor.shape[0] for name, tensor in tensors.items() if name.endswith(".rel_attn.r")), hidden)
@@ -403,16 +434,18 @@ def _attributes(
     return dict(found)
 
 
-def _head_counts(tensors: Mapping[str, Tensor], prefix: str, output: Any, key: Any, width: int) -> tuple[int, int]:
-    """Returns the numbers of query heads and KV heads that a block's tensors have."""
+def _head_counts(
+    tensors: Mapping[str, Tensor], prefix: str, output: Projection, key: Projection, width: int
+) -> tuple[int, int]:
+    """Returns the numbers of query heads and KV heads that an attention's tensors have."""
     o = tensors.get(f"{prefix}.{output.path}.weight")
-    if o is None:
+    if o is None:  # (hidden, heads, head_dim)
         heads = tensors[f"{prefix}.{output.path}"].shape[1]
         return heads, heads
-    heads = o.shape[1 if output.layout.value.startswith("out") else 0] // width
+    heads = o.shape[1 if output.layout is Layout.OUT_IN else 0] // width
     k = tensors[f"{prefix}.{key.path}.weight"]
-    rows = k.shape[0 if key.layout.value.startswith("out") else 1] // width
-    if key.rows == ("k",):
+    rows = k.shape[0 if key.layout is Layout.OUT_IN else 1] // width
+    if len(key.rows) == 1:
         return heads, rows
     return heads, heads if key.per_head else (rows - heads) // 2
 

@@ -18,9 +18,14 @@ from secateur.errors import UsageError, did_you_mean
 from secateur.network.family import Layout, Projection
 from secateur.network.network import Layer, Network
 
-HEAD_ROWS = ("q", "k", "v", "r")
 NEURON_ROWS = ("neuron", "gate", "up")
-INNER_COLUMNS = ("head", "neuron", "position")  # of a block's weights: what isn't the hidden states
+INNER_COLUMNS = (
+    "head",
+    "cross head",
+    "neuron",
+    "expert neuron",
+    "position",
+)  # of a block's weights: what isn't the hidden states
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ class UnitGroup:
         readers: The linear layers among the consumers.
         whole: By unit: names of tensors that go as a whole, for layers and halves.
         network: Where the tensors are.
+        shared: Groups of the same name here lose the same units (T5's blocks share the biases of positions by head).
     """
 
     name: str
@@ -77,6 +83,7 @@ class UnitGroup:
     follows: tuple[Slice, ...] = ()
     readers: tuple[Reader, ...] = ()
     whole: tuple[tuple[str, ...], ...] = ()
+    shared: str | None = None
 
     @property
     def slices(self) -> tuple[Slice, ...]:
@@ -131,12 +138,13 @@ def unit_groups(network: Network, unit: str) -> list[UnitGroup]:
     return groups
 
 
-def head_dim(network: Network) -> int:
-    """Returns the width of an attention head."""
-    explicit = network.dimension("head_dim")
+def head_dim(network: Network, block: int = 0) -> int:
+    """Returns the width of an attention head of a block."""
+    stack = network.stack_of(block)
+    explicit = network.dimension("head_dim", stack)
     if explicit is not None:
         return explicit
-    hidden, heads = network.dimension("hidden"), network.dimension("heads")
+    hidden, heads = network.dimension("hidden"), network.dimension("heads", stack)
     assert hidden is not None
     assert heads is not None
     return hidden // heads
@@ -200,72 +208,101 @@ def _neurons(network: Network) -> Iterable[UnitGroup]:
 
 def _heads(network: Network, grouped: bool = True) -> Iterable[UnitGroup]:
     """Yields attention heads: whole KV groups, or single query heads by their place in each KV group."""
-    name, width = _namer(network), head_dim(network)
+    name_of = _namer(network)
     for block in range(len(network.blocks)):
         found = network.described_layers(block)
-        outputs = [layer for projection, layer in found if projection.columns == "head"]
-        if not outputs:
+        for columns in ("head", "cross head"):
+            cross = columns.removesuffix("head")
+            outputs = [layer for projection, layer in found if projection.columns == columns]
+            inputs = [(one, layer) for one, layer in found if {r.removeprefix(cross) for r in one.rows} & {*"qkvr"}]
+            inputs = [(one, layer) for one, layer in inputs if one.rows[0].startswith("cross") == bool(cross)]
+            if outputs and outputs[0].shape[1]:
+                yield _attention(network, block, cross, inputs, outputs, grouped, name_of)
+
+
+def _attention(
+    network: Network,
+    block: int,
+    cross: str,
+    inputs: list[tuple[Projection, Layer]],
+    outputs: list[Layer],
+    grouped: bool,
+    name_of: Callable[[Tensor], str],
+) -> UnitGroup:
+    """Returns the heads of one attention.
+
+    Args:
+        network: The model.
+        block: The block's index.
+        cross: `cross ` for the attention to the encoder's output, else empty.
+        inputs: The projections that make queries, keys and values.
+        outputs: Those that read the heads.
+        grouped: Whether a KV group is one unit.
+        name_of: Gives a tensor's name.
+    """
+    width = head_dim(network, block)
+    heads = outputs[0].shape[1] // width
+    kv_heads = _kv_heads(inputs, heads, width, cross)
+    query = torch.arange(heads * width).reshape(kv_heads, heads // kv_heads, width)
+    query = query.flatten(1) if grouped else query.transpose(0, 1).flatten(1)
+    single = _span(0, kv_heads, width)
+    produces: list[Slice] = []
+    for projection, layer in inputs:
+        if layer.parameter.ndim == 3:  # (hidden, heads, head_dim)
+            produces.append(Slice(layer.name, 1, _span(0, heads, 1)))
             continue
-        heads = outputs[0].shape[1] // width
-        kv_heads = _kv_heads(found, heads, width)
-        if heads == 0:
+        if projection.per_head:
+            produces += _rows(layer, _span(0, heads, width * len(projection.rows)), name_of)
             continue
-        query = torch.arange(heads * width).reshape(kv_heads, heads // kv_heads, width)
-        query = query.flatten(1) if grouped else query.transpose(0, 1).flatten(1)
-        single = _span(0, kv_heads, width)
-        count = query.shape[0]
-        produces: list[Slice] = []
-        for projection, layer in found:
-            if not set(projection.rows) & set(HEAD_ROWS):
-                continue
-            if layer.parameter.ndim == 3:  # (hidden, heads, head_dim)
-                produces.append(Slice(layer.name, 1, _span(0, heads, 1)))
-                continue
-            if projection.per_head:
-                each = width * len(projection.rows)
-                produces += _rows(layer, _span(0, heads, each), name)
-                continue
-            sizes = {"q": heads * width, "k": kv_heads * width, "v": kv_heads * width}
-            for part, (start, _) in _row_parts(projection, layer, sizes).items():
-                if part == "q":
-                    produces += _rows(layer, start + query, name)
-                elif grouped:
-                    produces += _rows(layer, start + single, name)
-        prefix = network.block_name(block)
-        if network.family.head_tensors:
-            produces += [Slice(f"{prefix}.{path}", axis, _span(0, heads, 1)) for path, axis in _tensors(network)]
-        consumes = [
-            Slice(layer.name, 1, _span(0, heads, 1)) if layer.parameter.ndim == 3 else _columns(layer, query)
-            for layer in outputs
-        ]
-        yield UnitGroup(
-            name=f"{prefix}/{'head' if grouped else 'query-head'}",
-            unit="head" if grouped else "query-head",
-            count=count,
-            block=block,
-            produces=_merged(produces),
-            consumes=tuple(consumes),
-            readers=tuple(Reader(layer, query) for layer in outputs),
-            network=network,
-        )
+        sizes = {f"{cross}q": heads * width, f"{cross}k": kv_heads * width, f"{cross}v": kv_heads * width}
+        for part, (start, _) in _row_parts(projection, layer, sizes).items():
+            if part == f"{cross}q":
+                produces += _rows(layer, start + query, name_of)
+            elif grouped:
+                produces += _rows(layer, start + single, name_of)
+    prefix = network.block_name(block)
+    shared = None
+    if not cross:
+        every = {name for name, _ in network.model.named_parameters()} if _tensors(network) else set()
+        for path, axis in _tensors(network):
+            if f"{prefix}.{path}" in every:
+                produces.append(Slice(f"{prefix}.{path}", axis, _span(0, heads, 1)))
+        if network.stack_of(block).carries:
+            shared = f"{network.stack_of(block).name}/head"
+    consumes = [
+        Slice(layer.name, 1, _span(0, heads, 1)) if layer.parameter.ndim == 3 else _columns(layer, query)
+        for layer in outputs
+    ]
+    return UnitGroup(
+        name=f"{prefix}/{cross}{'head' if grouped else 'query-head'}",
+        unit="head" if grouped else "query-head",
+        count=query.shape[0],
+        block=block,
+        produces=_merged(produces),
+        consumes=tuple(consumes),
+        readers=tuple(Reader(layer, query) for layer in outputs),
+        network=network,
+        shared=shared,
+    )
 
 
 def _tensors(network: Network) -> tuple[tuple[str, int], ...]:
     return network.family.head_tensors
 
 
-def _kv_heads(found: list[tuple[Projection, Layer]], heads: int, width: int) -> int:
-    """Returns the number of KV heads of a block, from the shapes of its weights."""
+def _kv_heads(found: list[tuple[Projection, Layer]], heads: int, width: int, cross: str) -> int:
+    """Returns the number of KV heads of an attention, from the shapes of its weights."""
     for projection, layer in found:
-        if projection.rows == ("k",):
-            return layer.shape[0] // width
+        if projection.rows == (f"{cross}k",):
+            return heads if layer.parameter.ndim == 3 else layer.shape[0] // width
         if "k" in projection.rows and not projection.per_head:
             return (layer.shape[0] // width - heads) // 2
     return heads
 
 
 def _query_heads(network: Network) -> Iterable[UnitGroup]:
-    heads, kv_heads = network.dimension("heads"), network.dimension("kv_heads")
+    stack = network.stack_of(0)
+    heads, kv_heads = network.dimension("heads", stack), network.dimension("kv_heads", stack)
     if kv_heads is None or kv_heads == heads:
         raise UsageError(f"each head of {network.architecture} has a key of its own: use --unit head.")
     yield from _heads(network, grouped=False)
@@ -333,7 +370,7 @@ def _channels(network: Network) -> Iterable[UnitGroup]:
     for name in network.family.with_hidden:
         if getattr(network.model.config, name) == hidden:
             changes[name] = 2 * hidden
-    if network.family.tied_width and "head_dim" in fields:
+    if network.family.tied_width and "head_dim" in fields:  # XLNet
         changes[fields["head_dim"]] = 2 * head_dim(network)
     moving = _moving_axes(network, **changes)
     inner: set[tuple[str, int]] = set()  # axes that count heads, neurons or places of positions instead
@@ -413,7 +450,7 @@ def _layers(network: Network) -> Iterable[UnitGroup]:
 def half_names(network: Network, block: int, half: str) -> tuple[str, ...]:
     """Returns the names of the tensors that go when a block loses its attention or its MLP."""
     prefix = network.block_name(block)
-    paths = [f"{prefix}.{path}." for path in replacements(network, half)]
+    paths = [f"{prefix}.{path}." for path in replacements(network, half, block)]
     if not network.family.without[half]:
         group = next(group for group in _heads(network) if group.block == block)
         return tuple(dict.fromkeys(part.name for part in group.slices))
@@ -421,9 +458,11 @@ def half_names(network: Network, block: int, half: str) -> tuple[str, ...]:
     return tuple(name for name in parameters if name.startswith(tuple(paths)))
 
 
-def replacements(network: Network, half: str) -> Mapping[str, str]:
+def replacements(network: Network, half: str, block: int) -> Mapping[str, str]:
     """Returns what stands in place of which module of a block when a half of it goes."""
-    found = network.family.without[half]
+    module = network.blocks[block]
+    there = {name for name, _ in module.named_modules()}
+    found = {path: kind for path, kind in network.family.without[half].items() if path in there}
     before = network.family.pre_norm
     if before is not None and not getattr(network.model.config, before):
         return {path: kind for path, kind in found.items() if "norm" not in path}

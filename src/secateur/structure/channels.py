@@ -202,7 +202,7 @@ def _match(
         assert little.module is not None
         handles += [big.module.register_forward_hook(give), little.module.register_forward_pre_hook(read)]
     try:
-        for (_, _), (_, _) in zip(dense.outputs(), small.outputs(), strict=True):
+        for (_, _), (_, _) in zip(dense.block_outputs(), small.block_outputs(), strict=True):
             for number, one in enumerate(sums):
                 x, t = reads[number].float(), outputs[number].float()
                 t = t if rows is None else t[:, rows]

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from secateur.calibration.data import Windows
 from secateur.calibration.runner import BlockRunner
 from secateur.calibration.statistics import INPUTS, Gradients, Needs, Statistics
+from secateur.calibration.windows import Windows
 from secateur.errors import CalibrationError
 from secateur.evaluation.costs import Costs
 from secateur.network.network import Layer, Network

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from secateur.calibration.data import Windows
 from secateur.calibration.statistics import Needs
+from secateur.calibration.windows import Windows
 from secateur.errors import UsageError
 from secateur.evaluation.costs import Costs, costs
 from secateur.network.network import Network
