@@ -93,7 +93,7 @@ def unit_costs(group: UnitGroup, what: str, length: int) -> Tensor:
 
 
 def linear_names(network: Network) -> set[str]:
-    """Returns the names of the parameters that multiply hidden states: those of blocks, and output heads, tied or not."""
+    """Returns the names of the parameters that multiply hidden states: those of blocks, and heads, tied or not."""
     names = {id(parameter): name for name, parameter in network.model.named_parameters()}
     inside = {names[id(layer.parameter)] for layer in network.layers()}
     heads = {names[id(layer.parameter)] for layer in network.outside() if not layer.table}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -237,9 +237,13 @@ def _config(network: Network, cuts: Sequence[Cut], gone: Sequence[int], tensors:
             _drop_layers(network, config, stack, lost)
     if "neuron" in by_unit:
         for stack, blocks in zip(network.family.stacks, network.ranges, strict=True):
-            widths = _widths(network, "neuron", by_unit["neuron"], gone, blocks)
-            if widths and "neurons" in stack.config:
-                setattr(config, stack.config["neurons"], max(widths))
+            sparse = {
+                block for block in blocks if any(layer.expert is not None for layer in network.block_layers(block))
+            }
+            for field, some in (("neurons", set(blocks) - sparse), ("expert_neurons", sparse)):
+                widths = _widths(network, "neuron", by_unit["neuron"], gone, some)
+                if widths:
+                    setattr(config, stack.config[field], max(widths))
     if "channel" in by_unit:
         hidden = by_unit["channel"][0].left
         if not network.family.tied_width:
@@ -301,7 +305,7 @@ def _set_experts(network: Network, config: Any, cuts: Sequence[Cut], gone: Seque
     setattr(config, network.family.config["experts"], left)
 
 
-def _widths(network: Network, unit: str, cuts: Sequence[Cut], gone: Sequence[int], blocks: range) -> list[int]:
+def _widths(network: Network, unit: str, cuts: Sequence[Cut], gone: Sequence[int], blocks: Container[int]) -> list[int]:
     """Returns the new number of units in every one of some blocks that stays and has any."""
     left = {one.group.name: one.left for one in cuts}
     return [

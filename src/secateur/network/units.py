@@ -181,26 +181,36 @@ def _columns(layer: Layer, index: Tensor) -> Slice:
 
 
 def _neurons(network: Network) -> Iterable[UnitGroup]:
-    name = _namer(network)
+    """Yields each MLP's hidden features; the experts of a block lose the same ones, as they are stored together."""
+    name_of = _namer(network)
     for block in range(len(network.blocks)):
         found = network.described_layers(block)
-        readers = [layer for projection, layer in found if projection.columns == "neuron"]
+        readers = [layer for projection, layer in found if projection.columns.endswith("neuron")]
         if not readers or 0 in readers[0].shape:
             continue
         count = readers[0].shape[1]
+        index = _span(0, count, 1)
         produces: list[Slice] = []
         for projection, layer in found:
             for part, (start, _) in _row_parts(projection, layer, {}).items():
-                if part in NEURON_ROWS:
-                    produces += _rows(layer, _span(start, count, 1), name)
-        index = _span(0, count, 1)
+                rows = _span(start, count, 1)
+                if part in NEURON_ROWS and layer.expert is None:
+                    produces += _rows(layer, rows, name_of)
+                elif part in NEURON_ROWS and layer.expert == 0:  # all experts' rows are one tensor
+                    produces.append(Slice(name_of(layer.parameter), 1, rows))
+        consumes = {
+            name_of(layer.parameter): Slice(name_of(layer.parameter), 2, index)
+            if layer.expert is not None
+            else _columns(layer, index)
+            for layer in readers
+        }
         yield UnitGroup(
             name=f"{network.block_name(block)}/neuron",
             unit="neuron",
             count=count,
             block=block,
             produces=_merged(produces),
-            consumes=tuple(_columns(layer, index) for layer in readers),
+            consumes=tuple(consumes.values()),
             readers=tuple(Reader(layer, index) for layer in readers),
             network=network,
         )

@@ -20,7 +20,7 @@ from secateur.evaluation.costs import costs, linear_names
 from secateur.network.network import Layer, Network
 from secateur.network.surgery import Cut
 from secateur.network.units import INNER_COLUMNS, UnitGroup, head_dim, unit_groups
-from secateur.scores.units import checked
+from secateur.scores.units import scored
 from secateur.solvers.removal import refit
 from secateur.structure.budget import budget_of
 from secateur.structure.inner import kept_by_score
@@ -32,7 +32,7 @@ def choose_channels(job: Job) -> list[Cut]:
     (group,) = unit_groups(job.network, "channel")
     heads = unit_groups(job.network, "head") if job.network.family.tied_width else []
     inputs = _statistics(job, [group, *heads])
-    scores = checked(job.score.score(group, job.statistics(group, inputs)), group, job.score.name)
+    scores = scored(job.score, group, job.statistics(group, inputs))
     step = _step(job)
     if job.stage.threshold is not None:
         left = int(kept_by_score(scores, None, job.stage.threshold, job, group).sum()) // step * step
@@ -42,7 +42,7 @@ def choose_channels(job: Job) -> list[Cut]:
         left = _width(job, group, heads, step)
     cuts = [Cut(group, kept_by_score(scores, left, None, job, group))]
     for one in heads:
-        values = checked(job.score.score(one, job.statistics(one, inputs)), one, job.score.name)
+        values = scored(job.score, one, job.statistics(one, inputs))
         cuts.append(Cut(one, kept_by_score(values, left // head_dim(job.network), None, job, one)))
     for made in cuts:
         job.report(made.group, made.keep)

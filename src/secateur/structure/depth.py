@@ -9,7 +9,7 @@ from secateur.calibration.influence import block_influence, leave_one_out
 from secateur.errors import NothingPrunedError, UsageError
 from secateur.network.surgery import Cut
 from secateur.network.units import Halves, UnitGroup, unit_groups
-from secateur.scores.units import checked
+from secateur.scores.units import scored
 from secateur.structure.budget import budget_of
 from secateur.structure.inner import kept_by_score
 from secateur.structure.job import Job
@@ -33,18 +33,18 @@ def choose_depth(job: Job) -> list[Cut]:
 
 def _scores(job: Job, group: UnitGroup) -> Tensor:
     name = job.score.name
-    more: dict[str, Tensor] = {}
+    influence: Tensor | None = None
     with job.timed("score"):
         if name == "block-influence":
             runner = job.runner()
             bar = job.progress.bar("scoring layers", len(job.network.blocks) * len(runner.hidden))
-            more["influence"] = block_influence(job.network, group, runner, bar)
+            influence = block_influence(job.network, group, runner, bar)
         elif name == "loo-kl":
             if job.windows is None:
                 raise UsageError("--score loo-kl needs calibration windows; give --calibration.")
             windows = max(1, JUDGED // job.windows.length)
-            more["influence"] = leave_one_out(job.network, group, job.windows.ids[:windows], job.progress)
-        return checked(job.score.score(group, job.statistics(group, {}, **more)), group, name).clone()
+            influence = leave_one_out(job.network, group, job.windows.ids[:windows], job.progress)
+        return scored(job.score, group, job.statistics(group, {}, influence)).clone()
 
 
 def _protected(job: Job, group: UnitGroup) -> Tensor:

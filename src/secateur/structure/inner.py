@@ -20,8 +20,8 @@ from secateur.calibration.targets import Moments, output_moments
 from secateur.errors import NothingPrunedError, UsageError
 from secateur.linear_algebra import DAMPING
 from secateur.network.surgery import Cut
-from secateur.network.units import UnitGroup, unit_groups
-from secateur.scores.units import checked
+from secateur.network.units import Reader, UnitGroup, unit_groups
+from secateur.scores.units import scored
 from secateur.solvers.removal import elimination, refit
 from secateur.structure.budget import budget_of
 from secateur.structure.job import GRADIENT_NEEDS, Job
@@ -143,6 +143,8 @@ def _values(job: Job, groups: Sequence[UnitGroup]) -> list[tuple[float, ...]]:
             inputs = job.gather(runner, some, needs) if runner is not None and some else {}
             for group in some:
                 if by_error:
+                    if len(group.readers) > 1:
+                        raise UsageError("the neurons of experts share one budget evenly; leave --allocation out.")
                     reader = group.readers[0]
                     W = reader.layer.matrix().to(job.network.device, torch.float32)
                     least = max(1, job.stage.min_units)
@@ -152,7 +154,7 @@ def _values(job: Job, groups: Sequence[UnitGroup]) -> list[tuple[float, ...]]:
                     scale = path.energy if job.stage.allocation == "error" and path.energy > 0 else 1.0
                     found[group.name] = path.losses / scale
                 else:
-                    scores = checked(job.score.score(group, job.statistics(group, inputs)), group, job.score.name)
+                    scores = scored(job.score, group, job.statistics(group, inputs))
                     found[group.name] = scores.sort().values.double()
             if runner is not None:
                 runner.advance(lambda: None)
@@ -163,6 +165,35 @@ def _values(job: Job, groups: Sequence[UnitGroup]) -> list[tuple[float, ...]]:
             for name in names:
                 found[name] = found[name] / (mean or 1.0)
     return [tuple(found[group.name].tolist()) for group in groups]
+
+
+def _shared(job: Job, groups: Sequence[UnitGroup], counts: dict[str, int] | None) -> dict[str, Tensor]:
+    """Returns, by the name of what they share, which units stay in groups that lose the same ones.
+
+    They are scored on the dense model, and their scores added up.
+    """
+    some = [group for group in groups if group.shared is not None]
+    if not some:
+        return {}
+    if counts is None:
+        raise UsageError("a --threshold can't choose units that several blocks lose together; give another target.")
+    needs = job.score.needs
+    runner = job.runner() if needs & INPUTS else None
+    by_block = _by_block(some)
+    total: dict[str, Tensor] = {}
+    for block in job.progress.track(range(max(by_block) + 1), "looking at the dense model"):
+        inputs = job.gather(runner, by_block.get(block, []), needs) if runner is not None and block in by_block else {}
+        for group in by_block.get(block, []):
+            assert group.shared is not None
+            scores = scored(job.score, group, job.statistics(group, inputs))
+            total[group.shared] = total.get(group.shared, torch.zeros(group.count)) + scores
+        if runner is not None:
+            runner.advance(lambda: None)
+    return {
+        group.shared: kept_by_score(total[group.shared], counts[group.name], None, job, group)
+        for group in some
+        if group.shared is not None
+    }
 
 
 def _by_block(groups: Sequence[UnitGroup]) -> dict[int, list[UnitGroup]]:
@@ -180,7 +211,8 @@ def _walk(job: Job, groups: Sequence[UnitGroup], counts: dict[str, int] | None) 
     stage, by_block = job.stage, _by_block(groups)
     needs = job.score.needs | (Needs.GRAM if stage.repair or stage.solver == "obs" else Needs.NOTHING)
     runner = job.runner() if needs or stage.reconstruct else None
-    towards_dense = stage.repair and job.network.family.adds and "neuron" in stage.kinds
+    towards_dense = _adds(job) and "neuron" in stage.kinds
+    fixed = _shared(job, groups, counts)
     dense = job.runner() if runner is not None and (towards_dense or stage.reconstruct) else None
     last = max(by_block)
     cuts = []
@@ -191,7 +223,7 @@ def _walk(job: Job, groups: Sequence[UnitGroup], counts: dict[str, int] | None) 
                 dense.advance(lambda: None)
         for kind in ORDER:
             for group in (one for one in some if one.unit == kind):
-                cuts.append(_remove(job, group, counts, runner, dense, needs))
+                cuts.append(_remove(job, group, counts, runner, dense, needs, fixed.get(group.shared or "")))
         if stage.reconstruct and runner is not None and dense is not None and some:
             with job.timed("reconstruct"), runner.differentiable():
                 layers = job.network.block_layers(block)
@@ -213,40 +245,81 @@ def _remove(
     runner: BlockRunner | None,
     dense: BlockRunner | None,
     needs: Needs,
+    fixed: Tensor | None,
 ) -> Cut:
-    """Chooses a group's units, repairs what reads them, and sets what goes to zero."""
+    """Chooses a group's units, repairs what reads them, and sets what goes to zero.
+
+    Args:
+        job: The stage's work.
+        group: The group.
+        counts: How many units each group keeps; None where the threshold decides.
+        runner: Stands before the group's block in the model so far.
+        dense: Stands behind it in the dense model, if the repair is to make up for earlier errors.
+        needs: What is gathered.
+        fixed: (units,) bool where it has been chosen already.
+    """
     stage = job.stage
     if counts is not None and counts[group.name] == group.count:
         keep = torch.ones(group.count, dtype=torch.bool)
         job.report(group, keep)
         return Cut(group, keep)
-    (reader,) = group.readers
-    layer = reader.layer
     inputs = job.gather(runner, [group], needs) if runner is not None else {}
-    moments = None
-    if runner is not None and dense is not None and group.unit == "neuron" and stage.repair and job.network.family.adds:
+    towards = None
+    single = len(group.readers) == 1
+    if runner is not None and dense is not None and group.unit == "neuron" and single and _adds(job):
         with job.timed("gather"):
-            moments = output_moments(runner, layer, dense.hidden, lambda: None)
+            towards = output_moments(runner, group.readers[0].layer, dense.hidden, lambda: None)
     with job.timed("solve"), torch.inference_mode():
-        W = layer.matrix().to(job.network.device, torch.float32)
-        bias = getattr(layer.module, "bias", None)
-        b = None if bias is None else bias.detach().to(job.network.device, torch.float32)
-        known = inputs.get(layer.reads)
-        if moments is None and known is not None and known.gram is not None:
-            moments = Moments.of_outputs(W, b, known.count, known.G, known.total.float())
-        keep = _chosen(job, group, counts, inputs, moments, W, b)
-        columns = torch.zeros(W.shape[1], dtype=torch.bool)
-        columns[reader.index[keep].flatten()] = True
-        if stage.repair and moments is not None:
-            done = refit(W, b, moments, columns, _damping(job))
-            layer.matrix().copy_(done.W.to(layer.parameter.dtype))
-            if bias is not None and done.bias is not None:
-                bias.copy_(done.bias.to(bias.dtype))
-            job.report(group, keep, done.error_before, done.error)
+        moments = [_moments(job, reader, inputs) if towards is None else towards for reader in group.readers]
+        keep = _chosen(job, group, counts, inputs, moments) if fixed is None else fixed
+        errors = [
+            _refitted(job, reader, one, keep)
+            for reader, one in zip(group.readers, moments, strict=True)
+            if stage.repair and one is not None and one.count
+        ]
+        if errors:
+            before, after = (sum(pair) / len(errors) for pair in zip(*errors, strict=True))
+            job.report(group, keep, before, after)
         else:
             job.report(group, keep)
         _zero(group, keep)
     return Cut(group, keep)
+
+
+def _adds(job: Job) -> bool:
+    """Whether the repair of neurons can make up for earlier errors: what the MLP gives is added as it is."""
+    before = job.network.family.pre_norm
+    pre_norm = before is None or bool(getattr(job.network.model.config, before))
+    return job.stage.repair and job.network.family.adds and pre_norm
+
+
+def _weights(job: Job, reader: Reader) -> tuple[Tensor, Tensor | None]:
+    """Returns a layer's weight (out, in) and bias (out,), float32, on the compute device; experts have no bias."""
+    W = reader.layer.matrix().to(job.network.device, torch.float32)
+    bias = None if reader.layer.expert is not None else getattr(reader.layer.module, "bias", None)
+    return W, None if bias is None else bias.detach().to(job.network.device, torch.float32)
+
+
+def _moments(job: Job, reader: Reader, inputs: dict[str, Statistics]) -> Moments | None:
+    known = inputs.get(reader.layer.reads)
+    if known is None or known.gram is None:
+        return None
+    W, b = _weights(job, reader)
+    return Moments.of_outputs(W, b, known.count, known.G, known.total.float())
+
+
+def _refitted(job: Job, reader: Reader, moments: Moments, keep: Tensor) -> tuple[float, float]:
+    """Fits a layer anew on the units that stay; returns the relative error before and after."""
+    W, b = _weights(job, reader)
+    columns = torch.zeros(W.shape[1], dtype=torch.bool)
+    columns[reader.index[keep].flatten()] = True
+    done = refit(W, b, moments, columns, _damping(job))
+    reader.layer.matrix().copy_(done.W.to(reader.layer.parameter.dtype))
+    if done.bias is not None:
+        bias = reader.layer.module.bias  # type: ignore[union-attr]
+        assert isinstance(bias, Tensor)
+        bias.copy_(done.bias.to(bias.dtype))
+    return done.error_before, done.error
 
 
 def _damping(job: Job) -> float:
@@ -258,22 +331,22 @@ def _chosen(
     group: UnitGroup,
     counts: dict[str, int] | None,
     inputs: dict[str, Statistics],
-    moments: Moments | None,
-    W: Tensor,
-    b: Tensor | None,
+    moments: Sequence[Moments | None],
 ) -> Tensor:
     """Returns (units,) bool: which units stay."""
-    if job.stage.solver == "obs" and counts is not None:
-        assert moments is not None
+    if job.stage.solver == "obs" and counts is not None and len(moments) == 1:
+        (reader,), (own,) = group.readers, moments
+        assert own is not None
+        W, b = _weights(job, reader)
         every = torch.ones(W.shape[1], dtype=torch.bool)
-        own = moments if b is None else moments.centred()
-        start = refit(W, b, moments, every, _damping(job)).W if job.stage.repair else W
+        start = refit(W, b, own, every, _damping(job)).W if job.stage.repair else W
+        G = own.G if b is None else own.centred().G
         remove = group.count - counts[group.name]
-        path = elimination(start, own.G, group.readers[0].index, remove, _damping(job))
+        path = elimination(start, G, reader.index, remove, _damping(job))
         keep = torch.ones(group.count, dtype=torch.bool)
         keep[path.order] = False
         return keep
-    scores = checked(job.score.score(group, job.statistics(group, inputs)), group, job.score.name)
+    scores = scored(job.score, group, job.statistics(group, inputs))
     return kept_by_score(scores, None if counts is None else counts[group.name], job.stage.threshold, job, group)
 
 

@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from secateur.processes import ALONE, Processes
 from secateur.progress import Progress
 from secateur.recipe import Calibration, Prune
 from secateur.result import BlockReport, GroupReport
+from secateur.scores.unit_score import Usage
 from secateur.scores.units import UnitScore, UnitStatistics, unit_score_named
 
 GRADIENT_NEEDS = Needs.GRADIENT | Needs.GRADIENT_SIZE | Needs.GRADIENT_SQUARE
@@ -86,10 +87,15 @@ class Job:
         """Returns a source of random numbers of a group's own."""
         return torch.Generator().manual_seed(self.seed * 1_000_003 + (group.block or 0))
 
-    def statistics(self, group: UnitGroup, inputs: dict[str, Statistics], **more: Tensor) -> UnitStatistics:
+    def statistics(
+        self,
+        group: UnitGroup,
+        inputs: dict[str, Statistics],
+        influence: Tensor | None = None,
+        usage: Usage | None = None,
+        tokens: Tensor | None = None,
+    ) -> UnitStatistics:
         """Returns what a score sees of a group."""
-        from dataclasses import replace  # noqa: PLC0415
-
         found = []
         for reader in group.readers:
             known = inputs.get(reader.layer.reads)
@@ -97,7 +103,7 @@ class Job:
             if known is None and gradients is not None:
                 known = Statistics.empty(reader.layer.shape[1], Needs.NOTHING, self.network.device)
             found.append(known if known is None or gradients is None else replace(known, gradients=gradients))
-        return UnitStatistics(inputs=tuple(found), random=self.random(group), **more)
+        return UnitStatistics(tuple(found), influence, usage, tokens, self.random(group))
 
     def gather(self, runner: BlockRunner, groups: list[UnitGroup], needs: Needs) -> dict[str, Statistics]:
         """Returns statistics of what the groups' readers read in the block that the runner stands before."""

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from secateur.calibration.statistics import Needs
 from secateur.calibration.windows import Windows
 from secateur.errors import UsageError
 from secateur.evaluation.costs import Costs, costs
 from secateur.network.network import Network
-from secateur.network.surgery import Cut, cut, pad_to_plain
+from secateur.network.surgery import cut, pad_to_plain
 from secateur.network.units import unit_groups
 from secateur.processes import ALONE, Processes
 from secateur.progress import Progress
 from secateur.recipe import INNER_UNITS, Calibration, Prune
 from secateur.result import StageReport
-from secateur.scores.units import unit_score_named
+from secateur.scores.units import check_fit, unit_score_named
 from secateur.structure.channels import choose_channels, repair_channels
 from secateur.structure.depth import choose_depth
 from secateur.structure.experts import choose_experts
@@ -60,10 +57,7 @@ def check_units(network: Network, stage: Prune) -> None:
         raise UsageError("units are removed from models in memory; leave --stream out.")
     for kind in stage.kinds:
         unit_groups(network, kind)
-        if kind not in score.fits:
-            raise UsageError(
-                f"--score {score.name} isn't for --unit {kind}; it is for {', '.join(sorted(score.fits))}."
-            )
+        check_fit(score, kind)
 
 
 def prune_units(
@@ -129,8 +123,3 @@ def _budget(job: Job, before: Network, after: Network) -> dict[str, object]:
         "before": vars(old),
         "after": vars(new),
     }
-
-
-def kept_tokens(cuts: list[Cut]) -> Tensor:
-    """Returns (kept,) int64: the old ids of the tokens that stayed."""
-    return torch.nonzero(cuts[0].keep).flatten()

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor
 
-from secateur.calibration.data import text_windows
 from secateur.errors import NothingPrunedError, UsageError
 from secateur.network.network import Network
 from secateur.network.surgery import Cut
 from secateur.network.units import UnitGroup, unit_groups
 from secateur.network.vocabulary import closure, remap_ids, remap_tokenizer, token_counts, window_counts
-from secateur.scores.units import checked
+from secateur.scores.units import scored
 from secateur.structure.budget import budget_of
 from secateur.structure.inner import kept_by_score
 from secateur.structure.job import Job
@@ -29,7 +26,7 @@ def choose_tokens(job: Job) -> list[Cut]:
     remap_tokenizer(job.network.tokenizer, torch.ones(group.count, dtype=torch.bool))  # raises before any work
     with job.timed("score"):
         counts = _counts(job, group)
-        scores = checked(job.score.score(group, job.statistics(group, {}, tokens=counts)), group, job.score.name)
+        scores = scored(job.score, group, job.statistics(group, {}, tokens=counts))
     wanted = kept_by_score(scores, *_target(job, group, scores), job, group)
     keep = closure(job.network.tokenizer, wanted)
     if bool(keep.all()):
@@ -38,8 +35,8 @@ def choose_tokens(job: Job) -> list[Cut]:
         job.notes.append(f"{added} more tokens stay, as the tokenizer makes others of them or falls back on them.")
     seen = float(counts[keep].sum()) / max(1.0, float(counts.sum()))
     job.notes.append(
-        f"{int(keep.sum()):,} of {group.count:,} tokens stay; they are {seen:.2%} of the tokens of the calibration text. "
-        "Perplexity per token isn't comparable with the dense model's: compare bits per byte."
+        f"{int(keep.sum()):,} of {group.count:,} tokens stay; they are {seen:.2%} of the tokens of the calibration "
+        "text. Perplexity per token isn't comparable with the dense model's: compare bits per byte."
     )
     job.report(group, keep)
     return [Cut(group, keep)]
@@ -91,19 +88,7 @@ def with_new_vocabulary(network: Network, keep: Tensor) -> Network:
         keep: (old vocabulary,) bool.
     """
     network.tokenizer = remap_tokenizer(network.tokenizer, keep)
-    size = network.model.config.vocab_size
-    network.model.config = _same_kind(remap_ids(network.model.config, keep), size)
+    network.model.config = remap_ids(network.model.config, keep)
     if network.model.can_generate():
         network.model.generation_config = remap_ids(network.model.generation_config, keep)
     return network
-
-
-def _same_kind(config: object, size: int) -> object:
-    found = copy.copy(config)
-    found.vocab_size = size  # type: ignore[attr-defined]
-    return found
-
-
-def calibration_again(network: Network, data: str, windows: int, length: int) -> object:
-    """Returns calibration windows in the new vocabulary."""
-    return text_windows(network, data, windows, length)
