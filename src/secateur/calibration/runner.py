@@ -100,7 +100,11 @@ class BlockRunner:
             finally:
                 block.to("cpu")
 
-    def _forward(self, batch: int) -> Tensor:
+    def forward(self, batch: int) -> Tensor:
+        """Returns the next block's output for a batch, as the block is now.
+
+        To be called where the block is on the compute device, as it is within `advance`.
+        """
         args, kwargs = self._calls[batch][self.position]
         device = self.network.device
         hidden = self.hidden[batch].to(device)
@@ -135,7 +139,7 @@ class BlockRunner:
         with self._on_device(self.block), _watching(layers, found, self.compute):
             for batch in range(len(self.hidden)):
                 with suppress(_LastInputSeen):
-                    self._forward(batch)
+                    self.forward(batch)
                 tick()
         for name, (layer, _) in layers.items():
             found[name].add_up(self.team)
@@ -176,15 +180,19 @@ class BlockRunner:
         args, kwargs = _ordinary(self._calls[batch][self.position], self.network.device)
         return self.hidden[batch].to(self.network.device).clone(), args, kwargs
 
-    def advance(self, tick: Callable[[], None]) -> None:
+    def advance(self, tick: Callable[[], None], watch: Callable[[int, Tensor], None] | None = None) -> None:
         """Passes every batch through the next block as it is now, and stands before the one after it.
 
         Args:
             tick: Called after each batch.
+            watch: Called with each batch's number and the block's output, while `hidden` still has its input.
         """
         with self._on_device(self.block):
             for batch in range(len(self.hidden)):
-                self.hidden.put(batch, self._forward(batch))
+                output = self.forward(batch)
+                if watch is not None:
+                    watch(batch, output)
+                self.hidden.put(batch, output)
                 self._calls[batch][self.position] = ((), {})  # not needed again
                 tick()
         self.hidden.advance()
@@ -316,6 +324,17 @@ def _standing_in(
     finally:
         for index, block in enumerate(blocks):
             network.blocks[index] = block
+
+
+@contextmanager
+def skipped(network: Network, block: int) -> Iterator[None]:
+    """Has a block hand its hidden states on as they are while it lasts."""
+    whole = network.blocks[block]
+    network.blocks[block] = _StandIn(whole, network.family.block_returns, [], None)
+    try:
+        yield
+    finally:
+        network.blocks[block] = whole
 
 
 def _record(network: Network, ids: Tensor) -> tuple[Tensor, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
