@@ -143,7 +143,11 @@ class BlockRunner:
             finally:
                 block.to("cpu")
 
-    def _forward(self, batch: int) -> Tensor:
+    def forward(self, batch: int) -> Tensor:
+        """Returns the next block's output for a batch, as the block is now.
+
+        To be called where the block is on the compute device, as it is within `advance`.
+        """
         args, kwargs = self._calls[batch][self.position]
         device = self.network.device
         hidden = self.hidden[batch].to(device)
@@ -178,7 +182,7 @@ class BlockRunner:
         with self._on_device(self.block), self._watching_inputs(layers, found):
             for batch in range(len(self.hidden)):
                 with suppress(_LastInputSeen):
-                    self._forward(batch)
+                    self.forward(batch)
                 tick()
         for name, (layer, _) in layers.items():
             found[name].add_up(self.team)
@@ -291,16 +295,22 @@ class BlockRunner:
             for batch in range(len(self.hidden)):
                 yield batch, self._forward(batch)
 
-    def advance(self, tick: Callable[[], None]) -> None:
+    def advance(self, tick: Callable[[], None], watch: Callable[[int, Tensor], None] | None = None) -> None:
         """Passes every batch through the next block as it is now, and stands before the one after it.
 
         Args:
             tick: Called after each batch.
+            watch: Called with each batch's number and the block's output, while `hidden` still has its input.
         """
         follows = next((blocks for blocks in self._ranges[1:] if blocks.start == self.position + 1), None)
         with self._on_device(self.block):
             for batch in range(len(self.hidden)):
                 hidden = self._forward(batch)
+=======
+                output = self.forward(batch)
+                if watch is not None:
+                    watch(batch, output)
+                self.hidden.put(batch, output)
                 self._calls[batch][self.position] = ((), {})  # not needed again
                 if follows is not None:
                     self._encoded.append(hidden)
@@ -490,6 +500,24 @@ def _record(
     with _standing_in(network, calls, blocks, instead):
         network.base(first, **others, **options)
     if len(calls) != len(blocks):
+=======
+@contextmanager
+def skipped(network: Network, block: int) -> Iterator[None]:
+    """Has a block hand its hidden states on as they are while it lasts."""
+    whole = network.blocks[block]
+    network.blocks[block] = _StandIn(whole, network.family.block_returns, [], None)
+    try:
+        yield
+    finally:
+        network.blocks[block] = whole
+
+
+def _record(network: Network, ids: Tensor) -> tuple[Tensor, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
+    """Runs the prelude on ids: (windows, length); returns the first hidden states and each block's call."""
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    with _standing_in(network, calls):
+        network.base(ids, **({"use_cache": False} if network.family.objective == "causal" else {}))
+    if len(calls) != len(network.blocks):
         raise CalibrationError(
             f"{network.architecture} called {len(calls)} of its {len(blocks)} blocks; "
             "only models that run each block once can be calibrated."

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from secateur.calibration.statistics import Needs, Statistics
+from secateur.errors import ScoreError
 from secateur.network.units import UnitGroup
 from secateur.scores.unit_score import WIDTHS, UnitScore, UnitStatistics, distinct_inputs
 
@@ -17,7 +18,7 @@ class Correlation(UnitScore):
 
     What others can stand in for goes first; Mariet and Sra 2016, arXiv 1511.05077, remove by the same idea, with
     determinants in place of the mean. A feature that never changes is worth 0. A mean over the tensors that hold the
-    unit.
+    unit. It takes three units to tell any apart.
     """
 
     name = "correlation"
@@ -26,6 +27,11 @@ class Correlation(UnitScore):
     fits = WIDTHS
 
     def score(self, group: UnitGroup, statistics: UnitStatistics) -> Tensor:
+        if group.count == 2:
+            raise ScoreError(
+                f"the score '{self.name}' of {group.name}: each of two units is as close to the other; "
+                "take another score, such as obs."
+            )
         inputs = distinct_inputs(group, statistics, self.name)
         return torch.stack([_alone(one, index) for one, index in inputs]).mean(0)
 
