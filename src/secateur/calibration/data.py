@@ -20,6 +20,7 @@ from secateur.progress import Progress
 
 __all__ = ["Windows", "calibration_windows", "read_windows", "self_generated", "text_windows", "window_length"]
 
+BETWEEN = "\n\n"  # documents that are joined
 HELD_OUT = 8  # windows kept back from calibration for the evaluation after it, where there are enough
 CHARACTERS_PER_TOKEN = 8  # generous, so that one round of reading is nearly always enough
 DEFAULT_LENGTH = 1024
@@ -96,16 +97,16 @@ def text_windows(network: Network, data: str, windows: int, length: int) -> Wind
     Raises:
         CalibrationError: The data is missing, empty, or too short for one window.
     """
-    documents = _documents(data)
-    if documents.ids is not None:
-        ids = list(islice(documents.ids, windows * length))
+    found = documents(data)
+    if found.ids is not None:
+        ids = list(islice(found.ids, windows * length))
         per_token = None
         vocabulary = network.dimension("vocabulary")
         if vocabulary is not None and ids and max(ids) >= vocabulary:
             raise CalibrationError(f"{data} holds token id {max(ids)}; the model's vocabulary has {vocabulary}.")
     else:
-        ids, per_token = _tokenize(network, documents.texts, windows, length, data)
-    special = _special_tokens(network) if documents.ids is None else ([], [])
+        ids, per_token = _tokenize(network, found.texts, windows, length, data)
+    special = _special_tokens(network) if found.ids is None else ([], [])
     content = length - len(special[0]) - len(special[1])
     if content < 1:
         raise UsageError(f"--length {length} has no room beside the {length - content} special tokens of each window.")
@@ -190,23 +191,28 @@ def _sample(model: Any, prompt: Tensor, length: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Documents:
-    """Either texts or one long run of token ids."""
+class Documents:
+    """Either texts or one long run of token ids, read as they are asked for."""
 
     texts: Iterator[str]
     ids: Iterator[int] | None = None
 
 
-def _documents(data: str) -> _Documents:
+def documents(data: str) -> Documents:
+    """Opens a file (.jsonl with `text` or `input_ids`; anything else is plain text) or a hub data set.
+
+    Raises:
+        CalibrationError: The data is missing, empty, or not what its name says; some of it shows only on reading.
+    """
     path = Path(data).expanduser()
     if path.is_file():
-        return _jsonl(path) if path.suffix in (".jsonl", ".json") else _Documents(iter([_read(path)]))
+        return _jsonl(path) if path.suffix in (".jsonl", ".json") else Documents(iter([_read(path)]))
     if path.is_dir():
         raise CalibrationError(
             f"{data} is a folder; give a .jsonl or text file (folders of .wav files are for models that hear)."
         )
     if data.count("/") == 1 and not data.startswith((".", "/", "~")) and not path.suffix:
-        return _Documents(_hub_texts(data))
+        return Documents(_hub_texts(data))
     raise CalibrationError(f"no file '{data}'. Give 'self', a .jsonl or text file, or a hub data set.")
 
 
@@ -220,7 +226,7 @@ def _read(path: Path) -> str:
     return text
 
 
-def _jsonl(path: Path) -> _Documents:
+def _jsonl(path: Path) -> Documents:
     """Reads `text`, or token ids under `input_ids`, one JSON object a line."""
     rows = _rows(path)
     start = next(rows, None)
@@ -233,8 +239,8 @@ def _jsonl(path: Path) -> _Documents:
         raise CalibrationError(f"{path}:{number} has neither 'text' nor 'input_ids' (it has {has}).")
     values = (_value(row, key, number, path) for number, row in chain([start], rows))
     if key == "text":
-        return _Documents(values)
-    return _Documents(iter(()), (token for row in values for token in row))
+        return Documents(values)
+    return Documents(iter(()), (token for row in values for token in row))
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -290,14 +296,19 @@ def _hub_texts(data: str) -> Iterator[str]:
         raise CalibrationError(f"'{data}' is no file, and no data set that the hub gives us: {reason}") from error
 
 
-def _tokenize(network: Network, texts: Iterable[str], windows: int, length: int, data: str) -> tuple[list[int], float]:
-    """Joins documents and tokenizes as much as `windows` windows need; returns ids and bytes per token."""
-    tokenizer = network.tokenizer
-    if tokenizer is None:
+def text_tokenizer(network: Network, data: str) -> Any:
+    """Returns the network's tokenizer, or raises CalibrationError if it has none to read `data` with."""
+    if network.tokenizer is None:
         raise CalibrationError(
             f"{network.source.name} has no tokenizer, so {data} can't be read as text; "
             "give a .jsonl file with token ids under 'input_ids'."
         )
+    return network.tokenizer
+
+
+def _tokenize(network: Network, texts: Iterable[str], windows: int, length: int, data: str) -> tuple[list[int], float]:
+    """Joins documents and tokenizes as much as `windows` windows need; returns ids and bytes per token."""
+    tokenizer = text_tokenizer(network, data)
     source = iter(texts)
     text, wanted = "", windows * length + 1
     characters = wanted * CHARACTERS_PER_TOKEN

@@ -245,7 +245,7 @@ class BlockRunner:
         with self._on_device(self.block), watching_experts(experts, look, len(self.hidden)):
             for batch in range(len(self.hidden)):
                 with suppress(_LastInputSeen):
-                    self._forward(batch)
+                    self.forward(batch)
                 tick()
         usage.add_up(self.team)
         if not bool(torch.isfinite(usage.contribution).all()):
@@ -293,7 +293,7 @@ class BlockRunner:
         """Yields each batch's number and what the next block gives for it, without moving on."""
         with self._on_device(self.block):
             for batch in range(len(self.hidden)):
-                yield batch, self._forward(batch)
+                yield batch, self.forward(batch)
 
     def advance(self, tick: Callable[[], None], watch: Callable[[int, Tensor], None] | None = None) -> None:
         """Passes every batch through the next block as it is now, and stands before the one after it.
@@ -305,12 +305,9 @@ class BlockRunner:
         follows = next((blocks for blocks in self._ranges[1:] if blocks.start == self.position + 1), None)
         with self._on_device(self.block):
             for batch in range(len(self.hidden)):
-                hidden = self._forward(batch)
-=======
-                output = self.forward(batch)
+                hidden = self.forward(batch)
                 if watch is not None:
-                    watch(batch, output)
-                self.hidden.put(batch, output)
+                    watch(batch, hidden)
                 self._calls[batch][self.position] = ((), {})  # not needed again
                 if follows is not None:
                     self._encoded.append(hidden)
@@ -486,6 +483,17 @@ def _standing_in(
             network.put_block(index, block)
 
 
+@contextmanager
+def skipped(network: Network, block: int) -> Iterator[None]:
+    """Has a block hand its hidden states on as they are while it lasts."""
+    whole = network.blocks[block]
+    network.put_block(block, _StandIn(whole, network.stack_of(block), None))
+    try:
+        yield
+    finally:
+        network.put_block(block, whole)
+
+
 def _record(
     network: Network, windows: Windows, blocks: range, instead: Mapping[int, Tensor] = MappingProxyType({})
 ) -> tuple[Tensor, list[Call]]:
@@ -500,24 +508,6 @@ def _record(
     with _standing_in(network, calls, blocks, instead):
         network.base(first, **others, **options)
     if len(calls) != len(blocks):
-=======
-@contextmanager
-def skipped(network: Network, block: int) -> Iterator[None]:
-    """Has a block hand its hidden states on as they are while it lasts."""
-    whole = network.blocks[block]
-    network.blocks[block] = _StandIn(whole, network.family.block_returns, [], None)
-    try:
-        yield
-    finally:
-        network.blocks[block] = whole
-
-
-def _record(network: Network, ids: Tensor) -> tuple[Tensor, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
-    """Runs the prelude on ids: (windows, length); returns the first hidden states and each block's call."""
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    with _standing_in(network, calls):
-        network.base(ids, **({"use_cache": False} if network.family.objective == "causal" else {}))
-    if len(calls) != len(network.blocks):
         raise CalibrationError(
             f"{network.architecture} called {len(calls)} of its {len(blocks)} blocks; "
             "only models that run each block once can be calibrated."

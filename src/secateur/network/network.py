@@ -116,6 +116,7 @@ class Network:
         notes: What the user should know about the loading.
         base: The model without its head.
         prefix: What the names of its parts begin with in the model.
+        kept: (vocabulary,) int64: the ids that its tokens had before its vocabulary was cut; None if it wasn't.
         store: Where the blocks' weights are read from when their turn comes; None if they are all in memory.
     """
 
@@ -136,6 +137,7 @@ class Network:
         self.device = device
         self.notes = notes
         self.store = store
+        self.kept: Tensor | None = None
         self._resident: set[int] = set()
         self.base = model.base_model
         self.prefix = "" if self.base is model else f"{model.base_model_prefix}."
@@ -179,7 +181,9 @@ class Network:
 
     def with_model(self, model: Any) -> Network:
         """Returns another model of the same family and origin, in memory."""
-        return Network(model, self.family, self.tokenizer, self.source, self.device, self.notes)
+        other = Network(model, self.family, self.tokenizer, self.source, self.device, self.notes)
+        other.kept = self.kept
+        return other
 
     @contextmanager
     def resident(self, block: int | None) -> Iterator[None]:

@@ -20,6 +20,8 @@ from secateur.network.modeling import describe_code
 from secateur.network.network import Network
 from secateur.network.quiet import quiet_transformers
 from secateur.network.streaming import assemble
+from secateur.network.tokenizers import save_tokenizer
+from secateur.network.vocabulary import save_kept
 
 RESULT_FILE = "secateur.json"
 NOT_COPIED = (
@@ -32,6 +34,15 @@ NOT_COPIED = (
     "*.msgpack",
     "*.onnx",
     "*.gguf",
+)
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "spiece.model",
+    "sentencepiece*",
 )
 OURS = (
     "config.json",
@@ -179,8 +190,11 @@ def save_network(network: Network, folder: Path, parts: Sequence[Path] = ()) -> 
     except SafetensorError as error:
         raise as_os_error(error, folder) from error
     if source.is_dir():
-        _copy_beside(source, folder)
-    elif network.tokenizer is not None:
+        _copy_beside(source, folder, NOT_COPIED + (TOKENIZER_FILES if network.kept is not None else ()))
+    if network.kept is not None:
+        save_tokenizer(network.tokenizer, folder)
+        save_kept(network.kept, folder)
+    elif network.tokenizer is not None and not source.is_dir():
         network.tokenizer.save_pretrained(folder)
     for file in folder.iterdir():
         if file.is_file():
@@ -205,7 +219,7 @@ def _save_streamed(network: Network, folder: Path, parts: Sequence[Path]) -> Non
         shutil.copyfile(generation, folder / generation.name)
 
 
-def _copy_beside(source: Path, folder: Path) -> None:
+def _copy_beside(source: Path, folder: Path, left_out: Sequence[str]) -> None:
     """Copies tokenizer, custom code and other small files as they are; never weights or our own reports."""
     for path in sorted(source.rglob("*")):
         relative = path.relative_to(source)
@@ -213,7 +227,7 @@ def _copy_beside(source: Path, folder: Path) -> None:
             continue
         if len(relative.parts) == 1 and path.name in OURS:
             continue
-        if any(path.match(pattern) for pattern in NOT_COPIED):
+        if any(path.match(pattern) for pattern in left_out):
             continue
         target = folder / relative
         target.parent.mkdir(parents=True, exist_ok=True)

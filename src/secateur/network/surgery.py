@@ -236,23 +236,9 @@ def _config(network: Network, cuts: Sequence[Cut], gone: Sequence[int], tensors:
         if lost:
             _drop_layers(network, config, stack, lost)
     if "neuron" in by_unit:
-        for stack, blocks in zip(network.family.stacks, network.ranges, strict=True):
-            sparse = {
-                block for block in blocks if any(layer.expert is not None for layer in network.block_layers(block))
-            }
-            for field, some in (("neurons", set(blocks) - sparse), ("expert_neurons", sparse)):
-                widths = _widths(network, "neuron", by_unit["neuron"], gone, some)
-                if widths:
-                    setattr(config, stack.config[field], max(widths))
+        _set_neurons(network, config, by_unit["neuron"], gone)
     if "channel" in by_unit:
-        hidden = by_unit["channel"][0].left
-        if not network.family.tied_width:
-            for stack in network.family.stacks:
-                if "head_dim" in stack.config:
-                    setattr(config, stack.config["head_dim"], head_dim(network))
-        for name in (fields["hidden"], *network.family.with_hidden):
-            if getattr(config, name) == by_unit["channel"][0].group.count:
-                setattr(config, name, hidden)
+        _set_hidden(network, config, by_unit["channel"][0])
     if "head" in by_unit or "query-head" in by_unit:
         _set_heads(network, config, by_unit, gone)
     if "expert" in by_unit:
@@ -260,6 +246,27 @@ def _config(network: Network, cuts: Sequence[Cut], gone: Sequence[int], tensors:
     if "token" in by_unit:
         setattr(config, fields["vocabulary"], by_unit["token"][0].left)
     return config
+
+
+def _set_neurons(network: Network, config: Any, cuts: Sequence[Cut], gone: Sequence[int]) -> None:
+    """Says the widest MLP of each stack; where all are as wide, that is all there is to say."""
+    for stack, blocks in zip(network.family.stacks, network.ranges, strict=True):
+        sparse = {block for block in blocks if any(layer.expert is not None for layer in network.block_layers(block))}
+        for field, some in (("neurons", set(blocks) - sparse), ("expert_neurons", sparse)):
+            widths = _widths(network, "neuron", cuts, gone, some)
+            if widths:
+                setattr(config, stack.config[field], max(widths))
+
+
+def _set_hidden(network: Network, config: Any, one: Cut) -> None:
+    """Says the new hidden size, and the width of heads where it would follow from the hidden size otherwise."""
+    if not network.family.tied_width:
+        for stack in network.family.stacks:
+            if "head_dim" in stack.config:
+                setattr(config, stack.config["head_dim"], head_dim(network))
+    for name in (network.family.config["hidden"], *network.family.with_hidden):
+        if getattr(config, name) == one.group.count:
+            setattr(config, name, one.left)
 
 
 def _set_heads(network: Network, config: Any, by_unit: Mapping[str, list[Cut]], gone: Sequence[int]) -> None:

@@ -107,7 +107,8 @@ def _cost(job: Job, group: UnitGroup, heads: Sequence[UnitGroup], width: int) ->
     if macs:
         attention = costs(network, length).macs - sum(network.model.get_parameter(name).numel() for name in linear)
         return total + attention * (width / group.count if heads else 1.0)
-    return total * (network.model.dtype.itemsize if job.stage.memory is not None else 1)
+    size: int = network.model.dtype.itemsize if job.stage.memory is not None else 1
+    return total * size
 
 
 def _statistics(job: Job, groups: Sequence[UnitGroup]) -> dict[str, Statistics]:

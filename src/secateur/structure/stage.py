@@ -103,7 +103,7 @@ def prune_units(
     if stage.unit == "channel" and stage.repair:
         repair_channels(job, network, small, cuts[0].keep)
     if stage.unit == "token":
-        small = with_new_vocabulary(small, cuts[0].keep)
+        small = with_new_vocabulary(network, small, cuts[0].keep)
     report = StageReport(
         {"prune": stage.model_dump(mode="json")},
         (),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from secateur.calibration.tokens import token_counts, window_counts
 from secateur.errors import NothingPrunedError, UsageError
 from secateur.network.network import Network
 from secateur.network.surgery import Cut
+from secateur.network.tokenizers import closure, remap_tokenizer
 from secateur.network.units import UnitGroup, unit_groups
-from secateur.network.vocabulary import closure, remap_ids, remap_tokenizer, token_counts, window_counts
+from secateur.network.vocabulary import kept_of, remap_ids
 from secateur.scores.units import scored
 from secateur.structure.budget import budget_of
 from secateur.structure.inner import kept_by_score
@@ -28,7 +30,7 @@ def choose_tokens(job: Job) -> list[Cut]:
         counts = _counts(job, group)
         scores = scored(job.score, group, job.statistics(group, {}, tokens=counts))
     wanted = kept_by_score(scores, *_target(job, group, scores), job, group)
-    keep = closure(job.network.tokenizer, wanted)
+    keep = _closed(job, wanted)
     if bool(keep.all()):
         raise NothingPrunedError("nothing was pruned: the text and the tokenizer need every token.")
     if added := int((keep & ~wanted).sum()):
@@ -40,6 +42,13 @@ def choose_tokens(job: Job) -> list[Cut]:
     )
     job.report(group, keep)
     return [Cut(group, keep)]
+
+
+def _closed(job: Job, keep: Tensor) -> Tensor:
+    """Returns (units,) bool: tokens to keep and all that they, the tokenizer and the configs need."""
+    model = job.network.model
+    configs = [model.config, *([model.generation_config] if model.can_generate() else [])]
+    return closure(job.network.tokenizer, keep, configs)
 
 
 def _counts(job: Job, group: UnitGroup) -> Tensor:
@@ -65,30 +74,32 @@ def _target(job: Job, group: UnitGroup, scores: Tensor) -> tuple[int | None, str
         if gone <= 0:
             raise NothingPrunedError(f"nothing was pruned: {budget.words} is met as it is. Ask for less.")
         left = group.count - gone
-    needed = int(closure(job.network.tokenizer, torch.zeros(group.count, dtype=torch.bool)).sum())
+    needed = int(_closed(job, torch.zeros(group.count, dtype=torch.bool)).sum())
     if left < max(needed, stage.min_units):
         raise UsageError(
             f"{max(left, 0):,} tokens would stay, and the tokenizer needs {max(needed, stage.min_units):,} at least."
         )
-    keep = closure(job.network.tokenizer, kept_by_score(scores, left, None, job, group))
+    keep = _closed(job, kept_by_score(scores, left, None, job, group))
     while int(keep.sum()) > left:  # the tokenizer's own needs come out of the same budget
         left_now = left - (int(keep.sum()) - left)
-        smaller = closure(job.network.tokenizer, kept_by_score(scores, max(0, left_now), None, job, group))
+        smaller = _closed(job, kept_by_score(scores, max(0, left_now), None, job, group))
         if int(smaller.sum()) >= int(keep.sum()):
             break
         keep, left = smaller, left_now
     return left, None
 
 
-def with_new_vocabulary(network: Network, keep: Tensor) -> Network:
-    """Gives a cut model its tokenizer and the new special ids.
+def with_new_vocabulary(before: Network, small: Network, keep: Tensor) -> Network:
+    """Returns a cut model with its tokenizer and the new special ids.
 
     Args:
-        network: The cut model.
+        before: The model before the cut.
+        small: The cut model.
         keep: (old vocabulary,) bool.
     """
-    network.tokenizer = remap_tokenizer(network.tokenizer, keep)
-    network.model.config = remap_ids(network.model.config, keep)
-    if network.model.can_generate():
-        network.model.generation_config = remap_ids(network.model.generation_config, keep)
-    return network
+    small.tokenizer = remap_tokenizer(before.tokenizer, keep)
+    small.kept = kept_of(before.kept, keep)
+    small.model.config = remap_ids(small.model.config, keep)
+    if small.model.can_generate():
+        small.model.generation_config = remap_ids(small.model.generation_config, keep)
+    return small
