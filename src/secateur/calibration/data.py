@@ -24,6 +24,7 @@ BETWEEN = "\n\n"  # documents that are joined
 HELD_OUT = 8  # windows kept back from calibration for the evaluation after it, where there are enough
 CHARACTERS_PER_TOKEN = 8  # generous, so that one round of reading is nearly always enough
 DEFAULT_LENGTH = 1024
+BETWEEN = "\n\n"  # documents that are joined
 CACHE_BYTES = 1 << 30  # of the key-value cache while the model writes its own text
 
 
@@ -98,15 +99,17 @@ def text_windows(network: Network, data: str, windows: int, length: int) -> Wind
         CalibrationError: The data is missing, empty, or too short for one window.
     """
     found = documents(data)
+    text: str | None = None
+    per_token: float | None = None
     if found.ids is not None:
         ids = list(islice(found.ids, windows * length))
-        per_token = None
         vocabulary = network.dimension("vocabulary")
         if vocabulary is not None and ids and max(ids) >= vocabulary:
             raise CalibrationError(f"{data} holds token id {max(ids)}; the model's vocabulary has {vocabulary}.")
     else:
-        ids, per_token = _tokenize(network, found.texts, windows, length, data)
-    special = _special_tokens(network) if found.ids is None else ([], [])
+        ids, text = _tokenize(network, found.texts, windows, length, data)
+        per_token = len(text.encode()) / len(ids)
+    special = special_tokens(network) if found.ids is None else ([], [])
     content = length - len(special[0]) - len(special[1])
     if content < 1:
         raise UsageError(f"--length {length} has no room beside the {length - content} special tokens of each window.")
@@ -120,7 +123,7 @@ def text_windows(network: Network, data: str, windows: int, length: int) -> Wind
     if content < length:
         before, after = (torch.tensor(part).expand(count, -1) for part in special)
         cut = torch.cat([before.to(cut), cut, after.to(cut)], dim=1)
-    return Windows(cut, data, per_token)
+    return Windows(cut, data, per_token, text=text)
 
 
 def self_generated(network: Network, windows: int, length: int, seed: int, progress: Progress) -> Windows:
@@ -306,15 +309,15 @@ def text_tokenizer(network: Network, data: str) -> Any:
     return network.tokenizer
 
 
-def _tokenize(network: Network, texts: Iterable[str], windows: int, length: int, data: str) -> tuple[list[int], float]:
-    """Joins documents and tokenizes as much as `windows` windows need; returns ids and bytes per token."""
+def _tokenize(network: Network, texts: Iterable[str], windows: int, length: int, data: str) -> tuple[list[int], str]:
+    """Joins documents and tokenizes as much as `windows` windows need; returns ids and their text."""
     tokenizer = text_tokenizer(network, data)
     source = iter(texts)
     text, wanted = "", windows * length + 1
     characters = wanted * CHARACTERS_PER_TOKEN
     while True:
         for document in source:
-            text = f"{text}\n\n{document}" if text else document
+            text = f"{text}{BETWEEN}{document}" if text else document
             if len(text) >= characters:
                 break
         whole = len(text) < characters
@@ -323,11 +326,11 @@ def _tokenize(network: Network, texts: Iterable[str], windows: int, length: int,
         if not ids:
             raise CalibrationError(f"{data} is empty.")
         if whole or len(ids) >= wanted:
-            return ids, len(part.encode()) / len(ids)
+            return ids, part
         characters *= 2
 
 
-def _special_tokens(network: Network) -> tuple[list[int], list[int]]:
+def special_tokens(network: Network) -> tuple[list[int], list[int]]:
     """Returns the tokens that an encoder wants before and after each window, such as [CLS] and [SEP]."""
     if network.family.objective == "causal" or network.tokenizer is None:
         return [], []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -17,6 +17,8 @@ class Windows:
         bytes_per_token: Bytes of UTF-8 text per token, None where the text isn't known.
         features: (windows, mels, frames) float32: sounds, for an encoder that hears; None for text.
         lengths: (windows,) int64, tokens of each window; None if none is padded.
+        text: The text that they were cut from, or a little more of it; None where it isn't known.
+        skipped: How many windows of the text come before the first of these.
         given: How many tokens at a window's beginning are no text to be predicted.
     """
 
@@ -26,6 +28,8 @@ class Windows:
     features: Tensor | None = None
     lengths: Tensor | None = None
     given: int = 1
+    text: str | None = field(default=None, repr=False)
+    skipped: int = 0
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -47,6 +51,7 @@ class Windows:
             ids=self.ids[start:end],
             features=None if self.features is None else self.features[start:end],
             lengths=None if self.lengths is None else self.lengths[start:end],
+            skipped=self.skipped + start,
         )
 
     def split(self, first: int) -> tuple[Windows, Windows]:
