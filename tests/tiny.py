@@ -157,7 +157,12 @@ TINY: dict[str, Callable[[], PreTrainedModel]] = {
     ),
     "t5": _builder("T5ForConditionalGeneration", "T5Config", **_T5, feed_forward_proj="relu"),
     "t5_gated": _builder(
-        "T5ForConditionalGeneration", "T5Config", **_T5, num_decoder_layers=3, feed_forward_proj="gated-gelu"
+        "T5ForConditionalGeneration",
+        "T5Config",
+        **_T5,
+        num_decoder_layers=3,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,  # as in T5 1.1, where it means that the decoder's output isn't scaled
     ),
     "whisper": _builder(
         "WhisperForConditionalGeneration",

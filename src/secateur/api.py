@@ -33,7 +33,7 @@ def prune(
     Args:
         model: A hub id, a checkpoint folder, a .gguf file, or `demo:NAME`.
         output: The folder to write; None keeps the result in memory (`result.model`).
-        calibration: `self`, a text or .jsonl file, or a hub data set.
+        calibration: `self`, a text or .jsonl file, a hub data set, or for a model that hears a folder of .wav files.
         evaluate: A text to measure quality on; True takes windows held back from calibration, False skips it.
         progress: Shows progress.
         resume: Whether to go on from what an earlier run of the same call left, if it ended early.

@@ -155,7 +155,7 @@ def prune(
     ] = None,
     block_size: Annotated[int | None, typer.Option(help="Columns that sparsegpt handles at once.")] = None,
     calibration: Annotated[
-        str, typer.Option(help="self (the model writes it), a text or .jsonl file, or a hub data set.")
+        str, typer.Option(help="self (the model writes it), text or .jsonl file, hub data set; folder of .wav.")
     ] = "self",
     samples: Annotated[int | None, typer.Option(help="Calibration windows; default 32.")] = None,
     length: Length = None,
@@ -270,7 +270,7 @@ def _carry_out(recipe: Recipe, progress: Progress, resume: bool) -> Result:
 @app.command(epilog="Example:\n\n    secateur evaluate out/half --text wiki.test.raw --windows 20 --length 1024 --json")
 def evaluate(
     model: Model,
-    text: Annotated[str, typer.Option(help="Text or .jsonl file, or a hub data set.")],
+    text: Annotated[str, typer.Option(help="Text or .jsonl file, hub data set, or folder of .wav files.")],
     windows: Annotated[int, typer.Option(min=1, help="Windows at most.")] = 20,
     length: Length = None,
     no_speed: Annotated[bool, typer.Option("--no-speed", help="Don't measure speed.")] = False,
@@ -305,7 +305,9 @@ def evaluate(
 @app.command(epilog="Example:\n\n    secateur compare demo:smollm2-135m out/half")
 def compare(
     models: Annotated[list[str], typer.Argument(help="Two or more models; the first is the dense one.")],
-    text: Annotated[str, typer.Option(help="Text, .jsonl or hub data set; self: the first model writes it.")] = "self",
+    text: Annotated[
+        str, typer.Option(help="Text, .jsonl, hub data set, folder of .wav; self: the first model writes it.")
+    ] = "self",
     windows: Annotated[int, typer.Option(min=1, help="Windows at most.")] = 8,
     length: Length = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML page, too.")] = None,

@@ -68,7 +68,7 @@ class Calibration(_Settings):
     """Where the statistics come from.
 
     Attributes:
-        data: `self` (the model writes its own text), a file, or a hub data set.
+        data: `self` (the model writes its own text), a file, a hub data set, or a folder of .wav files.
         samples: Windows to calibrate on.
         length: Tokens per window; None takes 1024, or the model's positions if they are fewer.
         compute: Precision of the forward passes: `auto`, `float32` or `bfloat16`.
@@ -305,7 +305,7 @@ class Evaluate(_Settings):
     """What quality is measured on.
 
     Attributes:
-        text: A file (text, .jsonl) or hub data set; None takes the windows that calibration held back.
+        text: A file (text, .jsonl), hub data set or folder of .wav files; None takes what calibration held back.
         windows: Windows to evaluate at most.
         length: Tokens per window; None takes the calibration's.
         speed: Whether to measure prefill and decode speed.
