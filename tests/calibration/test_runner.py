@@ -25,7 +25,7 @@ from secateur.errors import CalibrationError, UsageError
 from secateur.network.families import FAMILIES
 from secateur.network.network import Layer, Network, Source
 from secateur.progress import Progress
-from tiny import EXPERTS, FRAMES, VOCABULARY, has, tiny_model
+from tiny import EXPERTS, FRAMES, has, tiny_model
 
 WINDOWS, LENGTH = 5, 24  # longer than the 16 that Gemma's sliding window sees
 
@@ -198,7 +198,7 @@ def test_moments_alone_are_the_same_as_those_beside_a_gram_matrix(family: str) -
 def inputs(one: Network, block: int) -> set[str]:
     """Returns the names of a block's inputs, as the family describes them."""
     found = set()
-    for projection in one.family.projections:
+    for projection in one.stack_of(block).projections:
         if projection.where is None or has(one.blocks[block], projection.where):
             numbers = [f".{expert}" for expert in range(EXPERTS)] if projection.experts else [""]
             found |= {projection.columns + number for number in numbers}
