@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +19,12 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from secateur.errors import ModelError, UsageError
+from secateur.network.family import Layout
 from secateur.network.network import Network
 from secateur.network.quiet import quiet_transformers
 from secateur.network.reshaped import Reshaped
 from secateur.network.units import (
+    UNITS,
     Halves,
     UnitGroup,
     head_dim,
@@ -223,8 +225,9 @@ def _config(network: Network, cuts: Sequence[Cut], gone: Sequence[int], tensors:
         by_unit[one.group.unit].append(one)
     if gone:
         _drop_layers(network, config, gone)
-    if "neuron" in by_unit:
-        widths = _widths(network, "neuron", by_unit["neuron"], gone)
+    by_itself = getattr(config, fields["neurons"]) is None  # then it follows the hidden size (GPT-2)
+    changed = "neuron" in by_unit or ("channel" in by_unit and by_itself)
+    if changed and (widths := _widths(network, by_unit["neuron"], gone)):
         setattr(config, fields["neurons"], max(widths))
     if "channel" in by_unit:
         hidden = by_unit["channel"][0].left
@@ -233,45 +236,42 @@ def _config(network: Network, cuts: Sequence[Cut], gone: Sequence[int], tensors:
         for name in (fields["hidden"], *network.family.with_hidden):
             if getattr(config, name) == by_unit["channel"][0].group.count:
                 setattr(config, name, hidden)
-    if "head" in by_unit or "query-head" in by_unit:
-        _set_heads(network, config, by_unit, gone)
+        if network.family.tied_width:
+            _tie_heads(network, config, hidden)
+    if not network.family.tied_width and ("head" in by_unit or "query-head" in by_unit):
+        _set_heads(network, config, tensors)
     if "token" in by_unit:
         setattr(config, fields["vocabulary"], by_unit["token"][0].left)
     return config
 
 
-def _set_heads(network: Network, config: Any, by_unit: Mapping[str, list[Cut]], gone: Sequence[int]) -> None:
-    """Says the new number of heads, where it is the same everywhere and the config can say it."""
-    fields = network.family.config
-    one = (by_unit.get("head") or by_unit["query-head"])[0]
+def _tie_heads(network: Network, config: Any, hidden: int) -> None:
+    """Says a number of heads that gives them the width that they have; blocks with other numbers are reshaped."""
     width = head_dim(network)
-    heads, kv_heads = network.dimension("heads"), network.dimension("kv_heads")
-    assert heads is not None
-    unit = "head" if "head" in by_unit else "query-head"
-    counts = set(_widths(network, unit, by_unit[unit], gone))
-    if len(counts) > 1:
-        return
-    left = counts.pop()
-    if network.family.tied_width:
-        hidden = getattr(config, fields["hidden"])
-        if left * width != hidden:
-            return  # the config can't say it
-        setattr(config, fields["heads"], left)
-        return
-    per_group = one.group.readers[0].index.shape[1] // width  # query heads in a unit
-    if kv_heads is None or unit == "head":
-        setattr(config, fields["heads"], left * per_group)
-        if kv_heads is not None:
-            setattr(config, fields["kv_heads"], left)
-    else:
-        setattr(config, fields["heads"], left * kv_heads)
-    setattr(config, fields["head_dim"], width)
+    if hidden % width:
+        raise UsageError(
+            f"{network.architecture}'s heads are {width} wide, and its hidden size has to be a multiple of that; "
+            f"{hidden} channels would be left. Round to multiples of {width}."
+        )
+    setattr(config, network.family.config["heads"], hidden // width)
 
 
-def _widths(network: Network, unit: str, cuts: Sequence[Cut], gone: Sequence[int]) -> list[int]:
-    """Returns the new number of units in every block that stays and has any."""
+def _set_heads(network: Network, config: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Says the new number of heads, where it is the same in every block that has any."""
+    fields = network.family.config
+    counts = {(heads, kv_heads) for _, heads, kv_heads in _block_heads(network, config, tensors)}
+    if len(counts) != 1:
+        return
+    heads, kv_heads = counts.pop()
+    setattr(config, fields["heads"], heads)
+    setattr(config, fields["kv_heads"], kv_heads)
+    setattr(config, fields["head_dim"], head_dim(network))
+
+
+def _widths(network: Network, cuts: Sequence[Cut], gone: Sequence[int]) -> list[int]:
+    """Returns the new number of neurons in every block that stays and has any."""
     left = {one.group.name: one.left for one in cuts}
-    return [left.get(group.name, group.count) for group in unit_groups(network, unit) if group.block not in gone]
+    return [left.get(group.name, group.count) for group in UNITS["neuron"](network) if group.block not in gone]
 
 
 def _drop_layers(network: Network, config: Any, gone: Sequence[int]) -> None:
@@ -301,6 +301,10 @@ def _build(
     kind = plain_class(network)
     config, kind = _relabelled(network, config, kind)
     shapes = _plain_shapes(config, kind)
+    if homeless := sorted(set(tensors) - set(shapes)):
+        raise UsageError(
+            f"{network.architecture} of these widths has no place for {homeless[0]}; round to other multiples."
+        )
     differ = {name: list(tensor.shape) for name, tensor in tensors.items() if tuple(tensor.shape) != shapes.get(name)}
     attributes = _attributes(network, config, tensors, differ)
     if differ or replaced or attributes:
@@ -359,19 +363,13 @@ def _attributes(
 ) -> dict[str, dict[str, int]]:
     """Returns what modules have to be told of the shapes that their config doesn't say."""
     found: dict[str, dict[str, int]] = defaultdict(dict)
-    family, width = network.family, head_dim(network)
-    stem = network.block_name(0).rpartition(".")[0]
-    output = next(one for one in family.projections if one.columns == "head")
-    key = next(one for one in family.projections if "k" in one.rows)
-    for block in range(getattr(config, family.config["layers"])):
-        prefix = f"{stem}.{block}"
-        names = {f"{prefix}.{output.path}", f"{prefix}.{output.path}.weight"}
-        if not any(name in differ for name in names) and not any(
-            name in differ for name in (f"{prefix}.{key.path}", f"{prefix}.{key.path}.weight")
-        ):
+    family = network.family
+    paths = {one.path for one in family.projections if one.columns == "head" or "k" in one.rows}
+    for prefix, heads, kv_heads in _block_heads(network, config, tensors):
+        if not any(f"{prefix}.{path}{end}" in differ for path in paths for end in ("", ".weight")):
             continue
-        heads, kv_heads = _head_counts(tensors, prefix, output, key, width)
-        values = {"heads": heads, "kv_heads": kv_heads, "width": heads * width, "group": heads // max(kv_heads, 1)}
+        width = heads * head_dim(network)
+        values = {"heads": heads, "kv_heads": kv_heads, "width": width, "group": heads // max(kv_heads, 1)}
         for path, what in family.head_attributes.items():
             parts = path.split(".")
             at = parts.index("config") if "config" in parts else len(parts) - 1
@@ -384,18 +382,28 @@ def _attributes(
     return dict(found)
 
 
-def _head_counts(tensors: Mapping[str, Tensor], prefix: str, output: Any, key: Any, width: int) -> tuple[int, int]:
-    """Returns the numbers of query heads and KV heads that a block's tensors have."""
-    o = tensors.get(f"{prefix}.{output.path}.weight")
-    if o is None:
-        heads = tensors[f"{prefix}.{output.path}"].shape[1]
-        return heads, heads
-    heads = o.shape[1 if output.layout.value.startswith("out") else 0] // width
-    k = tensors[f"{prefix}.{key.path}.weight"]
-    rows = k.shape[0 if key.layout.value.startswith("out") else 1] // width
-    if key.rows == ("k",):
-        return heads, rows
-    return heads, heads if key.per_head else (rows - heads) // 2
+def _block_heads(network: Network, config: Any, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, int, int]]:
+    """Yields the new name of each block that has attention, and how many query heads and KV heads its tensors have."""
+    family, width = network.family, head_dim(network)
+    stem = network.block_name(0).rpartition(".")[0]
+    output = next(one for one in family.projections if one.columns == "head")
+    key = next(one for one in family.projections if "k" in one.rows)
+    for block in range(getattr(config, family.config["layers"])):
+        prefix = f"{stem}.{block}"
+        bare = tensors.get(f"{prefix}.{output.path}")  # (hidden, heads, head_dim)
+        if bare is not None:
+            yield prefix, bare.shape[1], bare.shape[1]
+            continue
+        o = tensors.get(f"{prefix}.{output.path}.weight")
+        if o is None:
+            continue
+        heads = o.shape[1 if output.layout is Layout.OUT_IN else 0] // width
+        k = tensors[f"{prefix}.{key.path}.weight"]
+        rows = k.shape[0 if key.layout is Layout.OUT_IN else 1] // width
+        if key.rows == ("k",):
+            yield prefix, heads, rows
+        else:
+            yield prefix, heads, heads if key.per_head else (rows - heads) // 2
 
 
 def reshaped_class(kind: Any) -> Any:

@@ -305,7 +305,8 @@ def _moving_axes(network: Network, **changes: int) -> dict[str, list[int]]:
         name: [axis for axis, (a, b) in enumerate(zip(before[name], after[name], strict=True)) if a != b]
         for name in before
     }
-    return {name: axes for name, axes in moving.items() if axes}
+    there = {name for name, _ in network.model.named_parameters()}  # without the halves that were removed
+    return {name: axes for name, axes in moving.items() if axes and name in there}
 
 
 def plain_class(network: Network) -> Any:
