@@ -16,12 +16,14 @@ from secateur.calibration.runner import BlockRunner
 from secateur.errors import CalibrationError, UsageError
 from secateur.evaluation.quality import measure
 from secateur.network.families import FAMILIES
+from secateur.network.loading import load
 from secateur.network.network import Network, Source
 from secateur.network.surgery import Cut, cut
 from secateur.network.units import Halves, unit_groups
 from secateur.processes import Processes
 from secateur.progress import Progress
-from tiny import LAYERS, VOCABULARY, tiny_model
+from secateur.scores.units import UNIT_SCORES, UnitStatistics, scored
+from tiny import LAYERS, VOCABULARY, save_tiny, tiny_model
 
 LENGTH = 24
 DEPTHS = ("layer", "attention", "mlp")
@@ -111,6 +113,20 @@ def test_the_walk_ends_behind_the_last_block_and_ticks_for_each_batch(unit: str)
     block_influence(one, unit_groups(one, unit)[0], runner, lambda: ticks.append(1))
     assert runner.position == LAYERS
     assert len(ticks) == 4 * LAYERS
+
+
+@every_depth
+def test_a_streamed_model_has_the_same_influences_and_is_left_empty(unit: str, tmp_path: Path) -> None:
+    folder = save_tiny("llama", tmp_path / "llama", tokenizer=True)
+    streamed = load(folder, stream=True)
+    assert streamed.store is not None
+    torch.testing.assert_close(influence(streamed, unit), influence(network("llama"), unit))
+    for name in ("l1", "variance"):
+        one, other = (unit_groups(one, unit)[0] for one in (streamed, network("llama")))
+        torch.testing.assert_close(*(scored(UNIT_SCORES[name], group, UnitStatistics()) for group in (one, other)))
+    assert all(layer.parameter.isnan().all() for layer in streamed.layers())
+    with pytest.raises(UsageError, match="needs the whole model in memory; a streamed one takes"):
+        leave_one_out(streamed, unit_groups(streamed, unit)[0], windows().ids, Progress())
 
 
 @dataclass(frozen=True)
