@@ -5,6 +5,7 @@ Writes a Llama-shaped checkpoint of random bf16 weights (hidden 4,096, MLP 11,00
 is evaluated; the reload check runs. Figures go to bench/results/large.json.
 
     python bench/large.py --blocks 16 --blocks 32
+    python bench/large.py --blocks 16 --blocks 32 --solver none --score wanda
 """
 
 from __future__ import annotations
@@ -135,18 +136,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, action="append", help="Repeatable; default 16 and 32.")
     parser.add_argument("--solver", default="sparsegpt")
+    parser.add_argument("--score", help="For solvers that need one, such as none.")
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--scratch", type=Path, help="A folder on a disk with 30 GB of room; default: a temporary one.")
     arguments = parser.parse_args()
     options = ["--sparsity", "0.5", "--solver", arguments.solver]
+    options += ["--score", arguments.score] if arguments.score else []
+    name = arguments.solver if arguments.score is None else arguments.score
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"runs": {}}
     results["command"] = "python bench/large.py --blocks 16 --blocks 32"
     for blocks in arguments.blocks or [16, 32]:
         with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
             row = measure(blocks, options, arguments.samples, arguments.length, Path(scratch))
         print(row, flush=True)
-        results["runs"][f"{arguments.solver}, {blocks} blocks"] = row
+        results["runs"][f"{name}, {blocks} blocks"] = row
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 

@@ -11,7 +11,8 @@ import transformers
 from safetensors.torch import load_file
 
 import secateur
-from tiny import TINY, filed, save_tiny
+from secateur.network.families import FAMILIES
+from tiny import TINY, filed, save_tiny, write_wavs
 from zeros import counted
 
 
@@ -28,8 +29,9 @@ def ids(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("family", sorted(TINY))
 def test_every_layer_on_disk_is_half_zero_to_the_weight(family: str, ids: Path, tmp_path: Path) -> None:
     model = save_tiny(family, tmp_path / "dense")
+    data = write_wavs(tmp_path / "sounds", 3) if FAMILIES[family].inputs == "audio" else ids
     result = secateur.prune(
-        model, sparsity=0.5, calibration=str(ids), samples=8, length=24, output=tmp_path / "out", evaluate=False
+        model, sparsity=0.5, calibration=str(data), samples=8, length=24, output=tmp_path / "out", evaluate=False
     )
     assert result.reload == 0.0
     tensors = load_file(tmp_path / "out" / "model.safetensors")

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from feeding import random_windows, run
 from secateur.allocation.amounts import Amount, Pattern
-from secateur.calibration.data import Windows
 from secateur.calibration.statistics import Needs, Statistics
+from secateur.calibration.windows import Windows
 from secateur.errors import NothingPrunedError, PatternError, UsageError
 from secateur.network.families import FAMILIES
 from secateur.network.network import Layer, Network, Source
@@ -23,7 +24,7 @@ from secateur.recipe import Calibration, Prune
 from secateur.result import LayerReport, StageReport
 from secateur.scores import SCORES
 from secateur.solvers import SOLVERS, Problem, chain_named, solve_chain
-from tiny import VOCABULARY, tiny_model
+from tiny import tiny_model
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 TIED = [name for name in FAMILIES if tiny_model(name).config.tie_word_embeddings]
@@ -35,14 +36,13 @@ def network(family: str = "llama", dtype: torch.dtype = torch.float32) -> Networ
     return Network(model, FAMILIES[family], None, source, torch.device("cpu"))
 
 
-def windows() -> Windows:
-    ids = torch.randint(5, VOCABULARY, (6, 24), generator=torch.Generator().manual_seed(3))
-    return Windows(ids, "random")
+def windows(family: str = "llama") -> Windows:
+    return random_windows(family, 6, 24)
 
 
 def prune(one: Network, seed: int = 0, **stage: Any) -> StageReport:
     settings = Prune(**stage)
-    data = windows() if needs_of(settings) else None
+    data = windows(one.family.name) if needs_of(settings) else None
     return prune_weights(one, settings, data, Calibration(compute="float32"), seed, Progress())
 
 
@@ -129,7 +129,7 @@ def test_wanda_takes_the_norms_of_the_blocks_own_inputs(family: str) -> None:
     else:
         plain.block_layers(0)[0].module.register_forward_pre_hook(lambda _, args: X.append(args[0]))
     with torch.inference_mode():
-        plain.model(windows().ids)
+        run(plain, windows(family))
     W = plain.block_layers(0)[0].matrix()
     S = W.abs() * X[0].flatten(0, -2).norm(dim=0)
     for row, (kept, scores) in enumerate(zip(first.matrix() != 0, S, strict=True)):
@@ -239,7 +239,7 @@ def test_later_layers_are_solved_on_what_the_pruned_blocks_before_them_give(fami
     else:
         layer.module.register_forward_pre_hook(lambda _, args: X.append(neurons(half, layer.expert, *args)))
     with torch.inference_mode():
-        half.model(windows().ids)
+        run(half, windows(family))
     known = Statistics.empty(layer.shape[1], Needs.GRAM, torch.device("cpu"))
     known.add(torch.cat(X))
     W = layer.matrix().contiguous()

@@ -22,7 +22,7 @@ import secateur
 from secateur.calibration.activations import Activations, Storage
 from secateur.errors import CalibrationError, ResumeError, SecateurError
 from secateur.journal import FILE, Journal, left_over, run_folder
-from tiny import save_tiny
+from tiny import save_tiny, write_wavs
 
 TEXT = "What is cut off is gone; what is left must carry on as if nothing had happened. " * 80
 OPTIONS: dict[str, Any] = {"sparsity": 0.5, "samples": 6, "length": 16, "evaluate": False}
@@ -109,6 +109,35 @@ def test_a_run_on_experts_that_died_ends_in_the_same_bytes(
 ) -> None:
     source = save_tiny(family, tmp_path / "source", tokenizer=True)
     test_a_run_that_died_ends_in_the_same_bytes({"reconstruct": True}, 3, stream, source, text, tmp_path)
+
+
+@pytest.mark.parametrize("moment", [3, 4, 5])  # in the encoder, before the decoder, and in it
+@pytest.mark.parametrize(
+    ("family", "extra"),
+    [
+        ("t5", {"solver": "sparsegpt"}),
+        ("t5", {"reconstruct": True, "activation_memory": "1kB"}),
+        ("whisper", {"solver": "sparsegpt"}),
+    ],
+    ids=str,
+)
+def test_an_encoder_decoder_that_died_ends_in_the_same_bytes(
+    family: str, extra: dict[str, Any], moment: int, text: str, tmp_path: Path
+) -> None:
+    source = save_tiny(family, tmp_path / family, tokenizer=True)
+    data = str(write_wavs(tmp_path / "sounds", 3)) if family == "whisper" else text
+    options, out = {**OPTIONS, **extra, "calibration": data}, tmp_path / "out"
+    secateur.prune(source, output=out, **options)
+    expected = result_of(out)
+    shutil.rmtree(out)
+    with pytest.MonkeyPatch.context() as patch:
+        die_at(patch, moment)
+        with pytest.raises(Killed):
+            secateur.prune(source, output=out, **options)
+    assert json.loads((run_folder(out) / FILE).read_text())["position"] == moment - 2
+    secateur.prune(source, output=out, resume=True, **options)
+    assert result_of(out) == expected
+    assert not run_folder(out).exists()
 
 
 def test_two_stages_resume_in_the_second(source: Path, text: str, tmp_path: Path) -> None:

@@ -3,11 +3,14 @@
 Every model has 2 blocks, hidden 32, 4 heads, a vocabulary of 96 and at least 64 positions. Families with
 grouped heads have 2 KV heads; some have heads wider than hidden / heads, some tie their output head, as the
 real ones do. Those with experts have 4, of which each token is sent to 2.
+Those with an encoder and a decoder have 2 blocks in each, but for one with a longer decoder.
+Whisper hears a second of sound.
 """
 
 from __future__ import annotations
 
 import string
+import wave
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, WhisperFeatureExtractor
 
 from secateur.network.families import FAMILIES
 
@@ -58,6 +61,16 @@ _PLAIN: dict[str, Any] = {
     "num_attention_heads": HEADS,
     "max_position_embeddings": POSITIONS,
 }
+_T5: dict[str, Any] = {
+    **_COMMON,
+    "d_model": HIDDEN,
+    "d_kv": 16,
+    "d_ff": 48,
+    "num_layers": LAYERS,
+    "num_heads": HEADS,
+    "decoder_start_token_id": 0,
+}
+MELS, FRAMES = 8, 100  # of the second of sound that Whisper hears
 _WINDOWED: dict[str, Any] = {
     "sliding_window": 16,
     "query_pre_attn_scalar": 16,
@@ -142,6 +155,32 @@ TINY: dict[str, Callable[[], PreTrainedModel]] = {
         n_head=HEADS,
         mem_len=None,
     ),
+    "t5": _builder("T5ForConditionalGeneration", "T5Config", **_T5, feed_forward_proj="relu"),
+    "t5_gated": _builder(
+        "T5ForConditionalGeneration",
+        "T5Config",
+        **_T5,
+        num_decoder_layers=3,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,  # as in T5 1.1, where it means that the decoder's output isn't scaled
+    ),
+    "whisper": _builder(
+        "WhisperForConditionalGeneration",
+        "WhisperConfig",
+        **_COMMON,
+        d_model=HIDDEN,
+        encoder_layers=LAYERS,
+        decoder_layers=LAYERS,
+        encoder_attention_heads=HEADS,
+        decoder_attention_heads=HEADS,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=40,
+        num_mel_bins=MELS,
+        max_source_positions=FRAMES // 2,
+        max_target_positions=POSITIONS,
+        decoder_start_token_id=1,
+        begin_suppress_tokens=None,
+    ),
 }
 
 
@@ -178,10 +217,34 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def tiny_feature_extractor() -> WhisperFeatureExtractor:
+    """Returns one that makes of a second of sound what the tiny Whisper hears."""
+    return WhisperFeatureExtractor(feature_size=MELS, chunk_length=1)
+
+
+def write_wavs(folder: Path, number: int, seconds: float = 0.6, rate: int = 16000) -> Path:
+    """Writes .wav files, each of a few random tones; returns the folder."""
+    folder.mkdir(exist_ok=True)
+    generator = torch.Generator().manual_seed(number)
+    times = torch.arange(round(seconds * rate)) / rate
+    for index in range(number):
+        tones = 100 + 3000 * torch.rand(4, 1, generator=generator)
+        sound = (torch.sin(2 * torch.pi * tones * times).mean(0) * 20000).to(torch.int16)
+        with wave.open(str(folder / f"{index:03}.wav"), "wb") as file:
+            file.setparams((1, 2, rate, 0, "NONE", ""))
+            file.writeframes(sound.numpy().tobytes())
+    return folder
+
+
 def save_tiny(family: str, folder: str | Path, tokenizer: bool = False, seed: int = 0) -> Path:
-    """Saves `tiny_model` as a Hugging Face checkpoint, if asked with `tiny_tokenizer`; returns the folder."""
+    """Saves `tiny_model` as a Hugging Face checkpoint, if asked with `tiny_tokenizer`; returns the folder.
+
+    A model that hears has its feature extractor beside it.
+    """
     folder = Path(folder)
     tiny_model(family, seed).save_pretrained(folder)
+    if family == "whisper":
+        tiny_feature_extractor().save_pretrained(folder)
     if tokenizer:
         tiny_tokenizer().save_pretrained(folder)
     return folder

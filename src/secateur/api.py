@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from secateur.calibration.data import Windows, self_generated, text_windows, window_length
+from secateur.calibration.data import Windows, read_windows, self_generated, window_length
 from secateur.evaluation.comparison import compare_networks
 from secateur.network.loading import load
 from secateur.network.network import Network
@@ -33,7 +33,7 @@ def prune(
     Args:
         model: A hub id, a checkpoint folder, a .gguf file, or `demo:NAME`.
         output: The folder to write; None keeps the result in memory (`result.model`).
-        calibration: `self`, a text or .jsonl file, or a hub data set.
+        calibration: `self`, a text or .jsonl file, a hub data set, or for a model that hears a folder of .wav files.
         evaluate: A text to measure quality on; True takes windows held back from calibration, False skips it.
         progress: Shows progress.
         resume: Whether to go on from what an earlier run of the same call left, if it ended early.
@@ -132,7 +132,7 @@ def compare(
     chosen: Windows = (
         self_generated(dense, windows, size, seed, progress)
         if text == "self"
-        else text_windows(dense, text, windows, size)
+        else read_windows(dense, text, windows, size, progress)
     )
     return compare_networks(networks, chosen, progress, speed)
 

@@ -73,7 +73,11 @@ Length = Annotated[int | None, typer.Option(help="Tokens per window; default 102
 
     secateur prune MODEL -o OUT --pattern 2:4 --solver sparsegpt --calibration texts.jsonl
 
-    secateur prune MODEL -o OUT --threshold 0.01 --score l1"""
+    secateur prune MODEL -o OUT --threshold 0.01 --score l1
+
+    secateur prune MODEL -o OUT --unit neuron --params 0.8
+
+    secateur prune MODEL -o OUT --unit layer --remove 4"""
 )
 def prune(
     model: Model,
@@ -83,20 +87,57 @@ def prune(
         str | None, typer.Option(help="Remove what scores below it: a number, p90 (percentile), mean-1std.")
     ] = None,
     pattern: Annotated[str | None, typer.Option(help="N:M keeps N of every M consecutive inputs.")] = None,
-    unit: Annotated[str, typer.Option(help="What is removed: weight.")] = "weight",
+    unit: Annotated[
+        str,
+        typer.Option(
+            help="What is removed: weight (set to zero), or for good: neuron, head, query-head, channel, layer, "
+            "attention, mlp, expert, token; neuron,head share a budget."
+        ),
+    ] = "weight",
+    params: Annotated[float | None, typer.Option(help="Units: share of the parameters that may be left.")] = None,
+    macs: Annotated[float | None, typer.Option(help="Units: share of the multiply-accumulates left.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Units: what the weights may take, 400MB say.")] = None,
+    latency: Annotated[
+        float | None, typer.Option(help="Units: share of the time left, measured on this machine.")
+    ] = None,
+    remove: Annotated[
+        int | None, typer.Option(help="Units: how many go (neurons, heads, experts: of every layer).")
+    ] = None,
+    no_repair: Annotated[
+        bool, typer.Option("--no-repair", help="Units: don't fit what reads the removed units anew.")
+    ] = False,
+    combine: Annotated[
+        str | None, typer.Option(help="Units: how a score over coupled tensors becomes one: sum, mean, max.")
+    ] = None,
+    round_to: Annotated[int | None, typer.Option(help="Units: numbers left are multiples of it.")] = None,
+    min_units: Annotated[int | None, typer.Option(help="Units that every layer keeps at least.")] = None,
+    uniform: Annotated[
+        bool, typer.Option("--uniform", help="Units: the same width everywhere, a plain checkpoint, or an error.")
+    ] = False,
+    pad: Annotated[
+        bool, typer.Option("--pad", help="Units: make widths that differ plain by filling up with zeros.")
+    ] = False,
+    protect_first: Annotated[int | None, typer.Option(help="Units: blocks at the beginning that keep all.")] = None,
+    protect_last: Annotated[int | None, typer.Option(help="Units: blocks at the end that keep all.")] = None,
     score: Annotated[
         str | None,
-        typer.Option(help="l1, l2, mean_abs, random, wanda, ria, obs, taylor, fisher, snip; default: solver's."),
+        typer.Option(
+            help="l1, l2, mean_abs, random, wanda, ria, obs, taylor, fisher, snip; default: solver's. Units also: "
+            "variance, activation, mean_activation, flap, apoz, entropy, correlation, block-influence, loo-kl, reap, "
+            "frequency, or your own function: module:function."
+        ),
     ] = None,
     solver: Annotated[
         str | None,
-        typer.Option(help="none, sparsegpt, admm, alps, refit, swap, dsnot or a chain: admm+refit; default auto."),
+        typer.Option(
+            help="none, sparsegpt, admm, alps, refit, swap, dsnot or a chain: admm+refit; units: obs or none."
+        ),
     ] = None,
     gradient: Annotated[
         str, typer.Option(help="Of what gradient scores take gradients: block (its reconstruction) or loss.")
     ] = "block",
     allocation: Annotated[
-        str, typer.Option(help="uniform (each layer the same), global, owl, alpha or error.")
+        str, typer.Option(help="uniform (each layer the same), global, error; weights: owl, alpha; units: ramp.")
     ] = "uniform",
     reconstruct: Annotated[
         bool, typer.Option("--reconstruct", help="Tune each block's kept weights to give the dense block's outputs.")
@@ -114,7 +155,7 @@ def prune(
     ] = None,
     block_size: Annotated[int | None, typer.Option(help="Columns that sparsegpt handles at once.")] = None,
     calibration: Annotated[
-        str, typer.Option(help="self (the model writes it), a text or .jsonl file, or a hub data set.")
+        str, typer.Option(help="self (the model writes it), text or .jsonl file, hub data set; folder of .wav.")
     ] = "self",
     samples: Annotated[int | None, typer.Option(help="Calibration windows; default 32.")] = None,
     length: Length = None,
@@ -145,6 +186,19 @@ def prune(
         "threshold": threshold,
         "pattern": pattern,
         "unit": unit,
+        "params": params,
+        "macs": macs,
+        "memory": memory,
+        "latency": latency,
+        "remove": remove,
+        "repair": False if no_repair else None,
+        "combine": combine,
+        "round_to": round_to,
+        "min_units": min_units,
+        "uniform": uniform,
+        "pad": pad,
+        "protect_first": protect_first,
+        "protect_last": protect_last,
         "score": score,
         "solver": solver,
         "gradient": gradient,
@@ -216,7 +270,7 @@ def _carry_out(recipe: Recipe, progress: Progress, resume: bool) -> Result:
 @app.command(epilog="Example:\n\n    secateur evaluate out/half --text wiki.test.raw --windows 20 --length 1024 --json")
 def evaluate(
     model: Model,
-    text: Annotated[str, typer.Option(help="Text or .jsonl file, or a hub data set.")],
+    text: Annotated[str, typer.Option(help="Text or .jsonl file, hub data set, or folder of .wav files.")],
     windows: Annotated[int, typer.Option(min=1, help="Windows at most.")] = 20,
     length: Length = None,
     no_speed: Annotated[bool, typer.Option("--no-speed", help="Don't measure speed.")] = False,
@@ -251,7 +305,9 @@ def evaluate(
 @app.command(epilog="Example:\n\n    secateur compare demo:smollm2-135m out/half")
 def compare(
     models: Annotated[list[str], typer.Argument(help="Two or more models; the first is the dense one.")],
-    text: Annotated[str, typer.Option(help="Text, .jsonl or hub data set; self: the first model writes it.")] = "self",
+    text: Annotated[
+        str, typer.Option(help="Text, .jsonl, hub data set, folder of .wav; self: the first model writes it.")
+    ] = "self",
     windows: Annotated[int, typer.Option(min=1, help="Windows at most.")] = 8,
     length: Length = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML page, too.")] = None,

@@ -6,6 +6,7 @@ It is a folder beside the output, `.OUT.run`:
     stage-S/block-B.safetensors    the blocks that are finished
     hidden-R-B/                    rank R's calibration activations before block B
     dense-R-B/                     the same in the dense model, for --reconstruct
+    encoded-hidden-R-B/, encoded-dense-R-B/    what an encoder gave, which all blocks of its decoder read
 
 After every block its weights and the activations behind it are written, then the journal, each under another name
 first. So whenever the run ends, the journal tells of files that are whole.
@@ -114,15 +115,6 @@ class Journal:
         """Returns where this run's activations may be kept."""
         return Storage(self.folder, limit, self._run)
 
-    def restore(self, hidden: Activations) -> None:
-        """Puts activations where the journal stands.
-
-        Raises:
-            ResumeError: They are another run's, or damaged.
-        """
-        if self.position:
-            hidden.restore(self.position, len(hidden))
-
     def keep_block(self, block: int) -> None:
         """Writes a finished block's weights; it counts from the next commit on."""
         prefix = f"{self._network.block_name(block)}."
@@ -135,11 +127,10 @@ class Journal:
 
     def keep_rest(self) -> None:
         """Writes the weights outside of the blocks; they count from the next commit on."""
-        prefix = self._network.block_name(0).rpartition(".")[0] + "."
         seen: set[int] = set()
         tensors = {}
         for name, tensor in self._network.model.named_parameters(remove_duplicate=False):
-            if not name.startswith(prefix) and id(tensor) not in seen and self._network.filed(name):
+            if not self._network.inside(name) and id(tensor) not in seen and self._network.filed(name):
                 seen.add(id(tensor))
                 tensors[name] = tensor.detach()
         self._keep(REST, tensors)
@@ -279,7 +270,8 @@ def identity(recipe: Recipe, network: Network, windows: Windows | None, team: Pr
     """Returns what a run is, as plain data: recipe, model, calibration tokens, versions, number of processes."""
     path = network.source.path
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    tokens = b"" if windows is None else windows.ids.numpy().tobytes()
+    parts = () if windows is None else (windows.ids, windows.features, windows.lengths)
+    tokens = b"".join(part.numpy().tobytes() for part in parts if part is not None)
     return {
         "recipe": {key: value for key, value in recipe.to_dict().items() if key != "overwrite"},
         "model": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files},

@@ -304,7 +304,7 @@ class _Work:
                         runner.hidden.forget()
         self._act(route.outside, *self._gather_outside(runner, route.outside, needs, tick), reached, tick)
         if runner is not None:
-            runner.hidden.close()
+            runner.close()
 
     def _prune(self, counts: Mapping[str, int]) -> None:
         """Prunes each layer by the statistics that the pruned blocks before it leave; commits block by block."""
@@ -330,7 +330,7 @@ class _Work:
                 self._act(some, statistics, gradients, prune, tick, shared=True)
                 self._note_unreached(some, statistics, gradients)
                 if runner is not None and dense is not None and tuned is not None and some:
-                    self._reconstruct(runner, some, dense.hidden)
+                    self._reconstruct(runner, some, dense.outputs)
                     tuned()
                 if self.journal is not None and some:
                     with self._timed("journal"):
@@ -342,7 +342,7 @@ class _Work:
         self._prune_outside(runner, route.outside, prune, tick)
         for one in (runner, dense):
             if one is not None:
-                one.hidden.close()
+                one.close()
 
     def _note_unreached(
         self, layers: list[Layer], statistics: dict[str, Statistics], gradients: dict[str, Gradients]
@@ -374,8 +374,8 @@ class _Work:
         name = f"{name}-{self.team.rank}"
         with self._timed("prelude"):
             runner = BlockRunner(self.network, self.windows, settings.compute, storage, name, team=self.team)
-            if restored and self.journal is not None:
-                self.journal.restore(runner.hidden)
+            if restored and self.journal is not None and self.journal.position:
+                runner.restore(self.journal.position)
         return runner
 
     def _gather(

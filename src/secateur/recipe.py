@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from secateur.allocation.amounts import Pattern, Threshold
 from secateur.calibration.statistics import GRADIENTS
-from secateur.errors import SecateurError, UsageError
+from secateur.errors import SecateurError, UsageError, did_you_mean
 from secateur.scores import score_named
 from secateur.solvers import AUTO, AUTO_MASKED, chain_named
 
@@ -34,6 +35,29 @@ def bytes_of(text: str) -> int:
     return int(number * (1024 if found[3] else 1000) ** " kmgt".index(found[2].lower() or " "))
 
 
+WEIGHT_TARGETS = ("sparsity", "threshold", "pattern")
+STRUCTURED_TARGETS = ("params", "macs", "memory", "latency", "sparsity", "remove", "threshold")
+TARGETS = ("pattern", *STRUCTURED_TARGETS)
+INNER_UNITS = {"neuron", "head", "query-head"}  # inside a half of a block, read by one layer
+DEFAULT_SCORES = {
+    "neuron": "wanda",
+    "head": "wanda",
+    "query-head": "wanda",
+    "channel": "wanda",
+    "layer": "block-influence",
+    "attention": "block-influence",
+    "mlp": "block-influence",
+    "expert": "reap",
+    "token": "frequency",
+}
+STRUCTURED_ONLY = {"repair", "combine", "round_to", "min_units", "uniform", "pad", "protect_first", "protect_last"}
+WEIGHTS_ONLY = {"per", "min_per_output", "include", "exclude", "block_size", "pattern"}
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in names)
+
+
 class _Settings(BaseModel):
     """Unknown fields are errors; an option that nobody reads would be worse."""
 
@@ -44,7 +68,7 @@ class Calibration(_Settings):
     """Where the statistics come from.
 
     Attributes:
-        data: `self` (the model writes its own text), a file, or a hub data set.
+        data: `self` (the model writes its own text), a file, a hub data set, or a folder of .wav files.
         samples: Windows to calibrate on.
         length: Tokens per window; None takes 1024, or the model's positions if they are fewer.
         compute: Precision of the forward passes: `auto`, `float32` or `bfloat16`.
@@ -70,20 +94,36 @@ class Calibration(_Settings):
 
 
 class Prune(_Settings):
-    """One pruning stage. Exactly one of `sparsity`, `threshold` and `pattern` is given.
+    """One pruning stage. Exactly one target is given: `sparsity`, `threshold`, or for weights `pattern`, or for other
+    units `params`, `macs`, `memory`, `latency` or `remove`.
 
     Attributes:
-        unit: What is removed; `weight` sets single weights to zero.
-        sparsity: Share of zeros to end with, between 0 and 1.
+        unit: What is removed. `weight` sets single weights to zero; `neuron`, `head`, `query-head`, `channel`, `layer`,
+            `attention`, `mlp`, `expert` and `token` go for good; `neuron,head` share one budget.
+        sparsity: Share of zeros to end with, or of units to remove, between 0 and 1.
         threshold: Everything that scores below it goes: a number, `p90`, `mean-1std`.
         pattern: `N:M` keeps N of every M consecutive inputs.
-        score: Importance; None lets the solver choose by its own.
-        solver: One solver, or several that follow each other: `sparsegpt+refit`; None is `auto` without a score,
+        params, macs: Share of the parameters, or multiply-accumulates, of the run's first model that may be left.
+        memory: What the weights may take: `400MB`.
+        latency: Share of the time that this machine takes to read one window that may be left.
+        remove: How many units go: layers, halves, channels and tokens of the model, neurons, heads and experts of every
+            layer.
+        repair: Whether what reads removed units is fitted anew by least squares, biases included.
+        combine: How a score over a unit's coupled tensors becomes one: `sum`, `mean` or `max`.
+        round_to: Numbers of units left are multiples of it.
+        min_units: Units that every group keeps at least.
+        uniform: Whether the result has to be a plain checkpoint: the same width everywhere.
+        pad: Whether widths that differ are made up to the largest by zeros, which gives a plain checkpoint, too.
+        protect_first, protect_last: Blocks at the ends that keep everything.
+        score: Importance; None lets the solver choose by its own. For units also `module:function` or
+            `file.py:function`, a function of a group and its statistics.
+        solver: For units `obs` (rounds of optimal brain surgeon), the default for neurons and heads, or `none`. For
+            weights one solver, or several that follow each other: `sparsegpt+refit`; None is `auto` without a score,
             `none` with one. `auto` is written out as the chain that it stands for.
         gradient: What gradient scores differentiate: `block`, each block's own reconstruction loss, or `loss`, the
             next-token loss through the whole model.
-        allocation: `uniform` (every layer the same share), `global` (the model's lowest scores), `owl`, `alpha` or
-            `error` (see secateur.allocation).
+        allocation: `uniform` (every layer the same share), `global` (the model's lowest scores), `error` (by measured
+            error), for weights `owl` and `alpha` (see secateur.allocation), for units `ramp` (later layers give more).
         reconstruct: Whether each block's kept weights are tuned to give the dense block's outputs.
         reconstruct_passes: Passes over the activations at most.
         reconstruct_halves: Whether attention and MLP are tuned one after the other instead of together.
@@ -95,14 +135,27 @@ class Prune(_Settings):
         block_size: Columns that sparsegpt handles at once.
     """
 
-    unit: Literal["weight"] = "weight"
+    unit: str = "weight"
     sparsity: float | None = None
     threshold: str | None = None
     pattern: str | None = None
+    params: float | None = None
+    macs: float | None = None
+    memory: str | None = None
+    latency: float | None = None
+    remove: int | None = Field(default=None, ge=1)
+    repair: bool = True
+    combine: Literal["sum", "mean", "max"] = "sum"
+    round_to: int = Field(default=1, ge=1)
+    min_units: int = Field(default=1, ge=1)
+    uniform: bool = False
+    pad: bool = False
+    protect_first: int = Field(default=0, ge=0)
+    protect_last: int = Field(default=0, ge=0)
     score: str | None = None
     solver: str = ""
     gradient: Literal["block", "loss"] = "block"
-    allocation: Literal["uniform", "global", "owl", "alpha", "error"] = "uniform"
+    allocation: Literal["uniform", "global", "owl", "alpha", "error", "ramp"] = "uniform"
     reconstruct: bool = False
     reconstruct_passes: int = Field(default=6, ge=1)
     reconstruct_halves: bool = False
@@ -126,44 +179,122 @@ class Prune(_Settings):
             raise ValueError("write the pattern in quotes: '2:4' (YAML reads 2:4 as a time of day)")
         return value
 
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _size(cls, value: object) -> object:
+        if value is not None:
+            bytes_of(str(value))
+        return None if value is None else str(value)
+
     @model_validator(mode="before")
     @classmethod
-    def _default_solver(cls, data: Any) -> Any:
-        if isinstance(data, dict) and not data.get("solver"):
-            data = {**data, "solver": "none" if data.get("score") else "auto"}
-        if isinstance(data, dict) and data["solver"] == "auto":
-            return {**data, "solver": AUTO_MASKED if data.get("score") else AUTO}
+    def _defaults(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        kinds = str(data.get("unit", "weight")).replace(" ", "").split(",")
+        data = {**data, **({"unit": ",".join(kinds)} if "unit" in data else {})}
+        if kinds == ["weight"]:
+            if not data.get("solver"):
+                data["solver"] = "none" if data.get("score") else "auto"
+            if data["solver"] == "auto":
+                data["solver"] = AUTO_MASKED if data.get("score") else AUTO
+            return data
+        inner = set(kinds) <= INNER_UNITS
+        if data.get("solver") in (None, "", "auto"):
+            data["solver"] = "obs" if inner and not data.get("score") else "none"
+        if not data.get("score") and data["solver"] == "none":
+            data["score"] = "wanda" if inner else DEFAULT_SCORES.get(kinds[0])
+        if kinds == ["token"] and not any(data.get(name) is not None for name in TARGETS):
+            data["threshold"] = "1"  # what the calibration text doesn't use
         return data
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of unit."""
+        return tuple(self.unit.split(","))
+
+    @property
+    def structured(self) -> bool:
+        """Whether units go for good, instead of single weights being set to zero."""
+        return self.unit != "weight"
 
     @model_validator(mode="after")
     def _consistent(self) -> Prune:
-        given = [n for n in ("sparsity", "threshold", "pattern") if getattr(self, n) is not None]
+        given = [name for name in TARGETS if getattr(self, name) is not None]
+        wanted = STRUCTURED_TARGETS if self.structured else WEIGHT_TARGETS
         if len(given) != 1:
             have = " and ".join("--" + name for name in given) or "none of them"
-            raise UsageError(f"give exactly one of --sparsity, --threshold and --pattern; got {have}.")
-        if self.sparsity is not None and not 0 < self.sparsity < 1:
-            raise UsageError(f"--sparsity must lie between 0 and 1 (both excluded) but got {self.sparsity:g}.")
+            raise UsageError(f"give exactly one of {_listed(wanted)}; got {have}.")
+        if given[0] not in wanted:
+            raise UsageError(f"--{given[0]} isn't a target for --unit {self.unit}; give one of {_listed(wanted)}.")
+        for name in ("sparsity", "params", "macs", "latency"):
+            share = getattr(self, name)
+            if share is not None and not 0 < share < 1:
+                raise UsageError(f"--{name} must lie between 0 and 1 (both excluded) but got {share:g}.")
         if self.threshold is not None:
             Threshold.parse(self.threshold)
+        if self.structured:
+            self._consistent_units()
+        else:
+            self._consistent_weights(given[0])
+        if not self.reconstruct and {"reconstruct_passes", "reconstruct_halves"} & self._changed():
+            raise UsageError("--reconstruct-passes and --reconstruct-halves go with --reconstruct.")
+        return self
+
+    def _consistent_weights(self, target: str) -> None:
         if self.pattern is not None:
             Pattern.parse(self.pattern)
+        if misplaced := STRUCTURED_ONLY & self._changed():
+            raise UsageError(f"{_listed(sorted(misplaced))} goes with units that are removed, not with --unit weight.")
+        if self.allocation == "ramp":
+            raise UsageError("--allocation ramp is for units; weights take uniform, global, owl, alpha or error.")
         if self.allocation != "uniform" and self.sparsity is None:
             raise UsageError(
                 f"--allocation {self.allocation} shares out a --sparsity; "
-                f"a --{given[0]} already says what each layer gives."
+                f"a --{target} already says what each layer gives."
             )
         if self.per == "output" and self.sparsity is None:
-            raise UsageError(f"--per output needs --sparsity; a --{given[0]} doesn't compare weights with each other.")
+            raise UsageError(f"--per output needs --sparsity; a --{target} doesn't compare weights with each other.")
         first = chain_named(self.solver)[0]
         if self.gradient == "loss" and not (self.score and score_named(self.score).needs & GRADIENTS):
             raise UsageError("--gradient loss is for gradient scores: add --score taylor, fisher or snip.")
-        if not self.reconstruct and {"reconstruct_passes", "reconstruct_halves"} & self._changed():
-            raise UsageError("--reconstruct-passes and --reconstruct-halves go with --reconstruct.")
         if self.score is not None:
             score_named(self.score)
         elif not first.chooses:
             raise UsageError(f"solver '{first.name}' needs a score: add --score wanda, for instance.")
-        return self
+
+    def _consistent_units(self) -> None:
+        unknown = [kind for kind in self.kinds if kind not in DEFAULT_SCORES]
+        if unknown:
+            raise UsageError(f"unknown unit '{unknown[0]}'.{did_you_mean(unknown[0], ['weight', *DEFAULT_SCORES])}")
+        if len(self.kinds) > 1 and not set(self.kinds) <= INNER_UNITS:
+            raise UsageError(
+                f"--unit {self.unit}: only neurons and heads share a budget; remove the others in a stage of their own "
+                "(a recipe has several)."
+            )
+        if len(set(self.kinds)) < len(self.kinds) or {"head", "query-head"} <= set(self.kinds):
+            raise UsageError(f"--unit {self.unit} names heads or another kind twice.")
+        if self.solver not in ("obs", "none"):
+            raise UsageError(f"units are removed by the solvers obs and none, not '{self.solver}'.")
+        if self.solver == "obs" and not set(self.kinds) <= INNER_UNITS:
+            raise UsageError(f"--solver obs removes neurons and heads, not {self.unit}; leave it out.")
+        if self.solver == "obs" and self.score not in (None, "obs"):
+            raise UsageError("--solver obs goes by its own score; leave --score out, or take --solver none.")
+        if misplaced := WEIGHTS_ONLY & self._changed():
+            raise UsageError(f"{_listed(sorted(misplaced))} goes with --unit weight only.")
+        inner = set(self.kinds) <= INNER_UNITS
+        if self.allocation in ("owl", "alpha"):
+            raise UsageError(
+                f"--allocation {self.allocation} is for weights; units take uniform, global, error or ramp."
+            )
+        if self.allocation != "uniform" and (not inner or self.threshold is not None or self.remove is not None):
+            raise UsageError(
+                f"--allocation {self.allocation} shares a budget out over the widths of neurons and heads."
+            )
+        if self.uniform and self.pad:
+            raise UsageError("--uniform and --pad both make plain checkpoints; give one of them.")
+        if self.reconstruct and not inner:
+            raise UsageError("--reconstruct tunes blocks whose neurons or heads are removed.")
 
     def _changed(self) -> set[str]:
         """The fields that differ from their defaults."""
@@ -174,7 +305,7 @@ class Evaluate(_Settings):
     """What quality is measured on.
 
     Attributes:
-        text: A file (text, .jsonl) or hub data set; None takes the windows that calibration held back.
+        text: A file (text, .jsonl), hub data set or folder of .wav files; None takes what calibration held back.
         windows: Windows to evaluate at most.
         length: Tokens per window; None takes the calibration's.
         speed: Whether to measure prefill and decode speed.

@@ -69,6 +69,28 @@ class BlockReport:
 
 
 @dataclass(frozen=True)
+class GroupReport:
+    """What became of one group of units.
+
+    Attributes:
+        name: Where it is: `model.layers.0/neuron`, or `model/layer`.
+        unit: The kind.
+        before, left: Units before and after.
+        removed: The units that went, by their index before; for neurons, channels and tokens left out.
+        error_before, error: Squared error of what its reader gives, relative to the size of what it should give, with
+            the units merely gone and after the repair; None where it wasn't measured.
+    """
+
+    name: str
+    unit: str
+    before: int
+    left: int
+    removed: tuple[int, ...] = ()
+    error_before: float | None = None
+    error: float | None = None
+
+
+@dataclass(frozen=True)
 class StageReport:
     """What one stage of a recipe did.
 
@@ -78,6 +100,8 @@ class StageReport:
         seconds: Wall time by phase: `prelude`, `plan`, `gather`, `gradients`, `solve`, `reconstruct`, `propagate`.
         notes: Things that the user should know, in words.
         blocks: One report per reconstructed block.
+        groups: One report per group of units, where units were removed.
+        budget: What was asked for in words, and how much of it was there before and is left; None for single weights.
     """
 
     stage: dict[str, Any]
@@ -85,6 +109,8 @@ class StageReport:
     seconds: dict[str, float]
     notes: tuple[str, ...] = ()
     blocks: tuple[BlockReport, ...] = ()
+    groups: tuple[GroupReport, ...] = ()
+    budget: dict[str, Any] | None = None
 
     @property
     def weights(self) -> int:
@@ -99,7 +125,7 @@ class StageReport:
     @property
     def sparsity(self) -> float:
         """Share of zeros in the layers that were pruned."""
-        return self.zeros / self.weights
+        return self.zeros / self.weights if self.weights else 0.0
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from typing import Any
 import torch
 
 from secateur.calibration.activations import IN_MEMORY
-from secateur.calibration.data import Windows, calibration_windows, text_windows, window_length
+from secateur.calibration.audio import sound_shape
+from secateur.calibration.data import Windows, calibration_windows, read_windows, window_length
 from secateur.errors import CalibrationError, ProcessError, ResumeError, SaveError, UsageError
 from secateur.evaluation.comparison import compare_networks
+from secateur.evaluation.costs import costs
 from secateur.evaluation.reloading import reload_difference
 from secateur.journal import Journal, identity, run_folder
 from secateur.mask import FILE as MASK_FILE
@@ -42,6 +44,8 @@ from secateur.recipe import Recipe
 from secateur.report.card import model_card
 from secateur.report.page import write_page
 from secateur.result import Comparison, Result, StageReport
+from secateur.structure import prune_units
+from secateur.structure.stage import check_units, needs_windows
 
 INTERRUPTIONS = (KeyboardInterrupt, OSError, MemoryError, SaveError, ProcessError)  # a run can go on after them
 CHECKED_TOKENS = 128  # of one window, for comparing logits after reloading
@@ -75,7 +79,7 @@ class Run:
         if self.resume:
             raise UsageError("there is nothing to resume without an output.")
         network, calibration, held_out = self._prepared(None)
-        stages = self._pruned(network, calibration, None)
+        network, calibration, stages = self._pruned(network, calibration, None)
         peak = peak_memory()
         comparison = None
         if self.team.first:
@@ -88,6 +92,11 @@ class Run:
         self._check_resume(output)
         check_output(output, self.recipe.overwrite)
         network, calibration, held_out = self._prepared(output)
+        if any(stage.prune.structured for stage in self.recipe.stages):
+            if self.resume:
+                self.notes.append("A run that removes units keeps no state on the way, so it started afresh.")
+            with _full_disk(output):
+                return self._write(output, network, calibration, held_out, None)
         with _full_disk(output):
             about = identity(self.recipe, network, calibration, self.team)
             journal = Journal.open(output, about, network, self.team, self.resume)
@@ -109,16 +118,17 @@ class Run:
         network: Network,
         calibration: Windows | None,
         held_out: Windows | None,
-        journal: Journal,
+        journal: Journal | None,
     ) -> Result:
-        stages = self._pruned(network, calibration, journal)
+        network, calibration, stages = self._pruned(network, calibration, journal)
         peak = peak_memory()
         if not self.team.first:
             return _result(self, network, stages, calibration, held_out, None, None, peak)
-        with complete_folder(output, journal.folder / "output") as folder:
+        with complete_folder(output, journal.folder / "output" if journal else None) as folder:
             with self.timed("save"):
-                save_network(network, folder, journal.parts() if network.store else ())
-                save_mask(network, folder / MASK_FILE)
+                save_network(network, folder, journal.parts() if network.store and journal else ())
+                if any(not stage.prune.structured for stage in self.recipe.stages):
+                    save_mask(network, folder / MASK_FILE)
             with self.timed("reload"):
                 probe = _probe(network, calibration or held_out)
                 difference = reload_difference(network, folder, probe, self.progress)
@@ -146,33 +156,47 @@ class Run:
             check_output(output, recipe.overwrite, network.source.path)
             check_room(network, output)
         for stage in recipe.stages:
-            check_pattern(select_layers(network, stage.prune), stage.prune)
+            if stage.prune.structured:
+                check_units(network, stage.prune)
+            else:
+                check_pattern(select_layers(network, stage.prune), stage.prune)
         with self.timed("calibrate"):
             calibration, held_out = self.team.share(_windows(self, network) if self.team.first else (None, None))
         return network, calibration, held_out
 
     def _pruned(
         self, network: Network, calibration: Windows | None, journal: Journal | None
-    ) -> tuple[StageReport, ...]:
-        """Carries out the stages that aren't done yet."""
+    ) -> tuple[Network, Windows | None, tuple[StageReport, ...]]:
+        """Carries out the stages that aren't done yet; returns the model, its calibration windows and the reports."""
         recipe = self.recipe
         done = [] if journal is None else list(journal.finished)
-        with self.timed("prune"):
-            for stage in recipe.stages[len(done) :]:
-                report = prune_weights(
-                    network,
-                    stage.prune,
-                    calibration,
-                    recipe.calibration,
-                    recipe.seed,
-                    self.progress,
-                    journal,
-                    self.team,
-                )
-                done.append(report)
-                if journal is not None:
-                    journal.finish_stage(report)
-        return tuple(done)
+        length = calibration.length if calibration is not None else CHECKED_TOKENS
+        structured = any(stage.prune.structured for stage in recipe.stages)
+        first = costs(network, length) if structured else None
+        for stage in recipe.stages[len(done) :]:
+            with self.timed("prune"):
+                if stage.prune.structured:
+                    assert first is not None
+                    given = (calibration, recipe.calibration, recipe.seed, self.progress, first, self.team)
+                    network, report = prune_units(network, stage.prune, *given)
+                else:
+                    report = prune_weights(
+                        network,
+                        stage.prune,
+                        calibration,
+                        recipe.calibration,
+                        recipe.seed,
+                        self.progress,
+                        journal,
+                        self.team,
+                    )
+            if stage.prune.unit == "token" and calibration is not None:
+                with self.timed("calibrate"):
+                    calibration = self.team.share(_windows(self, network)[0] if self.team.first else None)
+            done.append(report)
+            if journal is not None:
+                journal.finish_stage(report)
+        return network, calibration, tuple(done)
 
 
 @contextmanager
@@ -234,8 +258,10 @@ def _windows(work: Run, network: Network) -> tuple[Windows | None, Windows | Non
     evaluation: Windows | None = None
     if evaluate is not None and evaluate.text is not None:
         length = window_length(network, evaluate.length or settings.length)
-        evaluation = text_windows(network, evaluate.text, evaluate.windows, length)
-    needed = any(needs_of(stage.prune) for stage in recipe.stages)
+        evaluation = read_windows(network, evaluate.text, evaluate.windows, length, work.progress)
+    needed = any(
+        needs_windows(stage.prune) if stage.prune.structured else bool(needs_of(stage.prune)) for stage in recipe.stages
+    )
     if not needed and (evaluate is None or evaluation is not None):
         return None, evaluation
     held_out = evaluate is not None and evaluation is None
@@ -255,20 +281,28 @@ def _windows(work: Run, network: Network) -> tuple[Windows | None, Windows | Non
         work.notes.append(f"Quality wasn't measured: {error}")
         return None, None
     if needed and len(calibration) < settings.samples:
+        kind = "text" if calibration.features is None else "sound"
         work.notes.append(
-            f"{settings.data} has text for {len(calibration)} calibration windows of {calibration.length} tokens; "
+            f"{settings.data} has {kind} for {len(calibration)} calibration windows of {calibration.length} tokens; "
             f"{settings.samples} were asked for."
         )
-    return (calibration if needed else None), (evaluation or (spare if held_out else None))
+    if held_out and not len(spare):
+        work.notes.append(
+            f"Quality wasn't measured: {settings.data} has one window, which calibration needs; give data to measure "
+            "on with --evaluate."
+        )
+    return (calibration if needed else None), (evaluation or spare or None)
 
 
-def _probe(network: Network, windows: Windows | None) -> torch.Tensor:
-    """Token ids for the reload check: (1, length)."""
+def _probe(network: Network, windows: Windows | None) -> Windows:
+    """One window for the reload check, without padding."""
     if windows is not None:
-        return windows.ids[:1, :CHECKED_TOKENS]
+        one = windows.one(0)
+        return replace(one, ids=one.ids[:, :CHECKED_TOKENS])
     room = network.dimension("positions") or CHECKED_TOKENS
     vocabulary = network.dimension("vocabulary") or 2
-    return torch.arange(min(8, room))[None] % vocabulary
+    silence = torch.zeros(1, *sound_shape(network)) if network.family.inputs == "audio" else None
+    return Windows(torch.arange(min(8, room))[None] % vocabulary, "probe", features=silence)
 
 
 def _evaluate(
@@ -307,7 +341,7 @@ def _result(
             "data": recipe.calibration.data,
             "windows": len(calibration),
             "length": calibration.length,
-            "tokens": calibration.ids.numel(),
+            "tokens": calibration.tokens,
             "held_out": 0 if held_out is None else len(held_out),
             "compute": recipe.calibration.compute,
         }

@@ -12,6 +12,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaModel, PreTrainedModel
 
+from feeding import random_windows
 from secateur.calibration.data import (
     DEFAULT_LENGTH,
     HELD_OUT,
@@ -21,13 +22,16 @@ from secateur.calibration.data import (
     text_windows,
     window_length,
 )
+from secateur.calibration.inputs import model_inputs
 from secateur.errors import CalibrationError, UsageError
 from secateur.network.families import FAMILIES
 from secateur.network.network import Network, Source
 from secateur.progress import Progress
 from tiny import POSITIONS, TINY, VOCABULARY, tiny_model, tiny_tokenizer
 
+PREDICTING = {"causal", "seq2seq"}
 GENERATING = [name for name in TINY if FAMILIES[name].objective == "causal"]
+UNLIMITED = ("xlnet", "t5", "t5_gated")  # relative positions
 TEXT = "The quick brown fox jumps over the lazy dog. Pack my box with five dozen jugs! " * 40
 
 
@@ -201,11 +205,18 @@ def test_an_end_token_does_not_end_a_window() -> None:
     assert self_generated(network(model=model), 8, 40, 0, Progress()).ids.shape == (8, 40)
 
 
-@pytest.mark.parametrize("family", [name for name in TINY if name not in GENERATING])
+@pytest.mark.parametrize("family", [name for name in TINY if not PREDICTING & {FAMILIES[name].objective}])
 def test_a_model_that_cannot_write_text_asks_for_a_file(family: str) -> None:
     message = refusal("self", network=network(family))
     assert type(tiny_model(family)).__name__ in message
     assert "give a text or jsonl file with --calibration FILE" in message
+
+
+@pytest.mark.parametrize(("family", "wanted"), [("t5", "a text or jsonl file"), ("whisper", "a folder of .wav files")])
+def test_a_model_whose_encoder_needs_an_input_asks_for_one(family: str, wanted: str) -> None:
+    message = refusal("self", network=network(family))
+    assert type(tiny_model(family)).__name__ in message
+    assert f"its encoder needs an input; give {wanted} with --calibration" in message
 
 
 def test_a_model_without_a_head_asks_for_a_file() -> None:
@@ -295,7 +306,7 @@ def test_text_needs_a_tokenizer(text: Path) -> None:
 def test_what_is_no_file_is_named(tmp_path: Path) -> None:
     assert f"no file '{tmp_path / 'nowhere.txt'}'" in refusal(tmp_path / "nowhere.txt")
     assert "no file 'wiki'" in refusal("wiki")
-    assert f"{tmp_path} is a folder" in refusal(tmp_path)
+    assert f"{tmp_path} is a folder; give a .jsonl or text file" in refusal(tmp_path)
 
 
 def test_a_hub_data_set_names_the_extra_that_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,12 +320,13 @@ def test_a_hub_data_set_names_the_extra_that_it_needs(monkeypatch: pytest.Monkey
 def test_the_default_length_is_the_most_that_the_model_holds_up_to_1024(family: str) -> None:
     one = network(family, None)
     length = window_length(one, None)
-    assert length == (DEFAULT_LENGTH if family == "xlnet" else POSITIONS)
+    assert length == (DEFAULT_LENGTH if family in UNLIMITED else POSITIONS)
     with torch.no_grad():
-        one.base(torch.full((1, length), 5))
+        first, others = model_inputs(one, random_windows(family, 1, length))
+        one.base(first, **others)
 
 
-@pytest.mark.parametrize("family", [name for name in TINY if name != "xlnet"])
+@pytest.mark.parametrize("family", [name for name in TINY if name not in UNLIMITED])
 def test_a_window_longer_than_the_model_holds_is_refused(family: str) -> None:
     assert window_length(network(family, None), POSITIONS) == POSITIONS
     with pytest.raises(UsageError, match=rf"--length {POSITIONS + 1} is more than the model's {POSITIONS} positions"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from secateur.calibration.data import Windows
+from feeding import random_windows, run
+from secateur.calibration.activations import Storage
+from secateur.calibration.inputs import model_inputs
 from secateur.calibration.precision import COMPUTE, products
 from secateur.calibration.runner import BlockRunner, loss_gradients
 from secateur.calibration.statistics import GRADIENTS, Needs, Statistics
+from secateur.calibration.windows import Windows
 from secateur.errors import CalibrationError, UsageError
 from secateur.network.families import FAMILIES
 from secateur.network.network import Layer, Network, Source
 from secateur.progress import Progress
-from tiny import EXPERTS, LAYERS, VOCABULARY, has, tiny_model
+from tiny import EXPERTS, FRAMES, has, tiny_model
 
 WINDOWS, LENGTH = 5, 24  # longer than the 16 that Gemma's sliding window sees
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
+ENCODER_DECODERS = [name for name, family in FAMILIES.items() if family.encoder_decoder]
 
 
 @pytest.fixture(autouse=True, params=["one batch", "three batches"])
@@ -42,9 +47,19 @@ def network(family: str, dtype: torch.dtype = torch.float32) -> Network:
     return Network(model, FAMILIES[family], None, Source(f"tiny:{family}", Path(), "float32"), torch.device("cpu"))
 
 
-def windows(number: int = WINDOWS) -> Windows:
-    ids = torch.randint(5, VOCABULARY, (number, LENGTH), generator=torch.Generator().manual_seed(3))
-    return Windows(ids, "random")
+def windows(family: str = "llama") -> Windows:
+    return random_windows(family, WINDOWS, LENGTH)
+
+
+def tokens_of(one: Network, name: str) -> int:
+    """Returns how many tokens of a window an input (`Layer.reads`) has."""
+    if one.family.encoder_decoder is None:
+        # XLNet's positions are the distances between any two tokens, LENGTH before and LENGTH after.
+        return LENGTH * (2 if one.family.name == "xlnet" and name.endswith("/position") else 1)
+    encoded = name.endswith("/encoder output") or "encoder." in name
+    if one.family.inputs == "audio":
+        return FRAMES // 2 if encoded else LENGTH
+    return LENGTH // 2 if encoded else 1 + LENGTH // 2  # the decoder begins with a token of its own
 
 
 def nothing() -> None:
@@ -60,8 +75,8 @@ def readers(layers: list[Layer], needs: Needs = Needs.GRAM) -> dict[str, tuple[L
 
 def gathered(one: Network, needs: Needs = Needs.GRAM) -> dict[str, Statistics]:
     """Returns the statistics of all blocks' inputs, block by block, in strict float32."""
-    runner, found = BlockRunner(one, windows(), "float32"), {}
-    for block in range(LAYERS):
+    runner, found = BlockRunner(one, windows(one.family.name), "float32"), {}
+    for block in range(len(one.blocks)):
         found |= runner.gather(readers(one.block_layers(block), needs), nothing)
         runner.advance(nothing)
     return found
@@ -97,8 +112,8 @@ def inputs_of(one: Network, layers: list[Layer]) -> dict[str, Tensor]:
     usual = getattr(one.model.config, "_experts_implementation", None)
     one.model.config._experts_implementation = "eager"  # one expert after the other
     with torch.inference_mode(), Products(pointers, seen):
-        for ids in windows().ids:
-            one.model(ids[None])
+        for part in windows(one.family.name).batches(1):
+            run(one, part)
     one.model.config._experts_implementation = usual
     for handle in handles:
         handle.remove()
@@ -106,7 +121,7 @@ def inputs_of(one: Network, layers: list[Layer]) -> dict[str, Tensor]:
     return {name: torch.cat([x.reshape(-1, widths[name]) for x in some]).double() for name, some in seen.items()}
 
 
-def outputs_of_blocks(one: Network, ids: Tensor) -> list[Tensor]:
+def outputs_of_blocks(one: Network, part: Windows) -> list[Tensor]:
     """Returns what each block gives in a plain forward pass."""
     seen: list[Tensor] = []
     handles = [
@@ -114,28 +129,36 @@ def outputs_of_blocks(one: Network, ids: Tensor) -> list[Tensor]:
         for block in one.blocks
     ]
     with torch.inference_mode():
-        one.model(ids)
+        run(one, part)
     for handle in handles:
         handle.remove()
     return seen
 
 
+def hidden_states(one: Network, output: Any) -> list[Tensor]:
+    """Returns the hidden states before each block."""
+    if one.family.encoder_decoder is None:
+        return list(output.hidden_states)
+    encoder, decoder = one.ranges
+    return [*output.encoder_hidden_states[: len(encoder)], *output.decoder_hidden_states[: len(decoder)]]
+
+
 @every_family
 def test_hidden_states_are_the_models_own_block_by_block(family: str, batches: int) -> None:
     one = network(family)
-    runner = BlockRunner(one, windows(), "float32")
+    runner = BlockRunner(one, windows(family), "float32")
     assert len(runner.hidden) == batches
-    parts = windows().ids.split(-(-WINDOWS // batches))
+    parts = windows(family).batches(-(-WINDOWS // batches))
     with torch.inference_mode():
-        states = [one.model(ids, output_hidden_states=True).hidden_states for ids in parts]
-    outputs = [outputs_of_blocks(one, ids) for ids in parts]
-    for block in range(LAYERS):
+        states = [hidden_states(one, run(one, part, output_hidden_states=True)) for part in parts]
+    outputs = [outputs_of_blocks(one, part) for part in parts]
+    for block in range(len(one.blocks)):
         assert runner.position == block
         for hidden, own in zip(runner.hidden, states, strict=True):
             windows_first = hidden.transpose(0, one.family.batch_axis)
             assert torch.equal(windows_first, own[block])
         runner.advance(nothing)
-        for hidden, own in zip(runner.hidden, outputs, strict=True):
+        for hidden, own in zip(runner.outputs, outputs, strict=True):
             assert torch.equal(hidden, own[block])
 
 
@@ -154,8 +177,8 @@ def test_the_gram_matrix_of_each_layers_input_is_that_of_the_whole_models_forwar
 def test_bf16_products_move_a_gram_matrix_by_less_than_their_rounding(family: str) -> None:
     one = network(family)
     layers = one.block_layers(0)
-    rounded = BlockRunner(one, windows()).gather(readers(layers), nothing)
-    exact = BlockRunner(one, windows(), "float32").gather(readers(layers), nothing)
+    rounded = BlockRunner(one, windows(family)).gather(readers(layers), nothing)
+    exact = BlockRunner(one, windows(family), "float32").gather(readers(layers), nothing)
     for name, statistics in exact.items():
         norms = statistics.G.diagonal().sqrt()
         assert bool(((rounded[name].G - statistics.G).abs() <= 2**-8 * torch.outer(norms, norms)).all()), name
@@ -175,7 +198,7 @@ def test_moments_alone_are_the_same_as_those_beside_a_gram_matrix(family: str) -
 def inputs(one: Network, block: int) -> set[str]:
     """Returns the names of a block's inputs, as the family describes them."""
     found = set()
-    for projection in one.family.projections:
+    for projection in one.stack_of(block).projections:
         if projection.where is None or has(one.blocks[block], projection.where):
             numbers = [f".{expert}" for expert in range(EXPERTS)] if projection.experts else [""]
             found |= {projection.columns + number for number in numbers}
@@ -186,27 +209,30 @@ def inputs(one: Network, block: int) -> set[str]:
 def test_layers_that_share_an_input_share_one_entry(family: str) -> None:
     one = network(family)
     found = gathered(one)
-    assert set(found) == {f"{one.block_name(block)}/{name}" for block in range(LAYERS) for name in inputs(one, block)}
+    names = [inputs(one, block) for block in range(len(one.blocks))]
+    assert set(found) == {f"{one.block_name(block)}/{name}" for block, some in enumerate(names) for name in some}
     assert {layer.reads for layer in one.layers()} == set(found)
 
 
 @every_family
 def test_every_token_counts_once_and_there_is_no_padding(family: str) -> None:
+    one = network(family)
     counts = Counter()
-    for name, one in gathered(network(family)).items():
-        counts[re.sub(r"\.\d$", " of an expert", name)] += one.count
+    for name, statistics in gathered(one).items():
+        counts[re.sub(r"\.\d$", " of an expert", name)] += statistics.count
     for name, count in counts.items():
-        # XLNet's positions are the distances between any two tokens, LENGTH before and LENGTH after.
-        twice = name.endswith(" of an expert") or (family == "xlnet" and name.endswith("/position"))
-        assert count == WINDOWS * LENGTH * (2 if twice else 1)
+        if name.endswith(" of an expert"):
+            assert count == WINDOWS * LENGTH * 2
+        else:
+            assert count == WINDOWS * tokens_of(one, name)
 
 
 @every_family
 def test_statistics_do_not_depend_on_which_of_the_layers_are_asked_for(family: str) -> None:
     one = network(family)
-    whole = BlockRunner(one, windows(), "float32").gather(readers(one.block_layers(0)), nothing)
+    whole = BlockRunner(one, windows(family), "float32").gather(readers(one.block_layers(0)), nothing)
     for layer in one.block_layers(0):
-        alone = BlockRunner(one, windows(), "float32").gather(readers([layer]), nothing)
+        alone = BlockRunner(one, windows(family), "float32").gather(readers([layer]), nothing)
         assert set(alone) == {layer.reads}
         assert torch.equal(alone[layer.reads].G, whole[layer.reads].G)
 
@@ -214,16 +240,16 @@ def test_statistics_do_not_depend_on_which_of_the_layers_are_asked_for(family: s
 @every_family
 def test_a_changed_block_gives_the_hidden_states_of_the_changed_model(family: str, batches: int) -> None:
     one = network(family)
-    runner = BlockRunner(one, windows(), "float32")
+    runner = BlockRunner(one, windows(family), "float32")
     before = gathered(network(family))
     runner.gather(readers(one.block_layers(0)), nothing)
     for layer in one.block_layers(0):
         W = layer.matrix().clone()
         layer.write(W, W.abs() > 0.1)
     runner.advance(nothing)
-    parts = windows().ids.split(-(-WINDOWS // batches))
-    for hidden, ids in zip(runner.hidden, parts, strict=True):
-        assert torch.equal(hidden, outputs_of_blocks(one, ids)[0])
+    parts = windows(family).batches(-(-WINDOWS // batches))
+    for hidden, part in zip(runner.hidden, parts, strict=True):
+        assert torch.equal(hidden, outputs_of_blocks(one, part)[0])
     found = runner.gather(readers(one.block_layers(1)), nothing)
     inputs = inputs_of(one, one.block_layers(1))
     for layer in one.block_layers(1):
@@ -246,20 +272,20 @@ def test_the_model_is_left_as_it_was(family: str) -> None:
     for name, tensor in one.model.state_dict().items():
         assert torch.equal(tensor, fresh.model.state_dict()[name]), name
     with torch.inference_mode():
-        assert torch.equal(one.model(windows().ids).logits, fresh.model(windows().ids).logits)
+        assert torch.equal(run(one, windows(family)).logits, run(fresh, windows(family)).logits)
 
 
 @every_family
 def test_the_heads_input_is_seen_by_full_forward_passes(family: str) -> None:
     one = network(family)
     (head,) = [layer for layer in one.outside() if layer.module is one.model.get_output_embeddings()]
-    runner = BlockRunner(one, windows(), "float32")
+    runner = BlockRunner(one, windows(family), "float32")
     for _ in one.blocks:
         runner.advance(nothing)
     found = runner.gather_outside([(head, Needs.GRAM)], nothing)
     X = inputs_of(one, [head])[head.name]
     assert set(found) == {head.reads}
-    assert found[head.reads].count == WINDOWS * LENGTH
+    assert found[head.reads].count == WINDOWS * tokens_of(one, head.reads)
     torch.testing.assert_close(found[head.reads].G.double(), X.T @ X, rtol=1e-4, atol=1e-2)
 
 
@@ -309,10 +335,102 @@ def test_a_model_that_skips_a_block_is_refused() -> None:
         BlockRunner(one, windows(), "float32")
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "xlnet"])
+def halve(one: Network, blocks: range) -> None:
+    """Sets the smaller half of the weights of some blocks to zero."""
+    for block in blocks:
+        for layer in one.block_layers(block):
+            W = layer.matrix().clone()
+            layer.write(W, W.abs() > W.abs().median())
+
+
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+def test_the_decoders_blocks_see_what_the_pruned_encoder_gives(family: str) -> None:
+    one = network(family)
+    encoder, decoder = one.ranges
+    dense = gathered(network(family))
+    runner = BlockRunner(one, windows(family), "float32")
+    for block in encoder:
+        halve(one, range(block, block + 1))
+        runner.advance(nothing)
+    inputs = inputs_of(one, one.layers())
+    for block in decoder:
+        found = runner.gather(readers(one.block_layers(block)), nothing)
+        (read,) = [name for name in found if name.endswith("/encoder output")]
+        for layer in one.block_layers(block):
+            X = inputs[layer.name]
+            G = X.T @ X
+            scale = float(G.diagonal().max())
+            torch.testing.assert_close(found[layer.reads].G.double() / scale, G / scale, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(found[read].norms, dense[read].norms, rtol=1e-2)
+        runner.advance(nothing)
+
+
+@every_family
+def test_behind_the_last_block_the_runner_gives_the_changed_models_own_output(family: str, batches: int) -> None:
+    one = network(family)
+    runner = BlockRunner(one, windows(family), "float32")
+    for block in range(len(one.blocks)):
+        halve(one, range(block, block + 1))
+        runner.advance(nothing)
+    with torch.inference_mode():
+        for number, part in enumerate(windows(family).batches(-(-WINDOWS // batches))):
+            assert torch.equal(runner.output(number), run(one, part)[0])
+
+
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+@pytest.mark.parametrize("position", [1, 2, 3])
+def test_activations_in_files_can_be_taken_up_before_any_block(family: str, position: int, tmp_path: Path) -> None:
+    one, storage = network(family), Storage(tmp_path, limit=0, run="this one")
+    runner = BlockRunner(one, windows(family), "float32", storage)
+    for _ in range(position):
+        runner.advance(nothing)
+    halve(one, range(position))  # what is behind the runner may have changed since
+    other = BlockRunner(one, windows(family), "float32", storage)
+    other.restore(position)
+    assert other.position == position
+    while runner.position < len(one.blocks):
+        one_found, other_found = (a.gather(readers(one.block_layers(a.position)), nothing) for a in (runner, other))
+        for name, statistics in one_found.items():
+            assert torch.equal(statistics.G, other_found[name].G)
+        runner.advance(nothing)
+        other.advance(nothing)
+    runner.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_windows_of_sounds_differ_in_length_and_are_passed_without_padding() -> None:
+    one, lengths = network("whisper"), torch.tensor([24, 5, 17, 9, 2])
+    ragged = replace(windows("whisper"), lengths=lengths)
+    assert ragged.tokens == 57
+    runner = BlockRunner(one, ragged, "float32")
+    assert len(runner.hidden) == WINDOWS
+    for _ in one.blocks:
+        runner.advance(nothing)
+    with torch.inference_mode():
+        for number, length in enumerate(lengths.tolist()):
+            alone = one.model(ragged.features[number : number + 1], decoder_input_ids=ragged.ids[number, None, :length])
+            assert torch.equal(runner.output(number), alone.logits)
+
+
+@pytest.mark.parametrize("length", [2, 7, 24])
+def test_t5_encodes_the_first_half_of_a_window_and_decodes_the_second(length: int) -> None:
+    one, ids = network("t5"), torch.arange(5, 5 + 2 * length).view(2, length)
+    first, others = model_inputs(one, Windows(ids, "counted"))
+    start = torch.full((2, 1), one.model.config.decoder_start_token_id)
+    assert torch.equal(torch.cat([first, others["decoder_input_ids"][:, 1:]], 1), ids)
+    assert torch.equal(others["decoder_input_ids"][:, :1], start)
+    assert first.shape[1] == length // 2
+
+
+def test_a_model_that_hears_refuses_windows_of_text() -> None:
+    with pytest.raises(CalibrationError, match="WhisperForConditionalGeneration hears sounds, but random holds none"):
+        BlockRunner(network("whisper"), windows("llama"), "float32")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "xlnet", "t5", "whisper"])
 def test_a_bfloat16_model_keeps_its_dtype_and_sums_in_float32(family: str) -> None:
     one = network(family, torch.bfloat16)
-    runner = BlockRunner(one, windows(), "float32")
+    runner = BlockRunner(one, windows(family), "float32")
     found = runner.gather(readers(one.block_layers(0)), nothing)
     runner.advance(nothing)
     exact = gathered(network(family))
@@ -354,7 +472,7 @@ def block_loss(one: Network, block: int) -> Tensor:
         seen.append((args[0], out if isinstance(out, Tensor) else out[0]))
 
     handle = one.blocks[block].register_forward_hook(note)
-    one.model(windows().ids)
+    run(one, windows(one.family.name))
     handle.remove()
     ((x, y),) = seen
     return 0.5 * (y - x.detach()).square().sum(-1).mean()
@@ -363,7 +481,7 @@ def block_loss(one: Network, block: int) -> Tensor:
 @every_family
 def test_gradients_are_those_of_what_the_block_adds(family: str, batches: int) -> None:
     one = network(family)
-    runner = BlockRunner(one, windows(), "float32")
+    runner = BlockRunner(one, windows(family), "float32")
     runner.advance(nothing)
     layers = one.block_layers(1)
     found = runner.gradients(layers, GRADIENTS, nothing)
@@ -397,6 +515,22 @@ def test_gradients_of_the_loss_are_those_of_transformers_own() -> None:
         mean = found[layer.name].total / found[layer.name].count
         torch.testing.assert_close(mean, layer.as_matrix(gradient), rtol=1e-3, atol=1e-6)
         assert found[layer.name].squares is None
+
+
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+def test_gradients_of_the_decoders_loss_are_those_of_transformers_own(family: str) -> None:
+    one, whole = network(family), windows(family)
+    layers = one.layers()
+    found = loss_gradients(one, layers, whole, Needs.GRADIENT, "auto", Progress())
+    for layer in layers:
+        layer.parameter.requires_grad_(True)
+    first, others = model_inputs(one, whole)
+    ids = others["decoder_input_ids"]
+    loss = one.model(first, decoder_input_ids=ids[:, :-1], labels=ids[:, 1:].contiguous()).loss
+    gradients = torch.autograd.grad(loss, [layer.parameter for layer in layers])
+    for layer, gradient in zip(layers, gradients, strict=True):
+        mean = found[layer.name].total / found[layer.name].count
+        torch.testing.assert_close(mean, layer.as_matrix(gradient), rtol=1e-3, atol=1e-6)
 
 
 def test_gradients_of_the_loss_need_a_head() -> None:

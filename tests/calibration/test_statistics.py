@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,11 +13,19 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from secateur.calibration.statistics import GRAM_TILE, Needs, Statistics, load_statistics, save_statistics
+from secateur.calibration.statistics import BINS, GRAM_TILE, Needs, Statistics, load_statistics, save_statistics
 from secateur.errors import CalibrationError
 
 CPU = torch.device("cpu")
-every_need = pytest.mark.parametrize("needs", [Needs.MOMENTS, Needs.GRAM, Needs.MOMENTS | Needs.GRAM], ids=str)
+COUNTS = Needs.SIZES | Needs.ACTIVE | Needs.HISTOGRAM
+every_need = pytest.mark.parametrize(
+    "needs",
+    [
+        *(Needs.MOMENTS, Needs.GRAM, Needs.MOMENTS | Needs.GRAM),
+        *(Needs.SIZES, Needs.ACTIVE, Needs.HISTOGRAM, Needs.GRAM | COUNTS),
+    ],
+    ids=str,
+)
 
 
 def tokens(number: int, width: int, seed: int = 0) -> Tensor:
@@ -36,6 +45,12 @@ def assert_same(one: Statistics, other: Statistics) -> None:
     assert (one.gram is None) == (other.gram is None)
     if one.gram is not None:
         torch.testing.assert_close(one.G, other.G, rtol=1e-4, atol=1e-4)
+    mine, others = one.sums(), other.sums()
+    assert mine.keys() == others.keys()
+    if one.sizes is not None:
+        torch.testing.assert_close(mine["sizes"].float(), others["sizes"].float())
+    for part in mine.keys() & {"active", "histogram"}:
+        assert torch.equal(mine[part], others[part])
 
 
 @pytest.mark.parametrize("width", [1, 7, GRAM_TILE - 1, GRAM_TILE, GRAM_TILE + 1, 2 * GRAM_TILE + 5])
@@ -58,6 +73,77 @@ def test_count_mean_and_norms_are_those_of_all_tokens(needs: Needs) -> None:
 
 
 @every_need
+def test_mean_squares_and_variance_are_those_of_all_tokens(needs: Needs) -> None:
+    x = tokens(40, 6)
+    found = of(x, needs)
+    torch.testing.assert_close(found.mean_squares, x.square().mean(0))
+    torch.testing.assert_close(found.variance, x.var(0, correction=0))
+    assert (found.mean_squares.dtype, found.variance.dtype) == (torch.float32, torch.float32)
+    constant = of(torch.full((1000, 2), 0.1), needs).variance
+    assert ((constant >= 0) & (constant < 1e-6)).all()
+
+
+@every_need
+def test_only_what_is_asked_for_is_gathered(needs: Needs) -> None:
+    found = of(tokens(5, 3), needs)
+    for need, part in (
+        (Needs.GRAM, found.gram),
+        (Needs.SIZES, found.sizes),
+        (Needs.ACTIVE, found.active),
+        (Needs.HISTOGRAM, found.histogram),
+    ):
+        assert (part is not None) == (need in needs)
+
+
+def test_sizes_and_active_are_sums_over_the_tokens() -> None:
+    found = of(torch.tensor([[1.0, -2.0, 0.0], [3.0, -4.0, -0.0], [-5.0, 6.0, 0.0]]), COUNTS)
+    assert found.sizes is not None
+    assert found.active is not None
+    assert found.sizes.tolist() == [9, 12, 0]
+    assert found.active.tolist() == [2, 1, 0]
+    assert found.active.dtype == torch.int64
+
+
+def bin_of(x: float) -> int:
+    """The bin of a number, by logarithms."""
+    exponent = -1000 if x == 0 else math.floor(math.log2(abs(x)))
+    return min(max(exponent, -12), 3) + 12 + 16 * (x < 0)
+
+
+EDGES = [sign * 2.0**k for k in (-150, -149, -127, -126, -40, -13, -12, -11, -1, 0, 1, 2, 3, 4, 90) for sign in (1, -1)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_each_token_is_in_the_bin_of_its_sign_and_power_of_two(dtype: torch.dtype) -> None:
+    x = torch.cat([torch.tensor([0.0, -0.0, *EDGES, 7.96875, -0.99609375]), 4 * tokens(300, 1).flatten()])
+    x = x.to(dtype)[:, None]
+    found = of(x, Needs.HISTOGRAM).histogram
+    assert found is not None
+    expected = [0] * BINS
+    for number in x.float().flatten().tolist():
+        expected[bin_of(number)] += 1
+    assert found.tolist() == [expected]
+
+
+def test_features_have_histograms_of_their_own() -> None:
+    x = tokens(700, 5) * torch.logspace(-3, 1, 5)  # more tokens than are counted at once
+    found = of(x, Needs.HISTOGRAM).histogram
+    assert found is not None
+    assert found.dtype == torch.int64
+    assert found.shape == (5, BINS)
+    assert found.sum(1).tolist() == [700] * 5
+    for feature in range(5):
+        alone = of(x[:, feature : feature + 1].clone(), Needs.HISTOGRAM).histogram
+        assert alone is not None
+        assert torch.equal(found[feature], alone[0])
+
+
+def test_a_slice_of_a_wider_tensor_is_counted_like_any_other() -> None:
+    x = tokens(30, 8)
+    assert_same(of(x[:, 2:5], COUNTS), of(x[:, 2:5].clone(), COUNTS))
+
+
+@every_need
 def test_two_halves_added_are_the_whole(needs: Needs) -> None:
     x = tokens(60, 9)
     assert_same(of(x[:23], needs) + of(x[23:], needs), of(x, needs))
@@ -66,7 +152,7 @@ def test_two_halves_added_are_the_whole(needs: Needs) -> None:
 @settings(max_examples=25, deadline=None)
 @given(cuts=st.lists(st.integers(0, 64), max_size=5), gram=st.booleans())
 def test_any_cut_into_batches_gives_the_same_sums(cuts: list[int], gram: bool) -> None:
-    x, needs = tokens(64, 8), Needs.GRAM if gram else Needs.MOMENTS
+    x, needs = tokens(64, 8), COUNTS | (Needs.GRAM if gram else Needs.MOMENTS)
     edges = [0, *sorted(cuts), 64]
     one_by_one = Statistics.empty(8, needs, CPU)
     for start, end in pairwise(edges):
@@ -103,6 +189,8 @@ def test_statistics_of_different_inputs_are_not_added() -> None:
     for one, other in [
         (of(tokens(5, 3)), of(tokens(5, 4))),
         (of(tokens(5, 3)), of(tokens(5, 3), Needs.MOMENTS)),
+        (of(tokens(5, 3), Needs.SIZES), of(tokens(5, 3), Needs.MOMENTS)),
+        (of(tokens(5, 3), Needs.MOMENTS), of(tokens(5, 3), Needs.HISTOGRAM)),
     ]:
         with pytest.raises(CalibrationError, match="different inputs"):
             _ = one + other
@@ -134,18 +222,18 @@ def test_saved_statistics_come_back_bit_for_bit(tmp_path: Path) -> None:
         "model.layers.0/attention input": of(tokens(30, 5)),
         "model.layers.0/neuron": of(tokens(20, 7, seed=1), Needs.MOMENTS),
         "a:name": of(tokens(10, 3, seed=2)),
+        "counted": of(tokens(10, 3, seed=4), COUNTS),
     }
     save_statistics(saved, tmp_path / "statistics.safetensors")
     loaded = load_statistics(tmp_path / "statistics.safetensors")
     assert set(loaded) == set(saved)
     for name, one in saved.items():
         assert loaded[name].count == one.count
-        assert torch.equal(loaded[name].total, one.total)
-        assert torch.equal(loaded[name].squares, one.squares)
         assert torch.equal(loaded[name].norms, one.norms)
-        assert (loaded[name].gram is None) == (one.gram is None)
-        if one.gram is not None:
-            assert torch.equal(loaded[name].G, one.G)
+        assert loaded[name].sums().keys() == one.sums().keys()
+        for part, tensor in one.sums().items():
+            assert torch.equal(loaded[name].sums()[part], tensor)
+            assert loaded[name].sums()[part].dtype == tensor.dtype
 
 
 def test_loaded_statistics_go_on_adding(tmp_path: Path) -> None:
@@ -175,6 +263,8 @@ def damage(path: Path, how: str) -> None:
             save_file({**tensors, "in:median": torch.ones(5)}, path, metadata=format_)
         case "another width":
             save_file({**tensors, "in:gram": torch.ones(4, 4)}, path, metadata=format_)
+        case "another number of bins":
+            save_file({**tensors, "in:histogram": torch.ones(5, 8)}, path, metadata=format_)
         case "a count of two":
             save_file({**tensors, "in:count": torch.tensor([1, 2])}, path, metadata=format_)
 
@@ -190,6 +280,7 @@ def damage(path: Path, how: str) -> None:
         "a tensor too few",
         "a tensor of unknown kind",
         "another width",
+        "another number of bins",
         "a count of two",
     ],
 )

@@ -1,1 +1,1 @@
-"""Calibration: text in, statistics of each layer's input out."""
+"""Calibration: text or sounds in, statistics of each layer's input out."""

@@ -12,44 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from secateur.calibration.audio import audio_windows
+from secateur.calibration.windows import Windows
 from secateur.errors import CalibrationError, UsageError, first_line
 from secateur.network.network import Network
 from secateur.progress import Progress
 
+__all__ = ["Windows", "calibration_windows", "read_windows", "self_generated", "text_windows", "window_length"]
+
+BETWEEN = "\n\n"  # documents that are joined
 HELD_OUT = 8  # windows kept back from calibration for the evaluation after it, where there are enough
 CHARACTERS_PER_TOKEN = 8  # generous, so that one round of reading is nearly always enough
 DEFAULT_LENGTH = 1024
+BETWEEN = "\n\n"  # documents that are joined
 CACHE_BYTES = 1 << 30  # of the key-value cache while the model writes its own text
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Token windows of one length, without padding.
-
-    Attributes:
-        ids: (windows, length) int64.
-        source: Where they come from, for people.
-        bytes_per_token: Bytes of UTF-8 text per token, None where the text isn't known.
-    """
-
-    ids: Tensor
-    source: str
-    bytes_per_token: float | None = None
-
-    def __len__(self) -> int:
-        return self.ids.shape[0]
-
-    @property
-    def length(self) -> int:
-        """Tokens per window."""
-        return self.ids.shape[1]
-
-    def split(self, first: int) -> tuple[Windows, Windows]:
-        """Returns the first windows and the rest."""
-        return (
-            Windows(self.ids[:first], self.source, self.bytes_per_token),
-            Windows(self.ids[first:], self.source, self.bytes_per_token),
-        )
 
 
 def window_length(network: Network, length: int | None) -> int:
@@ -87,7 +63,7 @@ def calibration_windows(
     Args:
         network: The model, whose tokenizer is used; `data="self"` lets it write the text.
         data: `self`, a file (.jsonl with `text` or `input_ids`; anything else is plain text), or a hub data
-            set (`owner/name` or `owner/name:split`).
+            set (`owner/name` or `owner/name:split`). For a model that hears, a folder of .wav files.
         samples: Number of windows.
         length: Tokens per window; None takes 1024, or what the model holds if that is less.
         seed: For `self`.
@@ -102,11 +78,18 @@ def calibration_windows(
     wanted = samples + held_out
     if data == "self":
         return self_generated(network, wanted, size, seed, progress).split(samples)
-    windows = text_windows(network, data, wanted, size)
+    windows = read_windows(network, data, wanted, size, progress)
     spare = len(windows) - samples
     if held_out == 0:
         return windows.split(samples)
     return windows.split(samples if spare > 0 else max(1, len(windows) - max(1, len(windows) // 8)))
+
+
+def read_windows(network: Network, data: str, windows: int, length: int, progress: Progress) -> Windows:
+    """Returns up to `windows` windows of what the model reads or hears; see `text_windows` and `audio_windows`."""
+    if network.family.inputs == "audio":
+        return audio_windows(network, data, windows, length, progress)
+    return text_windows(network, data, windows, length)
 
 
 def text_windows(network: Network, data: str, windows: int, length: int) -> Windows:
@@ -115,16 +98,18 @@ def text_windows(network: Network, data: str, windows: int, length: int) -> Wind
     Raises:
         CalibrationError: The data is missing, empty, or too short for one window.
     """
-    documents = _documents(data)
-    if documents.ids is not None:
-        ids = list(islice(documents.ids, windows * length))
-        per_token = None
+    found = documents(data)
+    text: str | None = None
+    per_token: float | None = None
+    if found.ids is not None:
+        ids = list(islice(found.ids, windows * length))
         vocabulary = network.dimension("vocabulary")
         if vocabulary is not None and ids and max(ids) >= vocabulary:
             raise CalibrationError(f"{data} holds token id {max(ids)}; the model's vocabulary has {vocabulary}.")
     else:
-        ids, per_token = _tokenize(network, documents.texts, windows, length, data)
-    special = _special_tokens(network) if documents.ids is None else ([], [])
+        ids, text = _tokenize(network, found.texts, windows, length, data)
+        per_token = len(text.encode()) / len(ids)
+    special = special_tokens(network) if found.ids is None else ([], [])
     content = length - len(special[0]) - len(special[1])
     if content < 1:
         raise UsageError(f"--length {length} has no room beside the {length - content} special tokens of each window.")
@@ -138,7 +123,7 @@ def text_windows(network: Network, data: str, windows: int, length: int) -> Wind
     if content < length:
         before, after = (torch.tensor(part).expand(count, -1) for part in special)
         cut = torch.cat([before.to(cut), cut, after.to(cut)], dim=1)
-    return Windows(cut, data, per_token)
+    return Windows(cut, data, per_token, text=text)
 
 
 def self_generated(network: Network, windows: int, length: int, seed: int, progress: Progress) -> Windows:
@@ -151,6 +136,12 @@ def self_generated(network: Network, windows: int, length: int, seed: int, progr
         raise CalibrationError(
             "a streamed model can't write its own calibration text, as every token would read it whole; "
             "give a text or jsonl file with --calibration FILE."
+        )
+    if network.family.inputs != "text":
+        given = "a folder of .wav files" if network.family.inputs == "audio" else "a text or jsonl file"
+        raise CalibrationError(
+            f"{network.architecture} can't write its own calibration data, as its encoder needs an input; give "
+            f"{given} with --calibration."
         )
     if not network.generates:
         raise CalibrationError(
@@ -203,21 +194,28 @@ def _sample(model: Any, prompt: Tensor, length: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Documents:
-    """Either texts or one long run of token ids."""
+class Documents:
+    """Either texts or one long run of token ids, read as they are asked for."""
 
     texts: Iterator[str]
     ids: Iterator[int] | None = None
 
 
-def _documents(data: str) -> _Documents:
+def documents(data: str) -> Documents:
+    """Opens a file (.jsonl with `text` or `input_ids`; anything else is plain text) or a hub data set.
+
+    Raises:
+        CalibrationError: The data is missing, empty, or not what its name says; some of it shows only on reading.
+    """
     path = Path(data).expanduser()
     if path.is_file():
-        return _jsonl(path) if path.suffix in (".jsonl", ".json") else _Documents(iter([_read(path)]))
+        return _jsonl(path) if path.suffix in (".jsonl", ".json") else Documents(iter([_read(path)]))
     if path.is_dir():
-        raise CalibrationError(f"{data} is a folder; give a .jsonl or text file.")
+        raise CalibrationError(
+            f"{data} is a folder; give a .jsonl or text file (folders of .wav files are for models that hear)."
+        )
     if data.count("/") == 1 and not data.startswith((".", "/", "~")) and not path.suffix:
-        return _Documents(_hub_texts(data))
+        return Documents(_hub_texts(data))
     raise CalibrationError(f"no file '{data}'. Give 'self', a .jsonl or text file, or a hub data set.")
 
 
@@ -231,7 +229,7 @@ def _read(path: Path) -> str:
     return text
 
 
-def _jsonl(path: Path) -> _Documents:
+def _jsonl(path: Path) -> Documents:
     """Reads `text`, or token ids under `input_ids`, one JSON object a line."""
     rows = _rows(path)
     start = next(rows, None)
@@ -244,8 +242,8 @@ def _jsonl(path: Path) -> _Documents:
         raise CalibrationError(f"{path}:{number} has neither 'text' nor 'input_ids' (it has {has}).")
     values = (_value(row, key, number, path) for number, row in chain([start], rows))
     if key == "text":
-        return _Documents(values)
-    return _Documents(iter(()), (token for row in values for token in row))
+        return Documents(values)
+    return Documents(iter(()), (token for row in values for token in row))
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -301,20 +299,25 @@ def _hub_texts(data: str) -> Iterator[str]:
         raise CalibrationError(f"'{data}' is no file, and no data set that the hub gives us: {reason}") from error
 
 
-def _tokenize(network: Network, texts: Iterable[str], windows: int, length: int, data: str) -> tuple[list[int], float]:
-    """Joins documents and tokenizes as much as `windows` windows need; returns ids and bytes per token."""
-    tokenizer = network.tokenizer
-    if tokenizer is None:
+def text_tokenizer(network: Network, data: str) -> Any:
+    """Returns the network's tokenizer, or raises CalibrationError if it has none to read `data` with."""
+    if network.tokenizer is None:
         raise CalibrationError(
             f"{network.source.name} has no tokenizer, so {data} can't be read as text; "
             "give a .jsonl file with token ids under 'input_ids'."
         )
+    return network.tokenizer
+
+
+def _tokenize(network: Network, texts: Iterable[str], windows: int, length: int, data: str) -> tuple[list[int], str]:
+    """Joins documents and tokenizes as much as `windows` windows need; returns ids and their text."""
+    tokenizer = text_tokenizer(network, data)
     source = iter(texts)
     text, wanted = "", windows * length + 1
     characters = wanted * CHARACTERS_PER_TOKEN
     while True:
         for document in source:
-            text = f"{text}\n\n{document}" if text else document
+            text = f"{text}{BETWEEN}{document}" if text else document
             if len(text) >= characters:
                 break
         whole = len(text) < characters
@@ -323,11 +326,11 @@ def _tokenize(network: Network, texts: Iterable[str], windows: int, length: int,
         if not ids:
             raise CalibrationError(f"{data} is empty.")
         if whole or len(ids) >= wanted:
-            return ids, len(part.encode()) / len(ids)
+            return ids, part
         characters *= 2
 
 
-def _special_tokens(network: Network) -> tuple[list[int], list[int]]:
+def special_tokens(network: Network) -> tuple[list[int], list[int]]:
     """Returns the tokens that an encoder wants before and after each window, such as [CLS] and [SEP]."""
     if network.family.objective == "causal" or network.tokenizer is None:
         return [], []

@@ -2,13 +2,15 @@
 
 The model's own forward runs once with its blocks replaced by recorders. That runs the prelude (embeddings,
 masks, position embeddings) as it is and catches every block's real arguments, whatever transformers passes
-in this release. After that each block is called by itself.
+in this release. After that each block is called by itself. Behind an encoder's last block the forward runs once
+more, with what that block gave, so that the decoder's blocks get what the encoder as it is now makes of its input.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -18,14 +20,18 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from secateur.calibration.activations import IN_MEMORY, Activations, Storage
-from secateur.calibration.data import Windows
 from secateur.calibration.experts import ExpertUsage, Routing, add_usage, expert_inputs, watching_experts
+from secateur.calibration.inputs import model_inputs, predicted_ids
 from secateur.calibration.precision import gram_products, products
 from secateur.calibration.statistics import INPUTS, Gradients, Needs, Statistics
+from secateur.calibration.windows import Windows
 from secateur.errors import CalibrationError, UsageError
+from secateur.network.family import Stack
 from secateur.network.network import Layer, Network
 from secateur.processes import ALONE, Processes
 from secateur.progress import Progress
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]  # a block's arguments, but for the hidden states
 
 TOKENS_PER_BATCH = 2048
 
@@ -68,24 +74,60 @@ class BlockRunner:
         self.network = network
         self.compute = compute
         self.team = team
-        batches = windows.ids.split(per_batch or max(1, TOKENS_PER_BATCH // windows.length))
+        batches = windows.batches(per_batch or max(1, TOKENS_PER_BATCH // windows.length))
         self.batches = len(batches)
-        self._ids = batches[team.rank :: team.size]
-        self._calls: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = []  # [batch][block]
-        tokens = sum(ids.numel() for ids in self._ids)
-        size = tokens * (network.dimension("hidden") or 0) * network.model.dtype.itemsize
-        self.hidden = Activations(name, storage, size)
-        seen: list[Tensor] = []
-        with torch.inference_mode():
-            for ids in self._ids:
-                hidden, calls = _record(network, ids)
-                self.hidden.append(hidden)
-                self._calls.append([_shared(call, seen) for call in calls])
+        self._windows = batches[team.rank :: team.size]
+        self._calls: list[list[Call]] = []  # [batch][block]
+        self._seen: list[Tensor] = []
+        self._ranges = network.ranges
+        self.hidden = Activations(name, storage, 0)
+        for number, part in enumerate(self._windows):
+            with torch.inference_mode():
+                hidden, calls = _record(network, part, self._ranges[0])
+            if number == 0:
+                self.hidden = Activations(name, storage, hidden.nbytes * sum(map(len, self._windows)) // len(part))
+            self.hidden.append(hidden)
+            self._calls.append([((), {})] * len(network.blocks))
+            self._take_up(number, calls, self._ranges[0])
+        # in files at once, where there are any: `restore` can't make them again
+        self._encoded = Activations(f"encoded-{name}", replace(storage, limit=0), 1, self._ranges[0].stop)
+
+    def _take_up(self, batch: int, calls: Sequence[Call], blocks: range) -> None:
+        """Notes the arguments of some blocks."""
+        for block, call in zip(blocks, calls, strict=True):
+            self._calls[batch][block] = _shared(call, self._seen)
+
+    def _enter(self, blocks: range, batch: int, encoded: Tensor) -> Tensor:
+        """Runs the prelude of a stack of blocks on what the block before it gave; returns their hidden states."""
+        dtype = self.network.model.dtype
+        with torch.inference_mode(), products("float32", dtype, torch.device("cpu")):
+            hidden, calls = _record(self.network, self._windows[batch], blocks, {blocks.start - 1: encoded})
+        self._take_up(batch, calls, blocks)
+        return hidden
+
+    def restore(self, position: int) -> None:
+        """Stands before the block at `position`, with the activations that a run that ended early has saved there."""
+        for blocks in self._ranges[1:]:
+            if position >= blocks.start:
+                self._encoded.restore(blocks.start, len(self._windows))
+                for batch in range(len(self._windows)):
+                    self._enter(blocks, batch, self._encoded[batch])
+        self.hidden.restore(position, len(self.hidden))
+
+    def close(self) -> None:
+        """Gives up the activations, those in files, too."""
+        self.hidden.close()
+        self._encoded.close()
 
     @property
     def position(self) -> int:
         """Index of the block that comes next."""
         return self.hidden.position
+
+    @property
+    def outputs(self) -> Activations:
+        """What the block before the next one gave: the hidden states, but for an encoder's last block."""
+        return self._encoded if any(self.position == blocks.start for blocks in self._ranges[1:]) else self.hidden
 
     @contextmanager
     def _on_device(self, block: nn.Module) -> Iterator[None]:
@@ -101,7 +143,11 @@ class BlockRunner:
             finally:
                 block.to("cpu")
 
-    def _forward(self, batch: int) -> Tensor:
+    def forward(self, batch: int) -> Tensor:
+        """Returns the next block's output for a batch, as the block is now.
+
+        To be called where the block is on the compute device, as it is within `advance`.
+        """
         args, kwargs = self._calls[batch][self.position]
         device = self.network.device
         hidden = self.hidden[batch].to(device)
@@ -136,7 +182,7 @@ class BlockRunner:
         with self._on_device(self.block), self._watching_inputs(layers, found):
             for batch in range(len(self.hidden)):
                 with suppress(_LastInputSeen):
-                    self._forward(batch)
+                    self.forward(batch)
                 tick()
         for name, (layer, _) in layers.items():
             found[name].add_up(self.team)
@@ -199,7 +245,7 @@ class BlockRunner:
         with self._on_device(self.block), watching_experts(experts, look, len(self.hidden)):
             for batch in range(len(self.hidden)):
                 with suppress(_LastInputSeen):
-                    self._forward(batch)
+                    self.forward(batch)
                 tick()
         usage.add_up(self.team)
         if not bool(torch.isfinite(usage.contribution).all()):
@@ -243,16 +289,30 @@ class BlockRunner:
         args, kwargs = _ordinary(self._calls[batch][self.position], self.network.device)
         return self.hidden[batch].to(self.network.device).clone(), args, kwargs
 
-    def advance(self, tick: Callable[[], None]) -> None:
+    def block_outputs(self) -> Iterator[tuple[int, Tensor]]:
+        """Yields each batch's number and what the next block gives for it, without moving on."""
+        with self._on_device(self.block):
+            for batch in range(len(self.hidden)):
+                yield batch, self.forward(batch)
+
+    def advance(self, tick: Callable[[], None], watch: Callable[[int, Tensor], None] | None = None) -> None:
         """Passes every batch through the next block as it is now, and stands before the one after it.
 
         Args:
             tick: Called after each batch.
+            watch: Called with each batch's number and the block's output, while `hidden` still has its input.
         """
+        follows = next((blocks for blocks in self._ranges[1:] if blocks.start == self.position + 1), None)
         with self._on_device(self.block):
             for batch in range(len(self.hidden)):
-                self.hidden.put(batch, self._forward(batch))
+                hidden = self.forward(batch)
+                if watch is not None:
+                    watch(batch, hidden)
                 self._calls[batch][self.position] = ((), {})  # not needed again
+                if follows is not None:
+                    self._encoded.append(hidden)
+                    hidden = self._enter(follows, batch, hidden)
+                self.hidden.put(batch, hidden)
                 tick()
         self.hidden.advance()
 
@@ -260,8 +320,9 @@ class BlockRunner:
         """Returns the model's first output (logits) for a batch; the runner stands behind the last block."""
         last = len(self.network.blocks) - 1
         assert self.position == last + 1
-        with torch.inference_mode(), _standing_in(self.network, [], {last: self.hidden[batch]}):
-            found: Tensor = self.network.model(self._ids[batch])[0]
+        first, others = model_inputs(self.network, self._windows[batch])
+        with torch.inference_mode(), _standing_in(self.network, [], range(0), {last: self.hidden[batch]}):
+            found: Tensor = self.network.model(first, **others)[0]
         return found
 
     def gather_outside(self, layers: Iterable[tuple[Layer, Needs]], tick: Callable[[], None]) -> dict[str, Statistics]:
@@ -307,9 +368,11 @@ def loss_gradients(
     cpu = torch.device("cpu")
     found = {layer.name: Gradients.empty(layer.shape, needs, cpu) for layer in layers}
     with products(compute, network.model.dtype, cpu), _differentiating(layers) as parameters:
-        for ids in progress.track(windows.ids.split(1)[team.rank :: team.size], "gradients of the loss"):
-            logits = network.model(ids).logits[:, :-1].float()
-            loss = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        for part in progress.track(windows.batches(1)[team.rank :: team.size], "gradients of the loss"):
+            first, others = model_inputs(network, part)
+            logits = network.model(first, **others).logits[:, part.given - 1 : -1].float()
+            targets = predicted_ids(network, part)[:, part.given :]
+            loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
             _add(found, layers, parameters, torch.autograd.grad(loss, parameters))
     for layer in layers:
         found[layer.name].add_up(team)
@@ -344,13 +407,12 @@ def _add(
 
 
 class _StandIn(nn.Module):
-    """Stands in for a block: notes the arguments of the call and hands the hidden states on, or others instead."""
+    """Stands in for a block: hands the hidden states on, or others instead, and may note the arguments of the call."""
 
-    def __init__(self, block: nn.Module, returns: int, calls: list[Any], instead: Tensor | None) -> None:
+    def __init__(self, block: nn.Module, stack: Stack, instead: Tensor | None) -> None:
         super().__init__()
         self._block = [block]  # in a list, so that it isn't registered as a child
-        self._returns = returns
-        self._calls = calls
+        self._stack = stack
         self._instead = instead
 
     def __getattr__(self, name: str) -> Any:
@@ -365,46 +427,95 @@ class _StandIn(nn.Module):
                 f"{type(self.__dict__['_block'][0]).__name__} gets its hidden states by keyword, "
                 "which this version of secateur doesn't know."
             )
-        self._calls.append((args, kwargs))
         hidden = args[0] if self._instead is None else self._instead
-        return hidden if self._returns == 0 else (hidden, *[None] * (self._returns - 1))
+        return hidden if self._stack.block_returns == 0 else (hidden, *self._others(args, kwargs))
+
+    def _others(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterable[Any]:
+        """What a block returns beside its hidden states; nobody reads it."""
+        return [None] * (self._stack.block_returns - 1)
+
+
+class _Recorder(_StandIn):
+    """A stand-in that notes the arguments of the call."""
+
+    def __init__(
+        self, block: nn.Module, stack: Stack, instead: Tensor | None, calls: list[Call], carried: list[Any]
+    ) -> None:
+        super().__init__(block, stack, instead)
+        self._calls = calls
+        self._carried = carried
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        returned = super().forward(*args, **kwargs)
+        self._calls.append((args, kwargs))
+        return returned
+
+    def _others(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterable[Any]:
+        """With a stack that carries something from block to block: what its first block makes, for all of them."""
+        if not self._stack.carries:
+            return super()._others(args, kwargs)
+        if not self._carried:
+            self._carried.extend(self._block[0](*args, **kwargs)[1:])
+        return self._carried
 
 
 @contextmanager
 def _standing_in(
-    network: Network, calls: list[Any], instead: Mapping[int, Tensor] = MappingProxyType({})
+    network: Network, calls: list[Call], recorded: range, instead: Mapping[int, Tensor] = MappingProxyType({})
 ) -> Iterator[None]:
     """Has stand-ins in the place of a model's blocks.
 
     Args:
         network: The model.
-        calls: Takes up each block's call.
+        calls: Takes up the recorded blocks' calls.
+        recorded: Those blocks: all of one stack, or none.
         instead: By block: hidden states to return whatever came in.
     """
     blocks = list(network.blocks)
+    carried: list[Any] = []
     try:
         for index, block in enumerate(blocks):
-            network.blocks[index] = _StandIn(block, network.family.block_returns, calls, instead.get(index))
+            about = (block, network.stack_of(index), instead.get(index))
+            network.put_block(index, _Recorder(*about, calls, carried) if index in recorded else _StandIn(*about))
         yield
     finally:
         for index, block in enumerate(blocks):
-            network.blocks[index] = block
+            network.put_block(index, block)
 
 
-def _record(network: Network, ids: Tensor) -> tuple[Tensor, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
-    """Runs the prelude on ids: (windows, length); returns the first hidden states and each block's call."""
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    with _standing_in(network, calls):
-        network.base(ids, **({"use_cache": False} if network.family.objective == "causal" else {}))
-    if len(calls) != len(network.blocks):
+@contextmanager
+def skipped(network: Network, block: int) -> Iterator[None]:
+    """Has a block hand its hidden states on as they are while it lasts."""
+    whole = network.blocks[block]
+    network.put_block(block, _StandIn(whole, network.stack_of(block), None))
+    try:
+        yield
+    finally:
+        network.put_block(block, whole)
+
+
+def _record(
+    network: Network, windows: Windows, blocks: range, instead: Mapping[int, Tensor] = MappingProxyType({})
+) -> tuple[Tensor, list[Call]]:
+    """Runs the prelude of a stack of blocks on windows without padding.
+
+    Returns:
+        The hidden states before the first of the blocks, and each block's call.
+    """
+    calls: list[Call] = []
+    first, others = model_inputs(network, windows)
+    options = {"use_cache": False} if network.family.objective in ("causal", "seq2seq") else {}
+    with _standing_in(network, calls, blocks, instead):
+        network.base(first, **others, **options)
+    if len(calls) != len(blocks):
         raise CalibrationError(
-            f"{network.architecture} called {len(calls)} of its {len(network.blocks)} blocks; "
+            f"{network.architecture} called {len(calls)} of its {len(blocks)} blocks; "
             "only models that run each block once can be calibrated."
         )
     return calls[0][0][0], [(args[1:], kwargs) for args, kwargs in calls]
 
 
-def _shared(call: tuple[tuple[Any, ...], dict[str, Any]], seen: list[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _shared(call: Call, seen: list[Tensor]) -> Call:
     """Replaces tensors by equal ones seen before: masks and rotary tables are the same for all batches."""
 
     def intern(value: Any) -> Any:
@@ -412,8 +523,10 @@ def _shared(call: tuple[tuple[Any, ...], dict[str, Any]], seen: list[Tensor]) ->
             return tuple(intern(item) for item in value)
         if not isinstance(value, Tensor):
             return value
+        if any(known is value for known in seen):
+            return value
         for known in seen:
-            if known is value or (known.shape == value.shape and torch.equal(known, value)):
+            if known.shape == value.shape and torch.equal(known, value):
                 return known
         seen.append(value)
         return value

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Flag, auto
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,10 +17,12 @@ from secateur.errors import CalibrationError
 from secateur.processes import Processes
 
 GRAM_TILE = 384  # columns per tile of the lower triangle: half of the products, each still a large one
+BINS = 32  # of a histogram: 16 powers of two for each sign
+LEAST, MOST = -12, 3  # exponents of the outermost bins, which take what lies beyond, too
 
 
 class Needs(Flag):
-    """The statistics that a score or a solver reads."""
+    """What a score or a solver reads; the last four are of units, not of a layer's input."""
 
     NOTHING = 0
     MOMENTS = auto()  # count, sum and sum of squares of each input
@@ -28,9 +31,16 @@ class Needs(Flag):
     GRADIENT_SIZE = auto()  # sum of their absolute values
     GRADIENT_SQUARE = auto()  # sum of their squares
     OUTPUTS = auto()  # the dense block's outputs, for reconstructing them
+    SIZES = auto()  # sum of each input's |x|
+    ACTIVE = auto()  # how often each input is positive
+    HISTOGRAM = auto()  # how often each input has which sign and power of two
+    BLOCK_INFLUENCE = auto()  # how far each block, or half of one, turns the hidden states
+    LEAVE_ONE_OUT = auto()  # the KL divergence from the dense model when each one is left out
+    USAGE = auto()  # which experts are used, and for how much
+    TOKENS = auto()  # how often each token of the vocabulary occurs
 
 
-INPUTS = Needs.MOMENTS | Needs.GRAM
+INPUTS = Needs.MOMENTS | Needs.GRAM | Needs.SIZES | Needs.ACTIVE | Needs.HISTOGRAM
 GRADIENTS = Needs.GRADIENT | Needs.GRADIENT_SIZE | Needs.GRADIENT_SQUARE
 
 
@@ -99,6 +109,10 @@ class Statistics:
         gram: (in, in) float32, the sum of x xᵀ, of which only the lower triangle's tiles are kept up to date
             while tokens are added; read it through `G`. None where it isn't needed.
         gradients: Those of one layer's weight, where a score asks for them. Not part of sums and files.
+        sizes: (in,) float64, sum of |x|. This and the next two are None where they aren't needed.
+        active: (in,) int64, the number of tokens with x > 0.
+        histogram: (in, BINS) int64, the number of tokens by sign and power of two: bin 0 holds 0 <= x < 2^-11, bin k
+            2^(k-12) <= x < 2^(k-11), bin 15 x >= 8; bins 16 to 31 the same of -x, without 0. It needs no range.
     """
 
     count: int
@@ -106,6 +120,9 @@ class Statistics:
     squares: Tensor
     gram: Tensor | None = None
     gradients: Gradients | None = None
+    sizes: Tensor | None = None
+    active: Tensor | None = None
+    histogram: Tensor | None = None
 
     @classmethod
     def empty(cls, width: int, needs: Needs, device: torch.device) -> Statistics:
@@ -114,13 +131,28 @@ class Statistics:
         exact = torch.float32 if device.type == "mps" else torch.float64
         zeros = torch.zeros(width, dtype=exact, device=device)
         gram = torch.zeros(width, width, device=device) if Needs.GRAM in needs else None
-        return cls(0, zeros, zeros.clone(), gram)
+        counts = torch.zeros(width, BINS, dtype=torch.int64, device=device)
+        return cls(
+            0,
+            zeros,
+            zeros.clone(),
+            gram,
+            sizes=zeros.clone() if Needs.SIZES in needs else None,
+            active=counts[:, 0].clone() if Needs.ACTIVE in needs else None,
+            histogram=counts if Needs.HISTOGRAM in needs else None,
+        )
 
     def add(self, x: Tensor) -> None:
         """Adds tokens. x: (tokens, in), any floating dtype."""
         x = x.float()
         self.count += x.shape[0]
         self.total += x.sum(0)
+        if self.sizes is not None:
+            self.sizes += x.abs().sum(0)
+        if self.active is not None:
+            self.active += (x > 0).float().sum(0).to(self.active)  # exact to 2²⁴ tokens, faster than whole numbers
+        if self.histogram is not None:
+            _count_bins(x, self.histogram)
         if self.gram is None:
             self.squares += x.square().sum(0)
             return
@@ -155,12 +187,29 @@ class Statistics:
         """(in,) float32: the mean of each input."""
         return (self.total / max(self.count, 1)).float()
 
+    @property
+    def mean_squares(self) -> Tensor:
+        """(in,) float32: the mean of each input's square."""
+        squares = self.squares if self.gram is None else self.gram.diagonal()
+        return (squares / max(self.count, 1)).float()
+
+    @property
+    def variance(self) -> Tensor:
+        """(in,) float32: the population variance of each input."""
+        squares = self.squares if self.gram is None else self.gram.diagonal().to(self.total)
+        count = max(self.count, 1)
+        return (squares / count - (self.total / count).square()).clamp_min(0).float()
+
+    def sums(self) -> dict[str, Tensor]:
+        """Returns the sums that were gathered, by attribute."""
+        parts = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: part for name, part in parts.items() if isinstance(part, Tensor)}
+
     def add_up(self, team: Processes) -> None:
         """Adds up all processes' tokens, in place."""
         self.count = _total(self.count, team)
-        for part in (self.total, self.squares, self.gram):
-            if part is not None:
-                team.sum(part)
+        for part in self.sums().values():
+            team.sum(part)
 
     def check(self, name: str) -> None:
         """Raises CalibrationError if there are no tokens, or if a sum isn't finite."""
@@ -175,10 +224,23 @@ class Statistics:
 
     def __add__(self, other: Statistics) -> Statistics:
         """Returns the statistics of both passes' tokens together."""
-        if (self.gram is None) != (other.gram is None) or self.total.shape != other.total.shape:
+        mine, others = self.sums(), other.sums()
+        if mine.keys() != others.keys() or self.total.shape != other.total.shape:
             raise CalibrationError("these statistics are of different inputs and can't be added.")
-        gram = None if self.gram is None or other.gram is None else self.gram + other.gram
-        return Statistics(self.count + other.count, self.total + other.total, self.squares + other.squares, gram)
+        both: dict[str, Any] = {name: part + others[name] for name, part in mine.items()}
+        return Statistics(self.count + other.count, **both)
+
+
+def _count_bins(x: Tensor, histogram: Tensor) -> None:
+    """Adds tokens x: (tokens, in) float32 to a histogram: (in, BINS) int64, in place.
+
+    A float's power of two is read from its bits, which is exact and much faster than a logarithm.
+    """
+    features = torch.arange(x.shape[1], device=x.device) * BINS
+    for part in x.split(256):  # the numbers of bins are as wide as two floats
+        exponent = (part.contiguous().view(torch.int32) >> 23 & 0xFF) - 127
+        bins = exponent.clamp_(LEAST, MOST) - LEAST + (part < 0) * (BINS // 2)
+        histogram += torch.bincount((bins + features).flatten(), minlength=histogram.numel()).view_as(histogram)
 
 
 def _total(count: int, team: Processes) -> int:
@@ -192,10 +254,7 @@ def save_statistics(statistics: dict[str, Statistics], path: Path) -> None:
     tensors: dict[str, Tensor] = {}
     for name, one in statistics.items():
         tensors[f"{name}:count"] = torch.tensor(one.count)
-        tensors[f"{name}:total"] = one.total.cpu()
-        tensors[f"{name}:squares"] = one.squares.cpu()
-        if one.gram is not None:
-            tensors[f"{name}:gram"] = one.gram.cpu()
+        tensors |= {f"{name}:{part}": tensor.cpu() for part, tensor in one.sums().items()}
     save_file(tensors, path, metadata={"format": "secateur-statistics-1"})
 
 
@@ -222,11 +281,19 @@ def load_statistics(path: Path) -> dict[str, Statistics]:
 def _assemble(parts: dict[str, Tensor], name: str, path: Path) -> Statistics:
     """Returns the statistics of one input from its tensors, which must all be there and fit each other."""
     width = parts["total"].numel() if "total" in parts else 0
-    shapes = {"count": (), "total": (width,), "squares": (width,), "gram": (width, width)}
-    missing = shapes.keys() - parts.keys() - {"gram"}
+    needed = {"count": (), "total": (width,), "squares": (width,)}
+    shapes: dict[str, tuple[int, ...]] = {
+        **needed,
+        "gram": (width, width),
+        "sizes": (width,),
+        "active": (width,),
+        "histogram": (width, BINS),
+    }
+    missing = needed.keys() - parts.keys()
     misfits = [part for part, tensor in parts.items() if tuple(tensor.shape) != shapes.get(part)]
     if missing or misfits:
         raise CalibrationError(
             f"{path}: the statistics of {name} are damaged ({', '.join([*sorted(missing), *misfits])})."
         )
-    return Statistics(int(parts["count"]), parts["total"], parts["squares"], parts.get("gram"))
+    found: dict[str, Any] = {part: tensor for part, tensor in parts.items() if part != "count"}
+    return Statistics(int(parts["count"]), **found)

@@ -6,10 +6,13 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from secateur import mask
 from secateur.calibration.activations import IN_MEMORY, Storage
-from secateur.calibration.data import Windows
+from secateur.calibration.audio import transcribe
+from secateur.calibration.inputs import predicted_ids
+from secateur.calibration.windows import Windows
 from secateur.evaluation.quality import Quality, measure
 from secateur.evaluation.speed import Speed, greedy, measure_speed
 from secateur.network.loading import weight_bytes
@@ -49,7 +52,7 @@ def compare_networks(
     if windows is not None:
         qualities = list(measure(networks, windows, progress, storage))
         if speed and not any(network.store for network in networks):
-            speeds = list(measure_speed(networks, windows.ids[:1], progress))
+            speeds = list(measure_speed(networks, windows.one(0), progress))
     metrics = [
         _metrics(network, name, size, windows, quality, one, reference=networks[0])
         for network, name, size, quality, one in zip(networks, names, sizes, qualities, speeds, strict=True)
@@ -114,23 +117,32 @@ def _bytes_per_token(network: Network, windows: Windows) -> float | None:
         return windows.bytes_per_token
     texts = network.tokenizer.batch_decode(windows.ids, skip_special_tokens=True)
     size = sum(len(text.encode()) for text in texts)
-    return size / windows.ids.numel() if size else None
+    return size / windows.tokens if size else None
 
 
 def _sample(network: Network, windows: Windows) -> dict[str, str]:
-    """What the model writes from the first tokens of the first window."""
-    prompt = windows.ids[:1, : min(SAMPLE_PROMPT, windows.length // 2)]
-    tokens = min(SAMPLE_TOKENS, windows.length - prompt.shape[1])
+    """What the model writes from the first tokens of the first window, or when it hears the first sound."""
+    window = windows.one(0)
+    ids = predicted_ids(network, window)
+    if window.features is not None:
+        room = network.dimension("positions") or ids.shape[1]
+        return {"prompt": "", "sample": _written(network, transcribe(network, window.features, room)[window.given :])}
+    prompt = min(SAMPLE_PROMPT, ids.shape[1] // 2)
+    tokens = min(SAMPLE_TOKENS, ids.shape[1] - prompt)
     with torch.inference_mode():
-        written = greedy(network.model, prompt, tokens)[0]
+        written = greedy(network, window, prompt, tokens)[0]
     if network.tokenizer is None:
-        return {
-            "prompt": " ".join(map(str, prompt[0].tolist())),
-            "sample": " ".join(map(str, written[prompt.shape[1] :].tolist())),
-        }
-    begin = network.tokenizer.decode(prompt[0], skip_special_tokens=True)
-    whole = network.tokenizer.decode(written, skip_special_tokens=True)
-    return {"prompt": begin, "sample": whole.removeprefix(begin)}
+        return {"prompt": _written(network, written[:prompt]), "sample": _written(network, written[prompt:])}
+    begin = _written(network, written[:prompt])
+    return {"prompt": begin, "sample": _written(network, written).removeprefix(begin)}
+
+
+def _written(network: Network, ids: Tensor) -> str:
+    """Returns the text of (tokens,) ids; the ids themselves where there is no tokenizer."""
+    if network.tokenizer is None:
+        return " ".join(map(str, ids.tolist()))
+    text: str = network.tokenizer.decode(ids, skip_special_tokens=True)
+    return text
 
 
 def _notes(networks: Sequence[Network], metrics: Sequence[Metrics]) -> list[str]:

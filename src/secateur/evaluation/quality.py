@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from secateur.calibration.activations import IN_MEMORY, Storage
-from secateur.calibration.data import Windows
+from secateur.calibration.inputs import model_inputs, predicted_ids
 from secateur.calibration.runner import BlockRunner
+from secateur.calibration.windows import Windows
 from secateur.errors import SecateurError
 from secateur.network.network import Network
 from secateur.progress import Progress
@@ -75,7 +76,8 @@ def measure(
                         f"{tuple(dense.shape)}; their vocabularies differ, so KL makes no sense."
                     )
                 if predicts:
-                    _predictions(quality, output, dense, windows.ids[number])
+                    ids = predicted_ids(network, windows.one(number))[0]
+                    _predictions(quality, output, dense, ids, windows.given)
                 else:
                     quality.count += output.shape[0]
                     quality.cosine += float(F.cosine_similarity(output, dense, dim=-1).sum(dtype=torch.float64))
@@ -96,7 +98,12 @@ def outputs(
         name: Of those hidden states in files.
     """
     if network.store is None:
-        yield lambda number: _flat(network.model(windows.ids[number : number + 1])[0])
+
+        def output_of(number: int) -> Tensor:
+            first, others = model_inputs(network, windows.one(number))
+            return _flat(network.model(first, **others)[0])
+
+        yield output_of
         return
     runner = BlockRunner(network, windows, "auto", storage, name, per_batch=1)
     try:
@@ -113,15 +120,19 @@ def _flat(output: Tensor) -> Tensor:
     return output.float().flatten(0, -2)
 
 
-def _predictions(quality: Quality, logits: Tensor, dense: Tensor, ids: Tensor) -> None:
-    """Adds one window's figures. logits, dense: (positions, vocabulary); ids: (positions,)."""
-    targets = ids[1:]
+def _predictions(quality: Quality, logits: Tensor, dense: Tensor, ids: Tensor, given: int) -> None:
+    """Adds one window's figures, less those of the first `given` tokens.
+
+    logits, dense: (positions, vocabulary); ids: (positions,).
+    """
+    same = logits is dense
+    targets, logits, dense = ids[given:], logits[given - 1 :], dense[given - 1 :]
     for start in range(0, len(targets), POSITIONS):
         part = slice(start, min(start + POSITIONS, len(targets)))
         log_q = F.log_softmax(logits[part], dim=-1)
         quality.count += log_q.shape[0]
         quality.nll += float(F.nll_loss(log_q, targets[part], reduction="sum"))
-        if logits is dense:
+        if same:
             quality.agreed += log_q.shape[0]
             continue
         log_p = F.log_softmax(dense[part], dim=-1)

@@ -2,10 +2,10 @@
 
 It imports nothing of secateur, so that what it proves holds where secateur isn't installed.
 
-    python reload.py FOLDER TRUST OUT BLOCKS < ids.json
+    python reload.py FOLDER TRUST INPUTS OUT BLOCKS
 
-TRUST is 0 or 1, ids a list of windows. BLOCKS is the name of the list of blocks if they are to stay on the disk until
-they are used, and empty otherwise.
+TRUST is 0 or 1; INPUTS a safetensors file of the model's arguments by name. BLOCKS is the name of the list of blocks
+if they are to stay on the disk until they are used, and empty otherwise.
 """
 
 import json
@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 
-def main(folder: str, trust: str, out: str, blocks: str = "") -> None:
+def main(folder: str, trust: str, inputs: str, out: str, blocks: str = "") -> None:
     """Writes `output`: float32, of the model's first output."""
     with open(f"{folder}/config.json", encoding="utf-8") as file:
         config = json.load(file)
@@ -26,13 +26,16 @@ def main(folder: str, trust: str, out: str, blocks: str = "") -> None:
     plain = getattr(transformers, architecture, None)
     causal = "CausalLM" in architecture
     model_class = plain or (transformers.AutoModelForCausalLM if causal else transformers.AutoModel)
+    for auto, target in config.get("auto_map", {}).items():
+        if target.rpartition(".")[2] == architecture:  # the code beside the weights defines it
+            model_class = getattr(transformers, auto)
     options = {}
     if blocks:
         places = offloaded(model_class, transformers.AutoConfig.from_pretrained(folder), blocks)
         options = {"device_map": places, "offload_folder": str(Path(out).parent)}
     model = model_class.from_pretrained(folder, dtype="auto", trust_remote_code=trust == "1", **options).eval()
     with torch.inference_mode():
-        output = model(torch.tensor(json.load(sys.stdin)))[0]
+        output = model(**load_file(inputs))[0]
     save_file({"output": output.float().contiguous()}, out)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -10,10 +9,10 @@ import tempfile
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
+from safetensors.torch import load_file, save_file
 
-from secateur.calibration.data import Windows
+from secateur.calibration.inputs import model_inputs
+from secateur.calibration.windows import Windows
 from secateur.errors import SaveError
 from secateur.evaluation import reload
 from secateur.evaluation.quality import outputs
@@ -23,8 +22,8 @@ from secateur.progress import Progress
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}  # of the largest logit
 
 
-def reload_difference(network: Network, folder: Path, ids: Tensor, progress: Progress) -> float:
-    """Loads the saved checkpoint in a fresh process without secateur and compares its output on `ids`.
+def reload_difference(network: Network, folder: Path, probe: Windows, progress: Progress) -> float:
+    """Loads the saved checkpoint in a fresh process without secateur and compares its output on `probe`.
 
     A streamed network's checkpoint is loaded with its blocks left on the disk (transformers' and accelerate's own
     offloading), so that memory stays bounded there, too.
@@ -32,7 +31,7 @@ def reload_difference(network: Network, folder: Path, ids: Tensor, progress: Pro
     Args:
         network: The model in memory, as it was saved; a streamed one reads the saved files.
         folder: The checkpoint.
-        ids: (windows, length) to feed both.
+        probe: One window to feed both.
         progress: Shows progress.
 
     Returns:
@@ -41,15 +40,19 @@ def reload_difference(network: Network, folder: Path, ids: Tensor, progress: Pro
     Raises:
         SaveError: The checkpoint doesn't load, or gives other outputs.
     """
-    with torch.inference_mode(), outputs(network, Windows(ids, "probe"), progress) as output_of:
+    with torch.inference_mode(), outputs(network, probe, progress) as output_of:
         expected = output_of(0)
+    first, others = model_inputs(network, probe.one(0))
+    inputs = {network.model.main_input_name: first, **others}
     with tempfile.TemporaryDirectory() as scratch:
+        fed = Path(scratch) / "inputs.safetensors"
+        save_file({name: tensor.contiguous() for name, tensor in inputs.items()}, fed)
         out = Path(scratch) / "output.safetensors"
-        trust = "1" if network.source.trust_remote_code else "0"
+        own = hasattr(network.model, "plain")  # reshaped: the code beside the weights is ours, and was just written
+        trust = "1" if network.source.trust_remote_code or own else "0"
         blocks = "" if network.store is None else network.block_name(0).rpartition(".")[0]
         done = subprocess.run(
-            [sys.executable, "-I", reload.__file__, str(folder.absolute()), trust, str(out), blocks],
-            input=json.dumps(ids.tolist()),
+            [sys.executable, "-I", reload.__file__, str(folder.absolute()), trust, str(fed), str(out), blocks],
             text=True,
             capture_output=True,
             check=False,
@@ -57,6 +60,7 @@ def reload_difference(network: Network, folder: Path, ids: Tensor, progress: Pro
             env={
                 **os.environ,
                 "HF_HUB_OFFLINE": "1",
+                "HF_MODULES_CACHE": str(Path(scratch) / "modules"),  # code that is tried out isn't left anywhere
                 "TOKENIZERS_PARALLELISM": "false",
                 "OMP_NUM_THREADS": str(torch.get_num_threads()),  # sums in another order differ in the last bit
             },

@@ -5,13 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
+from transformers import DynamicCache, EncoderDecoderCache
 
+from secateur.calibration.inputs import model_inputs, predicted_ids
+from secateur.calibration.windows import Windows
 from secateur.network.network import Network
+from secateur.network.quiet import quiet_transformers
 from secateur.progress import Progress
 
 REPEATS = 5
@@ -27,30 +33,31 @@ class Speed:
     decode: float | None
 
 
-def measure_speed(networks: Sequence[Network], ids: Tensor, progress: Progress) -> list[Speed]:
+def measure_speed(networks: Sequence[Network], window: Windows, progress: Progress) -> list[Speed]:
     """Times prefill (one whole window) and decoding (with cache, greedy, one text), model by model in turns.
 
     Args:
         networks: What to time.
-        ids: (1, length) one window.
+        window: One window, without padding; only its text counts as tokens.
         progress: Shows progress.
     """
-    length = ids.shape[1]
-    prompt = min(PROMPT, max(1, length // 2))
-    decoded = min(DECODED, length - prompt)
+    length = window.length
+    read = predicted_ids(networks[0], window).shape[1]
+    prompt = min(PROMPT, max(1, read // 2))
+    decoded = min(DECODED, read - prompt)
     generates = all(network.generates for network in networks) and decoded > 0
     prefill: list[list[float]] = [[] for _ in networks]
     decode: list[list[float]] = [[] for _ in networks]
     with torch.inference_mode():
         for turn in progress.track(range(REPEATS + 1), "measuring speed"):
             for number, network in enumerate(networks):
-                model = network.model
-                seconds = _seconds(lambda model=model: model(ids))  # type: ignore[misc]
+                first, others = model_inputs(network, window)
+                seconds = _seconds(partial(network.model, first, **others))
                 if turn:  # the first turn warms up
                     prefill[number].append(seconds)
                 if generates:
-                    start = _seconds(lambda model=model: greedy(model, ids[:, :prompt], 1))  # type: ignore[misc]
-                    whole = _seconds(lambda model=model: greedy(model, ids[:, :prompt], decoded))  # type: ignore[misc]
+                    start = _seconds(partial(greedy, network, window, prompt, 1))
+                    whole = _seconds(partial(greedy, network, window, prompt, decoded))
                     if turn:
                         decode[number].append(max(whole - start, 1e-9))
     return [
@@ -59,20 +66,41 @@ def measure_speed(networks: Sequence[Network], ids: Tensor, progress: Progress) 
     ]
 
 
-def greedy(model: Any, prompt: Tensor, tokens: int) -> Tensor:
-    """Continues `prompt`: (1, length) by exactly `tokens` tokens, the likeliest at each step."""
-    written: Tensor = model.generate(
-        prompt,
-        attention_mask=torch.ones_like(prompt),
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        max_new_tokens=tokens,
-        min_new_tokens=tokens,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
+def greedy(network: Network, window: Windows, prompt: int, tokens: int) -> Tensor:
+    """Continues the first `prompt` tokens of what a model reads by exactly `tokens`, the likeliest at each step.
+
+    Args:
+        network: A model that predicts tokens; an encoder gets the whole of its input.
+        window: One window, without padding.
+        prompt: Tokens that are given.
+        tokens: How many follow.
+
+    Returns:
+        (1, prompt + tokens) token ids.
+    """
+    first, others = model_inputs(network, window)
+    begin: dict[str, Any] = {name: ids[:, :prompt] for name, ids in others.items()}
+    if begin:  # a cache that grows: transformers' own has as many layers as the encoder
+        begin["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    else:
+        first = first[:, :prompt]
+    if not first.is_floating_point():
+        begin["attention_mask"] = torch.ones_like(first)
+    with quiet_transformers():  # settings that come with a checkpoint may contradict these
+        # the plain loop, whatever a model makes of it (Whisper transcribes by windows)
+        written: Tensor = transformers.GenerationMixin.generate(
+            network.model,
+            first,
+            **begin,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
     return written
 
 

@@ -19,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 
 from secateur.errors import ModelError, UsageError, first_line
 from secateur.network.demo import DEMOS, demo_model
-from secateur.network.families import family_of
+from secateur.network.families import check_model_type, family_of
 from secateur.network.family import Family
+from secateur.network.modeling import KEY, check_differences, class_of
 from secateur.network.network import Network, Source
 from secateur.network.packed import is_packed, unpack_into
 from secateur.network.quiet import quiet_transformers
@@ -51,14 +52,15 @@ def load(
         trust_remote_code: Whether code that comes with the checkpoint may run.
         seed: For the values of weights that the checkpoint lacks.
         stream: Whether the blocks' weights stay in the files until they are used (`Network.resident`); None does so
-            if the checkpoint is larger than half of the free memory.
+            if the checkpoint is larger than half of the free memory, and can be streamed.
         progress: Shows a download's progress.
 
     Returns:
         The network, in eval mode, in main memory.
 
     Raises:
-        UsageError: `dtype` or `device` is unknown or not to be had, or `demo:NAME` doesn't exist.
+        UsageError: `dtype` or `device` is unknown or not to be had, `demo:NAME` doesn't exist, or the model can't be
+            streamed.
         ModelError: The model is missing, corrupt, a pickle, of an unknown architecture, or has NaN weights.
     """
     if dtype is not None and dtype not in DTYPES:
@@ -66,7 +68,8 @@ def load(
     compute = pick_device(device)
     path = find(str(model), trust_remote_code, progress or Progress())
     if stream is None:
-        stream = path.is_dir() and not is_packed(path) and weight_bytes(path) > psutil.virtual_memory().available / 2
+        large = path.is_dir() and not is_packed(path) and weight_bytes(path) > psutil.virtual_memory().available / 2
+        stream = large and not _is_reshaped(path)
     if stream:
         return _stream(str(model), path, dtype, compute, trust_remote_code, seed)
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
@@ -97,9 +100,16 @@ def _stream(name: str, path: Path, dtype: str | None, device: torch.device, trus
     if not path.is_dir() or is_packed(path):
         kind = "a packed checkpoint; unpack it first" if path.is_dir() else "a .gguf file"
         raise UsageError(f"{name} is {kind}: only folders of safetensors files can be streamed.")
+    if _is_reshaped(path):
+        raise UsageError(
+            f"{name} was pruned to widths that differ from block to block, and such a model can't be streamed; "
+            "run without --stream."
+        )
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config, family = _described(path, trust)
+        if family.encoder_decoder is not None:
+            raise UsageError(f"{name} is an encoder-decoder, which can't be streamed; --no-stream loads it whole.")
         shards = check_shards(path)
         kind = _model_class(config, family)
         loaded, store = streamed_model(shards, config, kind, family, DTYPES[dtype] if dtype else None, trust)
@@ -166,7 +176,7 @@ def _described(folder: Path, trust: bool) -> tuple[Any, Family]:
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} has no config.json; is it a Hugging Face checkpoint folder?")
     config = _config(folder, trust)
-    return config, family_of(config.model_type)
+    return config, family_of(config.model_type, config)
 
 
 def _tokenizer(folder: Path, trust: bool) -> Any:
@@ -182,17 +192,19 @@ def _tokenizer(folder: Path, trust: bool) -> Any:
 def _load_folder(folder: Path, dtype: str | None, trust: bool) -> tuple[Any, Family, Any, tuple[str, ...]]:
     config, family = _described(folder, trust)
     check_shards(folder)
+    reshaped = hasattr(config, KEY)
+    kind = class_of(_architecture(config), folder) if reshaped else _model_class(config, family)
     try:
-        model, info = _model_class(config, family).from_pretrained(
+        model, info = kind.from_pretrained(
             folder,
             config=config,
             dtype=DTYPES[dtype] if dtype else "auto",
-            trust_remote_code=trust,
+            trust_remote_code=trust and not reshaped,
             output_loading_info=True,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # to name them ourselves: its own error points to a log
         )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, SafetensorError) as error:
         raise ModelError(f"{folder} can't be loaded: {first_line(error)}") from error
     notes = _check_weights(folder, family, info)
     return model, family, _tokenizer(folder, trust), notes
@@ -211,7 +223,7 @@ def _check_weights(folder: Path, family: Family, info: dict[str, Any]) -> tuple[
         )
     notes = []
     if missing := sorted(info["missing_keys"]):
-        inside = [name for name in missing if f"{family.blocks}." in name]
+        inside = [name for name in missing if any(f"{stack.blocks}." in name for stack in family.stacks)]
         if inside:
             raise ModelError(f"{folder} lacks {len(missing)} weights, {inside[0]} among them; it is incomplete.")
         notes.append(f"The checkpoint has no weights for {', '.join(missing)}: they are random.")
@@ -234,7 +246,7 @@ def _load_gguf(path: Path, dtype: str | None) -> tuple[Any, Family, Any]:
         # the converter shows a bar of its own that no setting of transformers turns off
         with redirect_stderr(io.StringIO()):
             config = transformers.AutoConfig.from_pretrained(**where)
-            family = family_of(config.model_type)
+            family = family_of(config.model_type, config)
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 **where,
                 config=config,
@@ -281,14 +293,28 @@ def check_shards(folder: Path) -> list[Path]:
     return shards
 
 
-def _config(folder: Path, trust: bool) -> Any:
+def _raw_config(folder: Path) -> dict[str, Any]:
+    """Returns what a checkpoint folder's config.json holds."""
     try:
         raw = json.loads((folder / "config.json").read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"{folder / 'config.json'} is not JSON: {error}.") from error
     if not isinstance(raw, dict):
         raise ModelError(f"{folder / 'config.json'} is not a JSON object.")
-    if "auto_map" in raw and not trust:
+    return raw
+
+
+def _is_reshaped(folder: Path) -> bool:
+    """Whether a folder holds a model with shapes of its own, whose class is ours."""
+    return (folder / "config.json").is_file() and KEY in _raw_config(folder)
+
+
+def _config(folder: Path, trust: bool) -> Any:
+    raw = _raw_config(folder)
+    if KEY in raw:
+        check_differences(raw, folder / "config.json")
+    own_code = "auto_map" in raw and KEY not in raw
+    if own_code and not trust:
         raise ModelError(
             f"{folder} brings its own code ({', '.join(sorted(map(str, raw['auto_map'].values())))}). "
             "It runs only with --trust-remote-code."
@@ -299,21 +325,28 @@ def _config(folder: Path, trust: bool) -> Any:
         )
     if "model_type" not in raw:
         raise ModelError(f"{folder / 'config.json'} names no model_type.")
-    if "auto_map" not in raw:
-        family_of(raw["model_type"])
+    if not own_code:
+        check_model_type(raw["model_type"])
     try:
-        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=own_code)
     except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
         raise ModelError(f"{folder / 'config.json'} can't be read: {' '.join(str(error).split())}") from error
 
 
+def _architecture(config: Any) -> str:
+    return str((config.architectures or [""])[0])
+
+
 def _model_class(config: Any, family: Family) -> Any:
     """Returns the class that the checkpoint was saved from, or the family's plain one."""
-    name = (config.architectures or [""])[0]
+    name = _architecture(config)
     known: Any = getattr(transformers, name, None) if name else None
     fits = isinstance(known, type) and issubclass(known, transformers.PreTrainedModel)
     if fits and isinstance(config, known.config_class):
         return known
+    if family.objective == "seq2seq":
+        heard = family.inputs == "audio"
+        return transformers.AutoModelForSpeechSeq2Seq if heard else transformers.AutoModelForSeq2SeqLM
     causal = family.objective == "causal" and (not name or "CausalLM" in name)
     return transformers.AutoModelForCausalLM if causal else transformers.AutoModel
 

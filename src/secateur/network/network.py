@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import ModelError
-from secateur.network.family import Family, Layout, Projection
+from secateur.network.family import Family, Layout, Projection, Stack
 from secateur.network.streaming import BlockStore
 
 
@@ -114,6 +114,9 @@ class Network:
         source: Where it came from.
         device: Where blocks are computed; the model itself stays in main memory.
         notes: What the user should know about the loading.
+        base: The model without its head.
+        prefix: What the names of its parts begin with in the model.
+        kept: (vocabulary,) int64: the ids that its tokens had before its vocabulary was cut; None if it wasn't.
         store: Where the blocks' weights are read from when their turn comes; None if they are all in memory.
     """
 
@@ -134,10 +137,53 @@ class Network:
         self.device = device
         self.notes = notes
         self.store = store
+        self.kept: Tensor | None = None
         self._resident: set[int] = set()
         self.base = model.base_model
-        self._prefix = "" if self.base is model else f"{model.base_model_prefix}."
-        self.blocks: nn.ModuleList = self.base.get_submodule(family.blocks)
+        self.prefix = "" if self.base is model else f"{model.base_model_prefix}."
+        for stack in family.stacks:
+            if not isinstance(_submodule(self.base, stack.blocks), nn.ModuleList):
+                raise ModelError(
+                    f"{self.architecture} has no {stack.blocks}, where a {family.name} model has its {stack.name}'s "
+                    "blocks; only whole models can be pruned."
+                )
+
+    @property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """All blocks in the order of computation, an encoder's before its decoder's; see `put_block`."""
+        return tuple(block for stack in self.family.stacks for block in self._list(stack))
+
+    def _list(self, stack: Stack) -> nn.ModuleList:
+        found: nn.ModuleList = self.base.get_submodule(stack.blocks)
+        return found
+
+    @property
+    def ranges(self) -> tuple[range, ...]:
+        """Each stack's blocks, as indices into `blocks`."""
+        ends = list(accumulate(len(self._list(stack)) for stack in self.family.stacks))
+        return tuple(range(start, end) for start, end in zip([0, *ends], ends, strict=False))
+
+    def _place(self, block: int) -> tuple[Stack, int]:
+        """Returns a block's stack and its index in there."""
+        for stack, indices in zip(self.family.stacks, self.ranges, strict=True):
+            if block in indices:
+                return stack, block - indices.start
+        raise IndexError(f"there is no block {block}; {self.source.name} has {len(self.blocks)}.")
+
+    def stack_of(self, block: int) -> Stack:
+        """Returns the stack that the block with this index is in."""
+        return self._place(block)[0]
+
+    def put_block(self, block: int, module: nn.Module) -> None:
+        """Puts a module in the place of a block."""
+        stack, index = self._place(block)
+        self._list(stack)[index] = module
+
+    def with_model(self, model: Any) -> Network:
+        """Returns another model of the same family and origin, in memory."""
+        other = Network(model, self.family, self.tokenizer, self.source, self.device, self.notes)
+        other.kept = self.kept
+        return other
 
     @contextmanager
     def resident(self, block: int | None) -> Iterator[None]:
@@ -169,17 +215,37 @@ class Network:
 
     def block_name(self, block: int) -> str:
         """Returns the full name of the block with this index."""
-        return f"{self._prefix}{self.family.blocks}.{block}"
+        stack, index = self._place(block)
+        return f"{self.prefix}{stack.blocks}.{index}"
+
+    def inside(self, name: str) -> bool:
+        """Whether a parameter of this full name belongs to a block."""
+        return name.startswith(tuple(f"{self.prefix}{stack.blocks}." for stack in self.family.stacks))
+
+    def projections(self, block: int) -> list[Projection]:
+        """Returns the description of each of a block's linear layers, in the order of `block_layers`."""
+        return [projection for projection, _ in self.described_layers(block)]
 
     def block_layers(self, block: int) -> list[Layer]:
         """Returns a block's linear layers in the order in which it computes them."""
-        found: list[Layer] = []
+        return [layer for _, layer in self.described_layers(block)]
+
+    def described_layers(self, block: int) -> list[tuple[Projection, Layer]]:
+        """Returns a block's linear layers, each behind its description; a half that was removed has none."""
+        replaced = getattr(self.model.config, "secateur", {"replaced": {}})["replaced"]
+        gone = tuple(f"{path.removeprefix(f'{self.block_name(block)}.')}." for path in replaced)
         module = self.blocks[block]
-        there = [one for one in self.family.projections if one.where is None or _find(module, one.where) is not None]
+        there = [
+            one
+            for one in self.stack_of(block).projections
+            if (one.where is None or _find(module, one.where) is not None) and not f"{one.path}.".startswith(gone)
+        ]
+        found: list[tuple[Projection, Layer]] = []
         for experts, some in groupby(there, key=lambda projection: projection.experts):
-            layers = [self._layer(block, projection) for projection in some]
+            layers = [(projection, self._layer(block, projection)) for projection in some]
             if experts:  # one expert after the other
-                layers = [self._expert(layer, index) for index in range(len(layers[0].parameter)) for layer in layers]
+                number = len(layers[0][1].parameter)
+                layers = [(one, self._expert(layer, index)) for index in range(number) for one, layer in layers]
             found += layers
         return found
 
@@ -207,7 +273,7 @@ class Network:
 
     def outside(self) -> list[Layer]:
         """Returns the weights outside of the blocks that can be pruned when named: tables and linear layers."""
-        inside = {id(module) for module in self.blocks.modules()}
+        inside = {id(module) for block in self.blocks for module in block.modules()}
         found = []
         for name, module in self.model.named_modules():
             if id(module) in inside:
@@ -226,9 +292,14 @@ class Network:
             if name != layer.name and getattr(module, "weight", None) is layer.parameter
         ]
 
-    def dimension(self, name: str) -> int | None:
-        """Returns a dimension from the config (`hidden`, `heads`, `positions` ...), None if it has none."""
-        field = self.family.config.get(name)
+    def dimension(self, name: str, stack: Stack | None = None) -> int | None:
+        """Returns a dimension from the config (`hidden`, `heads`, `positions` ...), None if it has none.
+
+        Args:
+            name: Which one.
+            stack: Whose; None stands for the whole model.
+        """
+        field = (self.family if stack is None else stack).config.get(name)
         value = getattr(self.model.config, field, None) if field else None
         return value if isinstance(value, int) and value > 0 else None
 
@@ -240,7 +311,8 @@ class Network:
     @property
     def generates(self) -> bool:
         """Whether the model has a next-token head, so that perplexity and `generate` make sense."""
-        return self.family.objective == "causal" and self.model.get_output_embeddings() is not None
+        predicting = self.family.objective in ("causal", "seq2seq")
+        return predicting and self.model.get_output_embeddings() is not None
 
     def parameters(self) -> int:
         """Returns the number of parameters, ties counted once."""
@@ -260,6 +332,13 @@ class Network:
 def _parameter(module: nn.Module) -> nn.Parameter:
     assert isinstance(module.weight, nn.Parameter)
     return module.weight
+
+
+def _submodule(base: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return base.get_submodule(path)
+    except AttributeError:
+        return None
 
 
 def _resolve(block: nn.Module, path: str, name: str) -> nn.Module | nn.Parameter:

@@ -15,9 +15,13 @@ from safetensors import SafetensorError
 
 from secateur.errors import SaveError, UsageError
 from secateur.files import as_os_error
+from secateur.network.modeling import FILE as MODELING_FILE
+from secateur.network.modeling import describe_code
 from secateur.network.network import Network
 from secateur.network.quiet import quiet_transformers
 from secateur.network.streaming import assemble
+from secateur.network.tokenizers import save_tokenizer
+from secateur.network.vocabulary import save_kept
 
 RESULT_FILE = "secateur.json"
 NOT_COPIED = (
@@ -31,7 +35,24 @@ NOT_COPIED = (
     "*.onnx",
     "*.gguf",
 )
-OURS = ("config.json", "generation_config.json", "README.md", "report.html", "secateur.mask", RESULT_FILE)
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "spiece.model",
+    "sentencepiece*",
+)
+OURS = (
+    "config.json",
+    "generation_config.json",
+    "README.md",
+    "report.html",
+    "secateur.mask",
+    MODELING_FILE,
+    RESULT_FILE,
+)
 
 
 def check_output(output: Path, overwrite: bool, source: Path | None = None) -> None:
@@ -146,7 +167,7 @@ def save_network(network: Network, folder: Path, parts: Sequence[Path] = ()) -> 
     """Writes weights, config, tokenizer and whatever small files came along, into an existing folder.
 
     The shards are as large as the source's, those of a streamed network a block each; dtype and tensor names are the
-    source's too.
+    source's too. Beside a reshaped model stands the code that it takes to load it.
 
     Args:
         network: The model.
@@ -157,6 +178,9 @@ def save_network(network: Network, folder: Path, parts: Sequence[Path] = ()) -> 
         OSError: The disk is full, or can't be written.
     """
     source = network.source.path
+    code = describe_code(network)
+    if code is not None:
+        (folder / MODELING_FILE).write_text(code, encoding="utf-8")
     try:
         with quiet_transformers():
             if network.store is None:
@@ -166,8 +190,11 @@ def save_network(network: Network, folder: Path, parts: Sequence[Path] = ()) -> 
     except SafetensorError as error:
         raise as_os_error(error, folder) from error
     if source.is_dir():
-        _copy_beside(source, folder)
-    elif network.tokenizer is not None:
+        _copy_beside(source, folder, NOT_COPIED + (TOKENIZER_FILES if network.kept is not None else ()))
+    if network.kept is not None:
+        save_tokenizer(network.tokenizer, folder)
+        save_kept(network.kept, folder)
+    elif network.tokenizer is not None and not source.is_dir():
         network.tokenizer.save_pretrained(folder)
     for file in folder.iterdir():
         if file.is_file():
@@ -192,7 +219,7 @@ def _save_streamed(network: Network, folder: Path, parts: Sequence[Path]) -> Non
         shutil.copyfile(generation, folder / generation.name)
 
 
-def _copy_beside(source: Path, folder: Path) -> None:
+def _copy_beside(source: Path, folder: Path, left_out: Sequence[str]) -> None:
     """Copies tokenizer, custom code and other small files as they are; never weights or our own reports."""
     for path in sorted(source.rglob("*")):
         relative = path.relative_to(source)
@@ -200,7 +227,7 @@ def _copy_beside(source: Path, folder: Path) -> None:
             continue
         if len(relative.parts) == 1 and path.name in OURS:
             continue
-        if any(path.match(pattern) for pattern in NOT_COPIED):
+        if any(path.match(pattern) for pattern in left_out):
             continue
         target = folder / relative
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,8 @@ from secateur.report.terminal import count, layer_kind, percent
 def structure(network: Network) -> dict[str, Any]:
     """Returns a model's facts: dimensions, and its layers with their shapes and zeros."""
     dimensions = {name: network.dimension(name) for name in network.family.config}
+    for stack in network.family.encoder_decoder or ():
+        dimensions |= {f"{stack.name} {name}": network.dimension(name, stack) for name in stack.config}
     return {
         **network.about(),
         "parameters": network.parameters(),

@@ -6,6 +6,8 @@ against the real model.
 
 from __future__ import annotations
 
+from typing import Any
+
 from secateur.errors import ModelError, did_you_mean
 from secateur.network.families.bert import BERT
 from secateur.network.families.distilbert import DISTILBERT
@@ -23,10 +25,12 @@ from secateur.network.families.qwen2 import QWEN2
 from secateur.network.families.qwen3 import QWEN3
 from secateur.network.families.qwen3_moe import QWEN3_MOE
 from secateur.network.families.roberta import ROBERTA
+from secateur.network.families.t5 import T5, T5_GATED
+from secateur.network.families.whisper import WHISPER
 from secateur.network.families.xlnet import XLNET
 from secateur.network.family import Family
 
-__all__ = ["FAMILIES", "family_of"]
+__all__ = ["FAMILIES", "check_model_type", "family_of"]
 
 FAMILIES: dict[str, Family] = {
     family.name: family
@@ -48,21 +52,40 @@ FAMILIES: dict[str, Family] = {
         ROBERTA,
         DISTILBERT,
         XLNET,
+        T5,
+        T5_GATED,
+        WHISPER,
     )
 }
 
-_BY_MODEL_TYPE = {model_type: family for family in FAMILIES.values() for model_type in family.model_types}
+_BY_MODEL_TYPE: dict[str, list[Family]] = {}
+for _family in FAMILIES.values():
+    for _model_type in _family.model_types:
+        _BY_MODEL_TYPE.setdefault(_model_type, []).append(_family)
 
 
-def family_of(model_type: str) -> Family:
-    """Returns the family that covers a `config.model_type`.
-
-    Raises:
-        ModelError: No family covers it. The message lists the model types that are known.
-    """
+def check_model_type(model_type: str) -> None:
+    """Raises ModelError if no family covers a `config.model_type`; the message lists those that are known."""
     if model_type not in _BY_MODEL_TYPE:
         raise ModelError(
             f"The architecture '{model_type}' (model_type in config.json) isn't one that secateur describes."
             + did_you_mean(model_type, _BY_MODEL_TYPE)
         )
-    return _BY_MODEL_TYPE[model_type]
+
+
+def family_of(model_type: str, config: Any = None) -> Family:
+    """Returns the family that covers a model.
+
+    Args:
+        model_type: Its `config.model_type`.
+        config: The config itself, which some families need to be told apart (`Family.when`).
+
+    Raises:
+        ModelError: No family covers it.
+    """
+    check_model_type(model_type)
+    for family in _BY_MODEL_TYPE[model_type]:
+        if all(getattr(config, name, None) == value for name, value in family.when.items()):
+            return family
+    known = " or ".join(f"{dict(family.when)}" for family in _BY_MODEL_TYPE[model_type])
+    raise ModelError(f"The config of this '{model_type}' model says neither {known}; secateur can't tell its kind.")

@@ -31,6 +31,17 @@ BERT_CONFIG: Mapping[str, str] = MappingProxyType(
     }
 )
 
+BERT_HEADS: Mapping[str, str] = MappingProxyType(
+    {"attention.self.num_attention_heads": "heads", "attention.self.all_head_size": "width"}
+)
+
+BERT_WITHOUT: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "attention": {"attention.self": "attention", "attention.output.dense": "identity"},
+        "mlp": {"intermediate.dense": "identity", "output.dense": "zero"},
+    }
+)
+
 BERT = Family(
     name="bert",
     model_types=("bert",),
@@ -40,4 +51,8 @@ BERT = Family(
     heads=("cls.predictions.decoder",),
     objective="encoder",
     config=BERT_CONFIG,
+    tied_width=True,
+    head_attributes=BERT_HEADS,
+    adds=False,
+    without=BERT_WITHOUT,
 )

@@ -31,4 +31,8 @@ DISTILBERT = Family(
             "vocabulary": "vocab_size",
         }
     ),
+    tied_width=True,
+    head_attributes=MappingProxyType({"attention.n_heads": "heads", "attention.dim": "width"}),
+    adds=False,
+    without=MappingProxyType({"attention": {"attention": "attention"}, "mlp": {"ffn": "zero"}}),
 )

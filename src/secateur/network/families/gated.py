@@ -34,3 +34,28 @@ GATED_CONFIG: Mapping[str, str] = MappingProxyType(
         "vocabulary": "vocab_size",
     }
 )
+
+GATED_HEADS: Mapping[str, str] = MappingProxyType({"self_attn.num_key_value_groups": "group"})
+
+GATED_WITHOUT: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "attention": {"self_attn": "attention", "input_layernorm": "identity"},
+        "mlp": {"mlp": "zero", "post_attention_layernorm": "identity"},
+    }
+)
+
+# Gemma 2 and 3 have a norm behind each half, too.
+SANDWICHED_WITHOUT: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "attention": {
+            "self_attn": "attention",
+            "input_layernorm": "identity",
+            "post_attention_layernorm": "identity",
+        },
+        "mlp": {
+            "mlp": "zero",
+            "pre_feedforward_layernorm": "identity",
+            "post_feedforward_layernorm": "identity",
+        },
+    }
+)

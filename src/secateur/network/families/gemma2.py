@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from secateur.network.families.gated import GATED_CONFIG, GATED_PROJECTIONS
+from secateur.network.families.gated import GATED_CONFIG, GATED_HEADS, GATED_PROJECTIONS, SANDWICHED_WITHOUT
 from secateur.network.family import Family
 
 GEMMA2 = Family(
@@ -12,4 +12,9 @@ GEMMA2 = Family(
     projections=GATED_PROJECTIONS,
     embeddings=("embed_tokens",),
     config=GATED_CONFIG,
+    head_attributes=GATED_HEADS,
+    adds=False,
+    without=SANDWICHED_WITHOUT,
+    norm="rms+1",
+    scaled_embedding=True,
 )

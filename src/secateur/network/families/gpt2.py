@@ -31,4 +31,12 @@ GPT2 = Family(
             "vocabulary": "vocab_size",
         }
     ),
+    tied_width=True,
+    head_attributes=MappingProxyType({"attn.num_heads": "heads", "attn.split_size": "width"}),
+    without=MappingProxyType(
+        {
+            "attention": {"attn": "attention", "ln_1": "identity"},
+            "mlp": {"mlp": "zero", "ln_2": "identity"},
+        }
+    ),
 )

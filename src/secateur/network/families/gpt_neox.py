@@ -33,4 +33,11 @@ GPT_NEOX = Family(
             "vocabulary": "vocab_size",
         }
     ),
+    tied_width=True,
+    without=MappingProxyType(
+        {
+            "attention": {"attention": "attention", "input_layernorm": "identity"},
+            "mlp": {"mlp": "zero", "post_attention_layernorm": "identity"},
+        }
+    ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from secateur.network.families.gated import GATED_CONFIG, GATED_PROJECTIONS
+from secateur.network.families.gated import GATED_CONFIG, GATED_HEADS, GATED_PROJECTIONS, GATED_WITHOUT
 from secateur.network.family import Family
 
 LLAMA = Family(
@@ -12,4 +12,7 @@ LLAMA = Family(
     projections=GATED_PROJECTIONS,
     embeddings=("embed_tokens",),
     config=GATED_CONFIG,
+    head_attributes=GATED_HEADS,
+    without=GATED_WITHOUT,
+    norm="rms",
 )

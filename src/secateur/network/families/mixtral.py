@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from secateur.network.families.gated import GATED_CONFIG, GATED_PROJECTIONS
+from secateur.network.families.gated import GATED_CONFIG, GATED_HEADS, GATED_PROJECTIONS, GATED_WITHOUT
 from secateur.network.family import Family, Projection
 
 EXPERT_PROJECTIONS: tuple[Projection, ...] = (
@@ -37,6 +37,9 @@ MIXTRAL = Family(
             "expert_neurons": "intermediate_size",
         }
     ),
+    head_attributes=GATED_HEADS,
+    without=GATED_WITHOUT,
+    norm="rms",
     experts="mlp.experts",
     expert_tensors=EXPERT_TENSORS,
     files=MappingProxyType(

@@ -33,4 +33,14 @@ OPT = Family(
             "vocabulary": "vocab_size",
         }
     ),
+    tied_width=True,
+    with_hidden=("word_embed_proj_dim",),
+    head_attributes=MappingProxyType({"self_attn.num_heads": "heads"}),
+    without=MappingProxyType(
+        {
+            "attention": {"self_attn": "attention", "self_attn_layer_norm": "identity"},
+            "mlp": {"fc1": "identity", "fc2": "zero", "final_layer_norm": "identity"},
+        }
+    ),
+    pre_norm="do_layer_norm_before",
 )

@@ -5,7 +5,9 @@ The config doesn't declare `head_dim` (see gated).
 
 from __future__ import annotations
 
-from secateur.network.families.gated import GATED_CONFIG
+from types import MappingProxyType
+
+from secateur.network.families.gated import GATED_CONFIG, GATED_WITHOUT
 from secateur.network.family import Family, Projection
 
 PHI3 = Family(
@@ -20,4 +22,13 @@ PHI3 = Family(
     ),
     embeddings=("embed_tokens",),
     config=GATED_CONFIG,
+    head_attributes=MappingProxyType(
+        {
+            "self_attn.config.num_attention_heads": "heads",
+            "self_attn.config.num_key_value_heads": "kv_heads",
+            "self_attn.num_key_value_groups": "group",
+        }
+    ),
+    without=GATED_WITHOUT,
+    norm="rms",
 )

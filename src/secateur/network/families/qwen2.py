@@ -5,7 +5,7 @@ The config doesn't declare `head_dim` (see gated).
 
 from __future__ import annotations
 
-from secateur.network.families.gated import GATED_CONFIG, GATED_PROJECTIONS
+from secateur.network.families.gated import GATED_CONFIG, GATED_HEADS, GATED_PROJECTIONS, GATED_WITHOUT
 from secateur.network.family import Family
 
 QWEN2 = Family(
@@ -15,4 +15,7 @@ QWEN2 = Family(
     projections=GATED_PROJECTIONS,
     embeddings=("embed_tokens",),
     config=GATED_CONFIG,
+    head_attributes=GATED_HEADS,
+    without=GATED_WITHOUT,
+    norm="rms",
 )

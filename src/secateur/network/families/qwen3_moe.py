@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from types import MappingProxyType
 
-from secateur.network.families.gated import GATED_CONFIG, GATED_PROJECTIONS
+from secateur.network.families.gated import GATED_CONFIG, GATED_HEADS, GATED_PROJECTIONS, GATED_WITHOUT
 from secateur.network.families.mixtral import EXPERT_PROJECTIONS, EXPERT_TENSORS
 from secateur.network.family import Family
 
@@ -31,6 +31,9 @@ QWEN3_MOE = Family(
             "expert_neurons": "moe_intermediate_size",
         }
     ),
+    head_attributes=GATED_HEADS,
+    without=GATED_WITHOUT,
+    norm="rms",
     experts="mlp.experts",
     expert_tensors=EXPERT_TENSORS,
     files=MappingProxyType(

@@ -6,7 +6,7 @@ shorter than the config says. The head's bias is tied to `lm_head.bias`.
 
 from __future__ import annotations
 
-from secateur.network.families.bert import BERT_CONFIG, BERT_PROJECTIONS
+from secateur.network.families.bert import BERT_CONFIG, BERT_HEADS, BERT_PROJECTIONS, BERT_WITHOUT
 from secateur.network.family import Family
 
 ROBERTA = Family(
@@ -18,4 +18,8 @@ ROBERTA = Family(
     heads=("lm_head.decoder",),
     objective="encoder",
     config=BERT_CONFIG,
+    tied_width=True,
+    head_attributes=BERT_HEADS,
+    adds=False,
+    without=BERT_WITHOUT,
 )

@@ -40,6 +40,18 @@ XLNET = Family(
             "vocabulary": "vocab_size",
         }
     ),
+    tied_width=True,
+    head_attributes=MappingProxyType({"rel_attn.n_head": "heads"}),
+    head_tensors=(
+        ("rel_attn.r_w_bias", 0),
+        ("rel_attn.r_r_bias", 0),
+        ("rel_attn.r_s_bias", 0),
+        ("rel_attn.seg_embed", 1),
+    ),
+    # its attention holds the norm of the residual stream, so it stays, without a head
+    adds=False,
+    without=MappingProxyType({"attention": {}, "mlp": {"ff.layer_1": "identity", "ff.layer_2": "zero"}}),
+    position_width="d_model",
     block_returns=2,  # the content stream and the query stream, which is None without a target_mapping
     batch_axis=1,
 )

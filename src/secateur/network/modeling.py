@@ -1,0 +1,91 @@
+"""The code that a reshaped model's checkpoint brings along, and how such a checkpoint is told from others.
+
+Stock transformers runs that code when it is trusted; secateur itself never does, as it has the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import transformers
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from secateur.errors import ModelError
+from secateur.network import reshaped
+from secateur.network.network import Network
+from secateur.network.surgery import reshaped_class
+
+FILE = "modeling_secateur.py"
+KEY = "secateur"  # in config.json
+PREFIX = "Secateur"  # of the names of reshaped classes
+
+
+class Differences(BaseModel):
+    """What config.json says of a reshaped model; see network/reshaped.py."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    shapes: dict[str, list[int]]
+    attributes: dict[str, dict[str, int]]
+    replaced: dict[str, Literal["attention", "zero", "identity"]]
+
+
+def check_differences(raw: dict[str, Any], path: Path) -> None:
+    """Raises ModelError if what a config.json says of a reshaped model makes no sense."""
+    try:
+        Differences.model_validate(raw[KEY])
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, (KEY, *first["loc"])))
+        raise ModelError(f"{path}: {where}: {first['msg']}; prune the model again.") from error
+
+
+def describe_code(network: Network) -> str | None:
+    """Says in a reshaped model's config which classes load it; returns the text of the file that defines them.
+
+    A plain model needs none: None.
+    """
+    kind = getattr(type(network.model), "plain", None)
+    if kind is None:
+        return None
+    kinds = [kind] if network.base is network.model else [kind, type(network.base)]
+    network.model.config.auto_map = {
+        auto: f"{FILE.removesuffix('.py')}.{PREFIX}{one.__name__}" for one in kinds for auto in _auto_classes(one)
+    }
+    code = Path(reshaped.__file__).read_text(encoding="utf-8")
+    names = ", ".join(sorted(one.__name__ for one in kinds))
+    return f"{code}\n\nfrom transformers import {names}  # noqa: E402\n" + "".join(map(_definition, kinds))
+
+
+def _definition(kind: Any) -> str:
+    name = kind.__name__
+    return (
+        f"\n\nclass {PREFIX}{name}(Reshaped, {name}):\n"
+        f'    """{name} with the shapes that its config gives in `{KEY}`."""\n'
+    )
+
+
+def _auto_classes(kind: Any) -> Iterator[str]:
+    """Yields the names of transformers' Auto classes that give a model class for its config."""
+    for name, auto in vars(transformers.models.auto.modeling_auto).items():
+        mapping = getattr(auto, "_model_mapping", None)
+        if not isinstance(auto, type) or mapping is None or name.startswith("_"):
+            continue
+        found = mapping.get(kind.config_class, ())
+        if kind in (found if isinstance(found, tuple) else (found,)):
+            yield name
+
+
+def class_of(architecture: str, folder: Path) -> Any:
+    """Returns our own class for a reshaped model's checkpoint; none of the folder's code is run.
+
+    Raises:
+        ModelError: The architecture isn't one that we could have reshaped.
+    """
+    plain: Any = getattr(transformers, architecture.removeprefix(PREFIX), None)
+    known = isinstance(plain, type) and issubclass(plain, transformers.PreTrainedModel)
+    if not architecture.startswith(PREFIX) or not known:
+        raise ModelError(f"{folder / 'config.json'} has shapes of its own for '{architecture}', which nobody knows.")
+    return reshaped_class(plain)

@@ -1,0 +1,381 @@
+"""Neurons and heads: chosen and repaired block by block on the pruned prefix, cut when all are known.
+
+A removed unit's slices are set to zero as soon as it is chosen. That is exactly what cutting it does to the outputs, so
+the blocks behind see the smaller model's activations.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from secateur.allocation.amounts import Threshold
+from secateur.allocation.widths import Budget, Place, even_widths, ramp, ranked_widths
+from secateur.calibration.runner import BlockRunner, loss_gradients
+from secateur.calibration.statistics import INPUTS, Needs, Statistics
+from secateur.calibration.targets import Moments, output_moments
+from secateur.errors import NothingPrunedError, UsageError
+from secateur.linear_algebra import DAMPING
+from secateur.network.surgery import Cut
+from secateur.network.units import Reader, UnitGroup, unit_groups
+from secateur.scores.units import scored
+from secateur.solvers.removal import elimination, refit
+from secateur.structure.budget import budget_of
+from secateur.structure.job import GRADIENT_NEEDS, Job
+from secateur.training.reconstruction import reconstruct
+
+ORDER = ("head", "query-head", "neuron")  # in which a block computes them
+PLAN_ROUNDS = 32
+
+
+def choose_inner(job: Job) -> list[Cut]:
+    """Chooses, repairs and zeroes neurons and heads; returns what is to be cut."""
+    groups = _groups(job)
+    if job.score.needs & GRADIENT_NEEDS and job.stage.gradient == "loss":
+        layers = [reader.layer for group in groups for reader in group.readers]
+        assert job.windows is not None
+        with job.timed("gradients"):
+            job.gradients = loss_gradients(
+                job.network, layers, job.windows, job.score.needs, job.calibration.compute, job.progress, job.team
+            )
+    counts = _counts(job, groups)
+    return _walk(job, groups, counts)
+
+
+def _groups(job: Job) -> list[UnitGroup]:
+    """Returns the groups that may give units, in the order of computation."""
+    stage = job.stage
+    first, last = stage.protect_first, len(job.network.blocks) - stage.protect_last
+    found = [group for kind in ORDER if kind in stage.kinds for group in unit_groups(job.network, kind)]
+    groups = [group for group in found if group.block is not None and first <= group.block < last]
+    if not groups:
+        raise UsageError("--protect-first and --protect-last leave no block to prune.")
+    return groups
+
+
+def _counts(job: Job, groups: Sequence[UnitGroup]) -> dict[str, int] | None:
+    """Returns how many units each group keeps, by name; None where a threshold decides group by group."""
+    stage = job.stage
+    if stage.threshold is not None:
+        return None
+    if stage.remove is not None or (stage.sparsity is not None and stage.allocation == "uniform"):
+        return {group.name: _own_width(job, group) for group in groups}
+    budget, each = budget_of(job, groups)
+    mixed = len(stage.kinds) > 1
+    values: list[tuple[float, ...]] = [()] * len(groups)
+    if stage.allocation in ("global", "error") or mixed:
+        values = _values(job, groups)
+    places = [
+        Place(group.name, group.count, float(cost.mean()), min(group.count, max(1, stage.min_units)), value)
+        for group, cost, value in zip(groups, each, values, strict=True)
+    ]
+    if stage.allocation == "ramp":
+        widths = _ramped(job, groups, places, budget)
+    elif stage.allocation == "uniform" and not mixed:
+        widths = even_widths(places, budget, stage.round_to)
+    else:
+        widths = ranked_widths(places, budget, stage.round_to)
+    if stage.uniform or (mixed and stage.allocation == "uniform"):
+        widths = _evened(job, groups, widths)
+    return {group.name: width for group, width in zip(groups, widths, strict=True)}
+
+
+def _own_width(job: Job, group: UnitGroup) -> int:
+    """Returns a group's width where its share or its number is its own: `sparsity` and `remove`."""
+    stage = job.stage
+    gone = stage.remove if stage.remove is not None else round(group.count * (stage.sparsity or 0))
+    width = (group.count - gone) // stage.round_to * stage.round_to
+    if width < max(1, stage.min_units):
+        raise UsageError(
+            f"{group.name} has {group.count} units: removing {gone} of them leaves {max(width, 0)}, and at least "
+            f"{max(1, stage.min_units)} have to stay. Remove {group.count - max(1, stage.min_units)} at most."
+        )
+    return width
+
+
+def _evened(job: Job, groups: Sequence[UnitGroup], widths: Sequence[int]) -> list[int]:
+    """Gives all groups of a kind their mean width, rounded down."""
+    total: dict[str, list[int]] = defaultdict(list)
+    for group, width in zip(groups, widths, strict=True):
+        total[group.unit].append(width)
+    step = job.stage.round_to
+    even = {kind: max(1, job.stage.min_units, sum(w) // len(w) // step * step) for kind, w in total.items()}
+    return [min(group.count, even[group.unit]) for group in groups]
+
+
+def _ramped(job: Job, groups: Sequence[UnitGroup], places: Sequence[Place], budget: Budget) -> list[int]:
+    """Removes more from later blocks: by a common factor on the ramp, the least that meets the budget."""
+    blocks = sorted({group.block for group in groups if group.block is not None})
+    shares = dict(zip(blocks, ramp(len(blocks)), strict=True))
+    step = job.stage.round_to
+
+    def kept(factor: float) -> list[int]:
+        return [
+            max(place.least, int(place.count * (1 - min(1.0, factor * shares[group.block or 0]))) // step * step)
+            for group, place in zip(groups, places, strict=True)
+        ]
+
+    def cost(widths: Sequence[int]) -> float:
+        return budget.now - sum((p.count - w) * p.cost for p, w in zip(places, widths, strict=True))
+
+    low, high = 0.0, 1 / min(shares.values())
+    if cost(kept(high)) > budget.limit:
+        even_widths(places, budget, step)  # says what is the nearest
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if cost(kept(middle)) <= budget.limit else (middle, high)
+    return kept(high)
+
+
+def _values(job: Job, groups: Sequence[UnitGroup]) -> list[tuple[float, ...]]:
+    """Returns what each group's removals cost in quality, in the order in which they would go, from the dense model."""
+    by_error = job.stage.allocation == "error" or job.stage.solver == "obs"
+    needs = Needs.GRAM if by_error else job.score.needs
+    found: dict[str, Tensor] = {}
+    by_block = _by_block(groups)
+    runner = job.runner() if needs & (INPUTS | GRADIENT_NEEDS) else None
+    with job.timed("plan"):
+        for block in job.progress.track(range(max(by_block) + 1), "looking at the dense model"):
+            some = by_block.get(block, [])
+            inputs = job.gather(runner, some, needs) if runner is not None and some else {}
+            for group in some:
+                if by_error:
+                    if len(group.readers) > 1:
+                        raise UsageError("the neurons of experts share one budget evenly; leave --allocation out.")
+                    reader = group.readers[0]
+                    W = reader.layer.matrix().to(job.network.device, torch.float32)
+                    least = max(1, job.stage.min_units)
+                    path = elimination(
+                        W, inputs[reader.layer.reads].G, reader.index, group.count - least, rounds=PLAN_ROUNDS
+                    )
+                    scale = path.energy if job.stage.allocation == "error" and path.energy > 0 else 1.0
+                    found[group.name] = path.losses / scale
+                else:
+                    scores = scored(job.score, group, job.statistics(group, inputs))
+                    found[group.name] = scores.sort().values.double()
+            if runner is not None:
+                runner.advance(lambda: None)
+    for kind in {group.unit for group in groups}:  # kinds are on different scales
+        if job.stage.allocation != "error":
+            names = [group.name for group in groups if group.unit == kind]
+            mean = float(torch.cat([found[name] for name in names]).mean())
+            for name in names:
+                found[name] = found[name] / (mean or 1.0)
+    return [tuple(found[group.name].tolist()) for group in groups]
+
+
+def _shared(job: Job, groups: Sequence[UnitGroup], counts: dict[str, int] | None) -> dict[str, Tensor]:
+    """Returns, by the name of what they share, which units stay in groups that lose the same ones.
+
+    They are scored on the dense model, and their scores added up.
+    """
+    some = [group for group in groups if group.shared is not None]
+    if not some:
+        return {}
+    if counts is None:
+        raise UsageError("a --threshold can't choose units that several blocks lose together; give another target.")
+    needs = job.score.needs
+    runner = job.runner() if needs & INPUTS else None
+    by_block = _by_block(some)
+    total: dict[str, Tensor] = {}
+    for block in job.progress.track(range(max(by_block) + 1), "looking at the dense model"):
+        inputs = job.gather(runner, by_block.get(block, []), needs) if runner is not None and block in by_block else {}
+        for group in by_block.get(block, []):
+            assert group.shared is not None
+            scores = scored(job.score, group, job.statistics(group, inputs))
+            total[group.shared] = total.get(group.shared, torch.zeros(group.count)) + scores
+        if runner is not None:
+            runner.advance(lambda: None)
+    return {
+        group.shared: kept_by_score(total[group.shared], counts[group.name], None, job, group)
+        for group in some
+        if group.shared is not None
+    }
+
+
+def _by_block(groups: Sequence[UnitGroup]) -> dict[int, list[UnitGroup]]:
+    found: dict[int, list[UnitGroup]] = defaultdict(list)
+    for group in groups:
+        assert group.block is not None
+        found[group.block].append(group)
+    return found
+
+
+def _walk(job: Job, groups: Sequence[UnitGroup], counts: dict[str, int] | None) -> list[Cut]:
+    """Goes through the blocks, each on the activations that the smaller ones before it leave."""
+    if counts is not None and all(counts[group.name] == group.count for group in groups):
+        raise NothingPrunedError("nothing was pruned: every group keeps all of its units. Ask for more.")
+    stage, by_block = job.stage, _by_block(groups)
+    needs = job.score.needs | (Needs.GRAM if stage.repair or stage.solver == "obs" else Needs.NOTHING)
+    runner = job.runner() if needs or stage.reconstruct else None
+    towards_dense = _adds(job) and "neuron" in stage.kinds
+    fixed = _shared(job, groups, counts)
+    dense = job.runner() if runner is not None and (towards_dense or stage.reconstruct) else None
+    last = max(by_block)
+    cuts = []
+    for block in job.progress.track(range(last + 1), "pruning"):
+        some = by_block.get(block, [])
+        if dense is not None:
+            with job.timed("propagate"):
+                dense.advance(lambda: None)
+        for kind in ORDER:
+            for group in (one for one in some if one.unit == kind):
+                cuts.append(_remove(job, group, counts, runner, dense, needs, fixed.get(group.shared or "")))
+        if stage.reconstruct and runner is not None and dense is not None and some:
+            with job.timed("reconstruct"), runner.differentiable():
+                layers = job.network.block_layers(block)
+                job.blocks.append(
+                    reconstruct(runner, layers, dense.hidden, stage.reconstruct_passes, stage.reconstruct_halves)
+                )
+        if runner is not None and block < last:
+            with job.timed("propagate"):
+                runner.advance(lambda: None)
+    if all(bool(one.keep.all()) for one in cuts):
+        raise NothingPrunedError(f"nothing was pruned: no unit scores below --threshold {stage.threshold}.")
+    return cuts
+
+
+def _remove(
+    job: Job,
+    group: UnitGroup,
+    counts: dict[str, int] | None,
+    runner: BlockRunner | None,
+    dense: BlockRunner | None,
+    needs: Needs,
+    fixed: Tensor | None,
+) -> Cut:
+    """Chooses a group's units, repairs what reads them, and sets what goes to zero.
+
+    Args:
+        job: The stage's work.
+        group: The group.
+        counts: How many units each group keeps; None where the threshold decides.
+        runner: Stands before the group's block in the model so far.
+        dense: Stands behind it in the dense model, if the repair is to make up for earlier errors.
+        needs: What is gathered.
+        fixed: (units,) bool where it has been chosen already.
+    """
+    stage = job.stage
+    if counts is not None and counts[group.name] == group.count:
+        keep = torch.ones(group.count, dtype=torch.bool)
+        job.report(group, keep)
+        return Cut(group, keep)
+    inputs = job.gather(runner, [group], needs) if runner is not None else {}
+    towards = None
+    single = len(group.readers) == 1
+    if runner is not None and dense is not None and group.unit == "neuron" and single and _adds(job):
+        with job.timed("gather"):
+            towards = output_moments(runner, group.readers[0].layer, dense.hidden, lambda: None)
+    with job.timed("solve"), torch.inference_mode():
+        moments = [_moments(job, reader, inputs) if towards is None else towards for reader in group.readers]
+        keep = _chosen(job, group, counts, inputs, moments) if fixed is None else fixed
+        errors = [
+            _refitted(job, reader, one, keep)
+            for reader, one in zip(group.readers, moments, strict=True)
+            if stage.repair and one is not None and one.count
+        ]
+        if errors:
+            before, after = (sum(pair) / len(errors) for pair in zip(*errors, strict=True))
+            job.report(group, keep, before, after)
+        else:
+            job.report(group, keep)
+        _zero(group, keep)
+    return Cut(group, keep)
+
+
+def _adds(job: Job) -> bool:
+    """Whether the repair of neurons can make up for earlier errors: what the MLP gives is added as it is."""
+    before = job.network.family.pre_norm
+    pre_norm = before is None or bool(getattr(job.network.model.config, before))
+    return job.stage.repair and job.network.family.adds and pre_norm
+
+
+def _weights(job: Job, reader: Reader) -> tuple[Tensor, Tensor | None]:
+    """Returns a layer's weight (out, in) and bias (out,), float32, on the compute device; experts have no bias."""
+    W = reader.layer.matrix().to(job.network.device, torch.float32)
+    bias = None if reader.layer.expert is not None else getattr(reader.layer.module, "bias", None)
+    return W, None if bias is None else bias.detach().to(job.network.device, torch.float32)
+
+
+def _moments(job: Job, reader: Reader, inputs: dict[str, Statistics]) -> Moments | None:
+    known = inputs.get(reader.layer.reads)
+    if known is None or known.gram is None:
+        return None
+    W, b = _weights(job, reader)
+    return Moments.of_outputs(W, b, known.count, known.G, known.total.float())
+
+
+def _refitted(job: Job, reader: Reader, moments: Moments, keep: Tensor) -> tuple[float, float]:
+    """Fits a layer anew on the units that stay; returns the relative error before and after."""
+    W, b = _weights(job, reader)
+    columns = torch.zeros(W.shape[1], dtype=torch.bool)
+    columns[reader.index[keep].flatten()] = True
+    done = refit(W, b, moments, columns, _damping(job))
+    reader.layer.matrix().copy_(done.W.to(reader.layer.parameter.dtype))
+    if done.bias is not None:
+        bias = reader.layer.module.bias  # type: ignore[union-attr]
+        assert isinstance(bias, Tensor)
+        bias.copy_(done.bias.to(bias.dtype))
+    return done.error_before, done.error
+
+
+def _damping(job: Job) -> float:
+    return DAMPING if job.stage.damping is None else job.stage.damping
+
+
+def _chosen(
+    job: Job,
+    group: UnitGroup,
+    counts: dict[str, int] | None,
+    inputs: dict[str, Statistics],
+    moments: Sequence[Moments | None],
+) -> Tensor:
+    """Returns (units,) bool: which units stay."""
+    if job.stage.solver == "obs" and counts is not None and len(moments) == 1:
+        (reader,), (own,) = group.readers, moments
+        assert own is not None
+        W, b = _weights(job, reader)
+        every = torch.ones(W.shape[1], dtype=torch.bool)
+        start = refit(W, b, own, every, _damping(job)).W if job.stage.repair else W
+        G = own.G if b is None else own.centred().G
+        remove = group.count - counts[group.name]
+        path = elimination(start, G, reader.index, remove, _damping(job))
+        keep = torch.ones(group.count, dtype=torch.bool)
+        keep[path.order] = False
+        return keep
+    scores = scored(job.score, group, job.statistics(group, inputs))
+    return kept_by_score(scores, None if counts is None else counts[group.name], job.stage.threshold, job, group)
+
+
+def kept_by_score(scores: Tensor, left: int | None, threshold: str | None, job: Job, group: UnitGroup) -> Tensor:
+    """Returns (units,) bool: the `left` best units, or those that reach a threshold. Ties go by position.
+
+    Raises:
+        UsageError: The threshold takes more than the group may give.
+    """
+    scores = scores.cpu()
+    if left is None:
+        assert threshold is not None
+        keep = scores >= Threshold.parse(threshold).value(scores)
+        least = max(1, job.stage.min_units)
+        if int(keep.sum()) < least:
+            raise UsageError(
+                f"--threshold {threshold} leaves {int(keep.sum())} of the {group.count} units of {group.name}, and at "
+                f"least {least} have to stay; their scores lie between {float(scores.min()):.4g} and "
+                f"{float(scores.max()):.4g}."
+            )
+        return keep
+    keep = torch.zeros(len(scores), dtype=torch.bool)
+    keep[scores.sort(descending=True, stable=True).indices[:left]] = True
+    return keep
+
+
+def _zero(group: UnitGroup, keep: Tensor) -> None:
+    """Sets the slices of the units that go to zero."""
+    gone = ~keep
+    for part in group.slices:
+        tensor = group.tensor(part.name)
+        tensor.index_fill_(part.axis, part.index[gone].flatten().to(tensor.device), 0.0)

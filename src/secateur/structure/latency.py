@@ -1,0 +1,74 @@
+"""How long this machine takes: a table of timings at several widths, and what each unit saves of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from secateur.allocation.widths import Budget
+from secateur.errors import UsageError
+from secateur.network.network import Network
+from secateur.network.surgery import Cut, cut
+from secateur.network.units import UnitGroup
+from secateur.structure.job import Job
+
+REPEATS = 7
+LEAST_WIDTH = 0.5  # the smaller of the two widths that are timed, relative to what is there
+
+
+def latency_costs(job: Job, groups: Sequence[UnitGroup]) -> tuple[Budget, list[Tensor]]:
+    """Returns the budget of `--latency` in milliseconds, and by group what goes with each unit.
+
+    Timed is the reading of one calibration window by the model with all of its units, and with fewer of them in its
+    first block, by turns: what a unit saves is taken to be the same in every block.
+    """
+    assert job.stage.latency is not None
+    if job.windows is None:
+        raise UsageError("--latency is measured on a calibration window; give --calibration.")
+    ids = job.windows.ids[:1]
+    kinds = {group.unit for group in groups}
+    with job.timed("latency"):
+        whole, saved = _timings(job.network, groups, ids)
+    budget = Budget(f"--latency {job.stage.latency:g}", 1e3 * whole, 1e3 * whole * job.stage.latency, "ms per window")
+    each = {kind: 1e3 * saved[kind] for kind in kinds}
+    return budget, [torch.full((group.count,), each[group.unit], dtype=torch.float64) for group in groups]
+
+
+def _timings(network: Network, groups: Sequence[UnitGroup], ids: Tensor) -> tuple[float, dict[str, float]]:
+    """Returns the seconds that a window takes, and by kind of unit the seconds that one unit saves."""
+    smaller: dict[str, tuple[Network, int]] = {}
+    for kind in {group.unit for group in groups}:
+        some = [group for group in groups if group.unit == kind]
+        cuts = [Cut(group, _half(group)) for group in some]
+        removed = sum(one.group.count - one.left for one in cuts)
+        smaller[kind] = (cut(network, cuts), removed)
+    models = {"": network.model, **{kind: one.model for kind, (one, _) in smaller.items()}}
+    times: dict[str, list[float]] = {name: [] for name in models}
+    with torch.inference_mode():
+        for turn in range(REPEATS + 1):
+            for name, model in models.items():
+                start = time.perf_counter()
+                model(ids)
+                if turn:  # the first turn warms up
+                    times[name].append(time.perf_counter() - start)
+    whole = median(times[""])
+    saved = {}
+    for kind, (_, removed) in smaller.items():
+        gain = median(a - b for a, b in zip(times[""], times[kind], strict=True)) / removed
+        if gain <= 0:
+            raise UsageError(
+                f"--latency: on this machine a model with half of its units of the kind '{kind}' isn't faster, so no "
+                "number of them meets the target; remove other units, or give --params."
+            )
+        saved[kind] = gain
+    return whole, saved
+
+
+def _half(group: UnitGroup) -> Tensor:
+    keep = torch.ones(group.count, dtype=torch.bool)
+    keep[max(1, int(group.count * LEAST_WIDTH)) :] = False
+    return keep

@@ -1,0 +1,125 @@
+"""The stage as a whole."""
+
+from __future__ import annotations
+
+from secateur.calibration.statistics import Needs
+from secateur.calibration.windows import Windows
+from secateur.errors import UsageError
+from secateur.evaluation.costs import Costs, costs
+from secateur.network.network import Network
+from secateur.network.surgery import cut, pad_to_plain
+from secateur.network.units import unit_groups
+from secateur.processes import ALONE, Processes
+from secateur.progress import Progress
+from secateur.recipe import INNER_UNITS, Calibration, Prune
+from secateur.result import StageReport
+from secateur.scores.units import check_fit, unit_score_named
+from secateur.structure.channels import choose_channels, repair_channels
+from secateur.structure.depth import choose_depth
+from secateur.structure.experts import choose_experts
+from secateur.structure.inner import choose_inner
+from secateur.structure.job import Job
+from secateur.structure.tokens import choose_tokens, with_new_vocabulary
+
+CHOOSE = {
+    "channel": choose_channels,
+    "layer": choose_depth,
+    "attention": choose_depth,
+    "mlp": choose_depth,
+    "expert": choose_experts,
+    "token": choose_tokens,
+}
+
+
+def needs_windows(stage: Prune) -> bool:
+    """Whether a stage that removes units needs calibration windows."""
+    score = unit_score_named(stage.score or "obs", stage.combine)
+    inner = set(stage.kinds) <= INNER_UNITS
+    return (
+        stage.solver == "obs"
+        or stage.latency is not None
+        or stage.reconstruct
+        or (stage.repair and (inner or stage.unit == "channel"))
+        or stage.allocation == "error"
+        or score.needs != Needs.NOTHING
+        or score.name in ("block-influence", "loo-kl", "reap", "frequency")
+    )
+
+
+def check_units(network: Network, stage: Prune) -> None:
+    """Raises before any work is done if the model has no such units, or the score doesn't fit them.
+
+    Raises:
+        UsageError: The reason.
+    """
+    score = unit_score_named(stage.score or "obs", stage.combine)
+    if network.store is not None:
+        raise UsageError("units are removed from models in memory; leave --stream out.")
+    for kind in stage.kinds:
+        unit_groups(network, kind)
+        check_fit(score, kind)
+
+
+def prune_units(
+    network: Network,
+    stage: Prune,
+    windows: Windows | None,
+    calibration: Calibration,
+    seed: int,
+    progress: Progress,
+    first: Costs,
+    team: Processes = ALONE,
+) -> tuple[Network, StageReport]:
+    """Removes units of a model for good.
+
+    Args:
+        network: The model; it isn't to be used afterwards.
+        stage: What to do.
+        windows: Calibration windows; None if `needs_windows` says so.
+        calibration: Precision of the forward passes, and where the text comes from.
+        seed: For scores that draw.
+        progress: Shows progress.
+        first: What the run's first model costs: shares are shares of it.
+        team: The processes that share the calibration.
+
+    Returns:
+        The smaller model, and what was done.
+
+    Raises:
+        UsageError: The target can't be met; the message says the nearest.
+        NothingPrunedError: Nothing would go.
+    """
+    job = Job(network, stage, windows, calibration, seed, progress, first, team)
+    cuts = (choose_inner if set(stage.kinds) <= INNER_UNITS else CHOOSE[stage.unit])(job)
+    if stage.pad:
+        cuts = pad_to_plain(cuts)
+    with job.timed("cut"):
+        small = cut(network, cuts)
+    if stage.uniform and getattr(small.model.config, "secateur", None):
+        raise UsageError(
+            f"--uniform: the config of {network.architecture} can't say these widths, so the checkpoint would need the "
+            "modeling file that secateur writes beside it. Leave --uniform out, or take --pad."
+        )
+    if stage.unit == "channel" and stage.repair:
+        repair_channels(job, network, small, cuts[0].keep)
+    if stage.unit == "token":
+        small = with_new_vocabulary(network, small, cuts[0].keep)
+    report = StageReport(
+        {"prune": stage.model_dump(mode="json")},
+        (),
+        dict(job.seconds),
+        tuple(job.notes),
+        tuple(job.blocks),
+        tuple(job.groups),
+        _budget(job, network, small),
+    )
+    return small, report
+
+
+def _budget(job: Job, before: Network, after: Network) -> dict[str, object]:
+    old, new = costs(before, job.first.length), costs(after, job.first.length)
+    return {
+        "first": vars(job.first),
+        "before": vars(old),
+        "after": vars(new),
+    }
