@@ -9,8 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,37 +18,18 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from secateur.errors import ModelError, UsageError
-from secateur.network.family import Layout, Projection, Stack
 from secateur.network.network import Network
+from secateur.network.new_config import Cut, attributes_of, new_config
 from secateur.network.quiet import quiet_transformers
 from secateur.network.reshaped import Reshaped
 from secateur.network.units import (
     Halves,
     UnitGroup,
-    head_dim,
     plain_class,
     plain_config,
     replacements,
     unit_groups,
 )
-
-
-@dataclass(frozen=True)
-class Cut:
-    """What stays of one group.
-
-    Attributes:
-        group: The group.
-        keep: (units,) bool.
-    """
-
-    group: UnitGroup
-    keep: Tensor
-
-    @property
-    def left(self) -> int:
-        """How many units stay."""
-        return int(self.keep.sum())
 
 
 def cut(network: Network, cuts: Sequence[Cut]) -> Network:
@@ -74,7 +54,7 @@ def cut(network: Network, cuts: Sequence[Cut]) -> Network:
     replaced = _replaced(network, cuts, gone)
     tensors = _renumbered(network, _without(cuts, tensors), gone)
     state = {**_renumbered(network, _known(buffers, network, tensors), gone), **tensors}
-    config = _config(network, cuts, gone, tensors)
+    config = new_config(network, cuts, gone, tensors)
     return _build(network, config, state, tensors, replaced, gone)
 
 
@@ -224,127 +204,6 @@ def _final_norms(network: Network) -> set[str]:
     }
 
 
-def _config(network: Network, cuts: Sequence[Cut], gone: Sequence[int], tensors: Mapping[str, Tensor]) -> Any:
-    """Returns the config of the plain model that is nearest to the new shapes."""
-    config = plain_config(network)
-    fields = network.family.config
-    by_unit: dict[str, list[Cut]] = defaultdict(list)
-    for one in cuts:
-        by_unit[one.group.unit].append(one)
-    for stack, blocks in zip(network.family.stacks, network.ranges, strict=True):
-        lost = [block - blocks.start for block in gone if block in blocks]
-        if lost:
-            _drop_layers(network, config, stack, lost)
-    if "neuron" in by_unit:
-        _set_neurons(network, config, by_unit["neuron"], gone)
-    if "channel" in by_unit:
-        _set_hidden(network, config, by_unit["channel"][0])
-    if "head" in by_unit or "query-head" in by_unit:
-        _set_heads(network, config, by_unit, gone)
-    if "expert" in by_unit:
-        _set_experts(network, config, by_unit["expert"], gone)
-    if "token" in by_unit:
-        setattr(config, fields["vocabulary"], by_unit["token"][0].left)
-    return config
-
-
-def _set_neurons(network: Network, config: Any, cuts: Sequence[Cut], gone: Sequence[int]) -> None:
-    """Says the widest MLP of each stack; where all are as wide, that is all there is to say."""
-    for stack, blocks in zip(network.family.stacks, network.ranges, strict=True):
-        sparse = {block for block in blocks if any(layer.expert is not None for layer in network.block_layers(block))}
-        for field, some in (("neurons", set(blocks) - sparse), ("expert_neurons", sparse)):
-            widths = _widths(network, "neuron", cuts, gone, some)
-            if widths:
-                setattr(config, stack.config[field], max(widths))
-
-
-def _set_hidden(network: Network, config: Any, one: Cut) -> None:
-    """Says the new hidden size, and the width of heads where it would follow from the hidden size otherwise."""
-    if not network.family.tied_width:
-        for stack in network.family.stacks:
-            if "head_dim" in stack.config:
-                setattr(config, stack.config["head_dim"], head_dim(network))
-    for name in (network.family.config["hidden"], *network.family.with_hidden):
-        if getattr(config, name) == one.group.count:
-            setattr(config, name, one.left)
-
-
-def _set_heads(network: Network, config: Any, by_unit: Mapping[str, list[Cut]], gone: Sequence[int]) -> None:
-    """Says the new number of heads, where it is the same everywhere and the config can say it."""
-    unit = "head" if "head" in by_unit else "query-head"
-    by_field: dict[str, set[int]] = defaultdict(set)
-    for stack, blocks in zip(network.family.stacks, network.ranges, strict=True):
-        by_field[stack.config["heads"]] |= set(_widths(network, unit, by_unit[unit], gone, blocks))
-    for stack, blocks in zip(network.family.stacks, network.ranges, strict=True):
-        counts = by_field[stack.config["heads"]]
-        if len(counts) == 1:
-            _set_stack_heads(network, config, stack, blocks, unit, next(iter(counts)))
-
-
-def _set_stack_heads(network: Network, config: Any, stack: Stack, blocks: range, unit: str, left: int) -> None:
-    width = head_dim(network, blocks.start)
-    kv_heads = network.dimension("kv_heads", stack)
-    if network.family.tied_width:
-        if left * width == getattr(config, network.family.config["hidden"]):  # else the config can't say it
-            setattr(config, stack.config["heads"], left)
-        return
-    heads = network.dimension("heads", stack)
-    assert heads is not None
-    if kv_heads is None:
-        setattr(config, stack.config["heads"], left)
-    elif unit == "head":
-        setattr(config, stack.config["heads"], left * (heads // kv_heads))
-        setattr(config, stack.config["kv_heads"], left)
-    else:
-        setattr(config, stack.config["heads"], left * kv_heads)
-    setattr(config, stack.config["head_dim"], width)
-
-
-def _set_experts(network: Network, config: Any, cuts: Sequence[Cut], gone: Sequence[int]) -> None:
-    """Says the new number of experts, which has to be the same in every block."""
-    counts = set(_widths(network, "expert", cuts, gone, range(len(network.blocks))))
-    chosen = network.dimension("experts_per_token") or 1
-    if len(counts) > 1:
-        raise UsageError("every block has to keep the same number of experts; no config can say anything else.")
-    left = counts.pop()
-    if left < chosen:
-        raise UsageError(f"{left} experts would stay, and each token is sent to {chosen}; keep at least {chosen}.")
-    setattr(config, network.family.config["experts"], left)
-
-
-def _widths(network: Network, unit: str, cuts: Sequence[Cut], gone: Sequence[int], blocks: Container[int]) -> list[int]:
-    """Returns the new number of units in every one of some blocks that stays and has any."""
-    left = {one.group.name: one.left for one in cuts}
-    return [
-        left.get(group.name, group.count)
-        for group in unit_groups(network, unit)
-        if group.block in blocks and group.block not in gone
-    ]
-
-
-def _drop_layers(network: Network, config: Any, stack: Stack, gone: Sequence[int]) -> None:
-    """Says a stack's new number of blocks, and takes their entries out of every list that has one per block."""
-    if getattr(config, "scale_attn_by_inverse_layer_idx", False):
-        raise UsageError(
-            f"{network.architecture} scales attention by the index of the layer (scale_attn_by_inverse_layer_idx), "
-            "so layers can't be removed without changing the others."
-        )
-    field = stack.config["layers"]
-    layers = getattr(config, field)
-    if layers == len(gone):
-        raise UsageError(f"every block of the {stack.name} would go; keep at least one.")
-    if len(network.family.stacks) == 1:
-        for name, value in vars(config).items():
-            if isinstance(value, list) and len(value) == layers and not name.startswith("_"):
-                setattr(config, name, [item for index, item in enumerate(value) if index not in gone])
-    setattr(config, field, layers - len(gone))
-    if hasattr(config, "mlp_only_layers"):  # otherwise a block's index would decide anew whether it has experts
-        stays = [block for block in range(layers) if block not in gone]
-        dense = [block for block in stays if all(layer.expert is None for layer in network.block_layers(block))]
-        config.mlp_only_layers = [stays.index(block) for block in dense]
-        config.decoder_sparse_step = 1
-
-
 def _build(
     network: Network,
     config: Any,
@@ -357,8 +216,12 @@ def _build(
     kind = plain_class(network)
     config, kind = _relabelled(network, config, kind)
     shapes = _plain_shapes(config, kind)
+    if homeless := sorted(set(tensors) - set(shapes)):
+        raise UsageError(
+            f"{network.architecture} of these widths has no place for {homeless[0]}; round to other multiples."
+        )
     differ = {name: list(tensor.shape) for name, tensor in tensors.items() if tuple(tensor.shape) != shapes.get(name)}
-    attributes = _attributes(network, config, tensors, differ)
+    attributes = attributes_of(network, config, tensors, differ)
     if differ or replaced or attributes:
         config.secateur = {"shapes": differ, "attributes": attributes, "replaced": replaced}
         kind = reshaped_class(kind)
@@ -410,57 +273,6 @@ def _relabelled(network: Network, config: Any, kind: Any) -> tuple[Any, Any]:
             ) from error
 
 
-def _attributes(
-    network: Network, config: Any, tensors: Mapping[str, Tensor], differ: Mapping[str, Any]
-) -> dict[str, dict[str, int]]:
-    """Returns what modules have to be told of the shapes that their config doesn't say."""
-    found: dict[str, dict[str, int]] = defaultdict(dict)
-    family = network.family
-    for stack, blocks in zip(family.stacks, network.ranges, strict=True):
-        width = head_dim(network, blocks.start)
-        for block in range(getattr(config, stack.config["layers"])):
-            prefix = f"{network.prefix}{stack.blocks}.{block}"
-            values: dict[str, int] = {}
-            for cross in ("", "cross "):
-                output = next((one for one in stack.projections if one.columns == f"{cross}head"), None)
-                key = next((one for one in stack.projections if f"{cross}k" in one.rows), None)
-                if output is None or key is None:
-                    continue
-                paths = (f"{prefix}.{output.path}", f"{prefix}.{key.path}")
-                if not any(name in differ for path in paths for name in (path, f"{path}.weight")):
-                    continue
-                heads, kv_heads = _head_counts(tensors, prefix, output, key, width)
-                values[f"{cross}heads"], values[f"{cross}width"] = heads, heads * width
-                values[f"{cross}kv_heads"], values[f"{cross}group"] = kv_heads, heads // max(kv_heads, 1)
-            for path, what in family.head_attributes.items():
-                if what in values:
-                    parts = path.split(".")
-                    at = parts.index("config") if "config" in parts else len(parts) - 1
-                    found[".".join([prefix, *parts[:at]])][".".join(parts[at:])] = values[what]
-    if family.position_width is not None:
-        hidden = getattr(config, family.config["hidden"])
-        positions = next((tensor.shape[0] for name, tensor in tensors.items() if name.endswith(".rel_attn.r")), hidden)
-        if positions != hidden:
-            found[network.prefix.rstrip(".")][family.position_width] = positions
-    return dict(found)
-
-
-def _head_counts(
-    tensors: Mapping[str, Tensor], prefix: str, output: Projection, key: Projection, width: int
-) -> tuple[int, int]:
-    """Returns the numbers of query heads and KV heads that an attention's tensors have."""
-    o = tensors.get(f"{prefix}.{output.path}.weight")
-    if o is None:  # (hidden, heads, head_dim)
-        heads = tensors[f"{prefix}.{output.path}"].shape[1]
-        return heads, heads
-    heads = o.shape[1 if output.layout is Layout.OUT_IN else 0] // width
-    k = tensors[f"{prefix}.{key.path}.weight"]
-    rows = k.shape[0 if key.layout is Layout.OUT_IN else 1] // width
-    if len(key.rows) == 1:
-        return heads, rows
-    return heads, heads if key.per_head else (rows - heads) // 2
-
-
 def reshaped_class(kind: Any) -> Any:
     """Returns the class of a model of some plain kind with shapes of its own."""
     name = f"Secateur{kind.__name__}"
@@ -482,3 +294,6 @@ def pad_to_plain(cuts: Sequence[Cut]) -> list[Cut]:
         keep[(~keep).nonzero().flatten()[:missing]] = True
         padded.append(Cut(one.group, keep))
     return padded
+
+
+__all__ = ["Cut", "cut", "pad_to_plain", "reshaped_class"]

@@ -352,7 +352,8 @@ def _moving_axes(network: Network, **changes: int) -> dict[str, list[int]]:
         name: [axis for axis, (a, b) in enumerate(zip(before[name], after[name], strict=True)) if a != b]
         for name in before
     }
-    return {name: axes for name, axes in moving.items() if axes}
+    there = {name for name, _ in network.model.named_parameters()}  # without the halves that were removed
+    return {name: axes for name, axes in moving.items() if axes and name in there}
 
 
 def plain_class(network: Network) -> Any:
@@ -382,42 +383,12 @@ def _channels(network: Network) -> Iterable[UnitGroup]:
             changes[name] = 2 * hidden
     if network.family.tied_width and "head_dim" in fields:  # XLNet
         changes[fields["head_dim"]] = 2 * head_dim(network)
-    moving = _moving_axes(network, **changes)
-    inner: set[tuple[str, int]] = set()  # axes that count heads, neurons or places of positions instead
-    roles: dict[tuple[str, int], str] = {}
-    readers = []
+    roles = _channel_roles(network)
     index = _span(0, hidden, 1)
-    name_of = _namer(network)
-    for block in range(len(network.blocks)):
-        for projection, layer in network.described_layers(block):
-            if layer.expert is None:
-                every = set(range(layer.parameter.ndim))
-                rows = {0} if layer.layout is Layout.OUT_IN else every - {0}
-                columns = every - rows
-            else:
-                rows, columns = {1}, {2}
-            stored = name_of(layer.parameter)
-            bias = getattr(layer.module, "bias", None)
-            bias = "" if bias is None else name_of(bias)
-            if "residual" in projection.rows:
-                roles |= {(stored, axis): "produces" for axis in rows} | {(bias, 0): "produces"}
-            else:
-                inner |= {(stored, axis) for axis in rows} | {(bias, 0)}
-            if projection.columns in INNER_COLUMNS:
-                inner |= {(stored, axis) for axis in columns}
-            else:
-                roles |= {(stored, axis): "consumes" for axis in columns}
-                readers.append(Reader(layer, index))
-        inner |= {(f"{network.block_name(block)}.{path}", axis) for path, _ in _tensors(network) for axis in range(3)}
-    tables = {f"{network.prefix}{path}.weight" for path in network.family.embeddings}
-    heads = {f"{path}.weight" for path in network.family.heads}
-    parts: dict[str, list[Slice]] = {"produces": [], "consumes": [], "follows": []}
-    for name, axes in moving.items():
+    parts: dict[str, list[Slice]] = {"produces": [], "consumes": [], "follows": [], "other": []}
+    for name, axes in _moving_axes(network, **changes).items():
         for axis in axes:
-            if (name, axis) in inner:
-                continue
-            known = "produces" if name in tables else "consumes" if name in heads else "follows"
-            parts[roles.get((name, axis), known)].append(Slice(name, axis, index))
+            parts[roles.get((name, axis), "follows")].append(Slice(name, axis, index))
     yield UnitGroup(
         name="model/channel",
         unit="channel",
@@ -426,9 +397,42 @@ def _channels(network: Network) -> Iterable[UnitGroup]:
         produces=tuple(parts["produces"]),
         consumes=tuple(parts["consumes"]),
         follows=tuple(parts["follows"]),
-        readers=tuple(readers),
+        readers=tuple(
+            Reader(layer, index)
+            for block in range(len(network.blocks))
+            for projection, layer in network.described_layers(block)
+            if projection.columns not in INNER_COLUMNS
+        ),
         network=network,
     )
+
+
+def _channel_roles(network: Network) -> dict[tuple[str, int], str]:
+    """Returns what the axes of weights have to do with channels, by tensor and axis.
+
+    `other` are axes that count heads, neurons or places of positions, though they may be as long as the hidden states
+    are wide.
+    """
+    name_of = _namer(network)
+    roles = {(f"{path}.weight", 1): "consumes" for path in network.family.heads}
+    roles |= {(f"{network.prefix}{path}.weight", 1): "produces" for path in network.family.embeddings}
+    for block in range(len(network.blocks)):
+        prefix = network.block_name(block)
+        roles |= {(f"{prefix}.{path}", axis): "other" for path, _ in network.family.head_tensors for axis in range(3)}
+        for projection, layer in network.described_layers(block):
+            every = set(range(layer.parameter.ndim))
+            rows = {0} if layer.layout is Layout.OUT_IN else every - {0}
+            columns = every - rows
+            if layer.expert is not None:
+                rows, columns = {1}, {2}
+            stored, bias = name_of(layer.parameter), getattr(layer.module, "bias", None)
+            out = "produces" if "residual" in projection.rows else "other"
+            roles |= {(stored, axis): out for axis in rows}
+            if bias is not None:
+                roles[name_of(bias), 0] = out
+            read = "other" if projection.columns in INNER_COLUMNS else "consumes"
+            roles |= {(stored, axis): read for axis in columns}
+    return roles
 
 
 def _tokens(network: Network) -> Iterable[UnitGroup]:

@@ -25,7 +25,7 @@ PHI3 = Family(
     head_attributes=MappingProxyType(
         {
             "self_attn.config.num_attention_heads": "heads",
-            "self_attn.config.num_key_value_heads": "kv_heads",
+            "self_attn.num_key_value_heads": "kv_heads",
             "self_attn.num_key_value_groups": "group",
         }
     ),

@@ -1,0 +1,193 @@
+"""References that surgery is held against: the dense model, in which what is to be cut is of no use to anybody.
+
+proof = prove(tiny_network("llama"), "neuron")
+assert torch.equal(logits(proof.network, proof.ids), proof.expected)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from secateur.network.families import FAMILIES, family_of
+from secateur.network.network import Network, Source
+from secateur.network.surgery import Cut, cut
+from secateur.network.units import UNITS, Halves, UnitGroup, unit_groups
+from tiny import SPECIAL, tiny_model
+
+POST_NORM = ("bert", "roberta", "distilbert", "xlnet")  # a norm follows each addition, so no block can be a no-op
+GROUPED = tuple(name for name, family in FAMILIES.items() if "kv_heads" in family.config)
+CELLS = [(name, unit) for name in FAMILIES for unit in UNITS if unit != "query-head" or name in GROUPED]
+TINY_EPSILON = 1e-12  # of RMS norms: the mean is over fewer channels after a cut, but epsilon stays as it was
+
+IDS = torch.arange(10, 22)[None]
+Keep = Callable[[UnitGroup], Tensor]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A cut model and what it has to compute.
+
+    Attributes:
+        network: The cut model.
+        cuts: What was cut.
+        ids: Tokens by their new numbers.
+        expected: The reference's logits.
+    """
+
+    network: Network
+    cuts: tuple[Cut, ...]
+    ids: Tensor
+    expected: Tensor
+
+
+def network_of(model: PreTrainedModel) -> Network:
+    """Returns a network around a model in memory."""
+    source = Source("memory", Path("memory"), "float32")
+    return Network(model, family_of(model.config.model_type), None, source, torch.device("cpu"))
+
+
+def tiny_network(name: str, seed: int = 0) -> Network:
+    """Returns a family's small model, with a tiny epsilon in its RMS norms."""
+    model = tiny_model(name, seed)
+    if FAMILIES[name].norm != "layer":
+        shrink_epsilon(model)
+    return network_of(model)
+
+
+def shrink_epsilon(model: PreTrainedModel) -> None:
+    model.config.rms_norm_eps = TINY_EPSILON
+    for module in model.modules():
+        for name in ("variance_epsilon", "eps"):
+            if hasattr(module, name):
+                setattr(module, name, TINY_EPSILON)
+
+
+def logits(network: Network, ids: Tensor = IDS) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = network.model(ids)[0]
+    return found
+
+
+def some(seed: int = 1, ragged: bool = False) -> Keep:
+    """Returns a choice of units: about a quarter goes, of every group other ones.
+
+    Args:
+        seed: Of the choice.
+        ragged: Whether one more goes from each block than from the one before, the first of few units none.
+    """
+    random = torch.Generator().manual_seed(seed)
+    calls = 0
+
+    def keep(group: UnitGroup) -> Tensor:
+        nonlocal calls
+        chosen = torch.ones(group.count, dtype=torch.bool)
+        first = len(SPECIAL) if group.unit == "token" else 0
+        share = 8 if group.unit == "channel" else max(1, group.count // 4)  # 8 is the width of a head
+        more = calls - 1 if ragged and group.block is not None else 0
+        gone = min(share + more, group.count - 1)
+        chosen[first + torch.randperm(group.count - first, generator=random)[:gone]] = False
+        if group.unit == "token":
+            chosen[IDS] = True
+        calls += 1
+        return chosen
+
+    return keep
+
+
+def cuts_of(network: Network, unit: str, keep: Keep) -> list[Cut]:
+    """Returns cuts in all groups of a kind; channels take a head with them where their numbers are tied."""
+    cuts = [Cut(group, keep(group)) for group in unit_groups(network, unit)]
+    if unit == "channel" and network.family.tied_width:
+        for group in unit_groups(network, "head"):
+            cuts.append(Cut(group, torch.arange(group.count) > 0))
+    return cuts
+
+
+def prove(network: Network, unit: str, keep: Keep | None = None) -> Proof:
+    """Cuts units of a kind out of a network, which isn't to be used afterwards."""
+    return prove_cuts(network, cuts_of(network, unit, keep or some()))
+
+
+def prove_cuts(network: Network, cuts: Sequence[Cut]) -> Proof:
+    """Takes the use from all that is to be cut, notes the logits, and cuts."""
+    hooks = [hook for one in cuts for hook in _disconnect(network, one)]
+    tokens = next((one.keep for one in cuts if one.group.unit == "token"), None)
+    expected, ids = logits(network), IDS
+    if tokens is not None:
+        expected, ids = expected[..., tokens], (tokens.long().cumsum(0) - 1)[IDS]
+    for hook in hooks:
+        hook.remove()
+    return Proof(cut(network, cuts), tuple(cuts), ids, expected)
+
+
+def _disconnect(network: Network, one: Cut) -> list[Any]:
+    """Makes the units that go compute nothing, or nothing that is read; returns the hooks that it takes."""
+    match one.group.unit:
+        case "neuron" | "head" | "query-head":
+            _zero(network, one, one.group.consumes)
+        case "attention" | "mlp" | "layer":
+            return [hook for number in gone(one) for hook in _silence(network, one.group, number)]
+        case "channel":
+            _zero(network, one, one.group.produces)
+            if network.family.norm == "layer":
+                tables = [part for part in one.group.follows if one.group.tensor(part.name).ndim > 1]
+                _zero(network, one, tables)
+                return [_restrict(norm, one.keep) for norm in _norms(network, one.group.count)]
+    return []
+
+
+def gone(one: Cut) -> list[int]:
+    """Returns the numbers of the units that go."""
+    return (~one.keep).nonzero().flatten().tolist()
+
+
+def _zero(network: Network, one: Cut, parts: Sequence[Any]) -> None:
+    with torch.no_grad():
+        for part in parts:
+            places = part.index[~one.keep].flatten()
+            network.model.get_parameter(part.name).index_fill_(part.axis, places, 0.0)
+
+
+def _silence(network: Network, group: UnitGroup, number: int) -> list[Any]:
+    """Has a half, or both halves, of a block add nothing; with a norm behind them, has the block passed over."""
+    block = group.blocks[number] if isinstance(group, Halves) else number
+    before = network.family.pre_norm
+    post_norm = network.family.name in POST_NORM or (before and not getattr(network.model.config, before))
+    if group.unit == "layer" and post_norm:
+
+        def skip(_: nn.Module, args: Any, output: Any) -> Any:
+            return (args[0], *output[1:]) if isinstance(output, tuple) else args[0]
+
+        return [network.blocks[block].register_forward_hook(skip)]
+    columns = {"attention": "head", "mlp": "neuron"}.get(group.unit)
+    with torch.no_grad():
+        for projection, layer in zip(network.projections(block), network.block_layers(block), strict=True):
+            if "residual" in projection.rows and columns in (None, projection.columns):
+                layer.parameter.zero_()
+                if getattr(layer.module, "bias", None) is not None:
+                    layer.module.bias.zero_()  # type: ignore[union-attr, operator]
+    return []
+
+
+def _norms(network: Network, width: int) -> list[nn.LayerNorm]:
+    norms = [module for module in network.model.modules() if isinstance(module, nn.LayerNorm)]
+    return [norm for norm in norms if norm.normalized_shape == (width,)]
+
+
+def _restrict(norm: nn.LayerNorm, keep: Tensor) -> Any:
+    """Has a norm take its mean and variance over the channels that stay, and give zeros elsewhere."""
+
+    def narrow(_: nn.Module, args: Any, output: Tensor) -> Tensor:
+        channels, weight, bias = args[0][..., keep], norm.weight[keep], norm.bias[keep]
+        narrowed = torch.zeros_like(output)
+        narrowed[..., keep] = nn.functional.layer_norm(channels, (len(weight),), weight, bias, norm.eps)
+        return narrowed
+
+    return norm.register_forward_hook(narrow)
