@@ -34,7 +34,7 @@ def even_counts(sizes: Mapping[str, int], total: int) -> dict[str, int]:
     for name, size in sizes.items():
         passed += size
         upto = round(total * passed / whole)
-        counts[name] = min(upto - before, size)
+        counts[name] = upto - before
         before = upto
     return counts
 

@@ -17,7 +17,7 @@ from secateur.network.units import Halves, UnitGroup
 from secateur.progress import Progress
 
 DENSE_TOKENS = 2048  # tokens whose distributions in the dense model are held at once
-COLUMNS = {"attention": "head", "mlp": "neuron"}  # what the output projection of a half reads
+COLUMNS = {"attention": ("head",), "mlp": ("neuron", "expert neuron")}  # what the output projections of a half read
 
 
 def block_influence(network: Network, group: UnitGroup, runner: BlockRunner, tick: Callable[[], None]) -> Tensor:
@@ -131,15 +131,15 @@ def _units(group: UnitGroup) -> dict[int, int]:
 def _outputs(network: Network, block: int, half: str) -> list[Layer]:
     """Returns the layers by which half of a block adds to the hidden states."""
     pairs = zip(network.projections(block), network.block_layers(block), strict=True)
-    return [layer for one, layer in pairs if "residual" in one.rows and one.columns == COLUMNS[half]]
+    return [layer for one, layer in pairs if "residual" in one.rows and one.columns in COLUMNS[half]]
 
 
 @contextmanager
 def _silenced(layers: Sequence[Layer]) -> Iterator[None]:
     """Has zeros in the place of layers' weights and biases while it lasts."""
     biases = [getattr(layer.module, "bias", None) for layer in layers]
-    stored = [*(layer.parameter for layer in layers), *(bias for bias in biases if bias is not None)]
-    tensors = [parameter.detach() for parameter in stored]
+    stored = [*(layer.part(layer.parameter) for layer in layers), *(bias for bias in biases if bias is not None)]
+    tensors = [weight.detach() for weight in stored]
     before = [tensor.clone() for tensor in tensors]
     try:
         for tensor in tensors:
