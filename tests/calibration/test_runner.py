@@ -23,9 +23,10 @@ from secateur.calibration.statistics import GRADIENTS, Needs, Statistics
 from secateur.calibration.windows import Windows
 from secateur.errors import CalibrationError, UsageError
 from secateur.network.families import FAMILIES
+from secateur.network.loading import load
 from secateur.network.network import Layer, Network, Source
 from secateur.progress import Progress
-from tiny import EXPERTS, FRAMES, has, tiny_model
+from tiny import EXPERTS, FRAMES, has, save_tiny, tiny_model
 
 WINDOWS, LENGTH = 5, 24  # longer than the 16 that Gemma's sliding window sees
 
@@ -396,6 +397,16 @@ def test_activations_in_files_can_be_taken_up_before_any_block(family: str, posi
         other.advance(nothing)
     runner.close()
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_wider_than_the_model_stays_so(tmp_path: Path) -> None:
+    one = load(save_tiny("t5", tmp_path / "t5"), dtype="float16")  # transformers keeps its wo in float32
+    assert {parameter.dtype for parameter in one.model.parameters()} == {torch.float16, torch.float32}
+    runner = BlockRunner(one, windows("t5"), "float32")
+    for block in range(len(one.blocks)):
+        runner.advance(nothing)
+        own = torch.cat([outputs_of_blocks(one, part)[block] for part in windows("t5").batches(len(runner.hidden[0]))])
+        assert torch.equal(torch.cat(list(runner.outputs)), own)
 
 
 def test_windows_of_sounds_differ_in_length_and_are_passed_without_padding() -> None:

@@ -15,7 +15,7 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from report_records import NOT_FASTER, comparison, layers, metrics, result, stage
-from secateur.report.page import NO_ERRORS, comparison_page, kind_labels, write_page
+from secateur.report.page import NO_ERRORS, block_numbers, comparison_page, kind_labels, write_page
 from secateur.result import BlockReport, Comparison, LayerReport, Result, StageReport
 
 ALERT = "<script>alert(1)</script>"
@@ -223,3 +223,17 @@ def test_reconstruction_is_drawn_block_by_block(tmp_path: Path) -> None:
     assert before["y"] == [0.2, 0.2, 0.2]
     assert after["y"] == pytest.approx([0.1, 0.11, 0.12])
     assert "blocks-1" not in page_of(result(), tmp_path).drawings
+
+
+def test_a_decoders_layers_stand_behind_its_encoders_and_are_told_from_them() -> None:
+    kinds = ("encoder.layers.{}.self_attn.q", "decoder.layers.{}.self_attn.q", "decoder.layers.{}.encoder_attn.q")
+    names = [f"model.{kind.format(block)}" for kind in kinds for block in (0, 2)] + ["proj_out"]
+    assert list(block_numbers(names).values()) == [0, 2, 3, 5, 3, 5]
+    labels = ["encoder self_attn.q", "decoder self_attn.q", "encoder_attn.q"]
+    assert list(dict.fromkeys(kind_labels(names).values())) == [*labels, "proj_out"]
+    assert block_numbers(["encoder.block.1", "decoder.block.0", "h.3", "0.weight"]) == {
+        "encoder.block.1": 1,
+        "decoder.block.0": 2,
+        "h.3": 6,
+        "0.weight": 7,
+    }

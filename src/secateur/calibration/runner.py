@@ -45,7 +45,8 @@ class BlockRunner:
 
     Attributes:
         network: The model.
-        hidden: The hidden states before the block that comes next, one tensor per batch, in the model's dtype.
+        hidden: The hidden states before the block that comes next, one tensor per batch, in the model's dtype (or what
+            its blocks give, where that is wider).
         team: The processes that share out the batches.
         batches: How many batches they have together.
     """
@@ -153,7 +154,7 @@ class BlockRunner:
         hidden = self.hidden[batch].to(device)
         output = self.block(hidden, *_to(args, device), **_to(kwargs, device))
         result: Tensor = output if isinstance(output, Tensor) else output[0]
-        return result.to(self.hidden[batch])
+        return result.to("cpu", torch.promote_types(result.dtype, hidden.dtype))
 
     @property
     def block(self) -> nn.Module:

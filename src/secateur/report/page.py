@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -230,8 +232,19 @@ def _facts(result: Result) -> list[tuple[str, str]]:
     return [(name, value) for name, value in facts if value]
 
 
-def _block(name: str) -> int | None:
-    return next((int(part) for part in name.split(".") if part.isdigit()), None)
+def block_numbers(names: Iterable[str]) -> dict[str, int]:
+    """Returns the number of each layer's block, a decoder's behind its encoder's; layers outside of them are left out.
+
+    Args:
+        names: Layer names in forward order.
+    """
+    matches = {name: re.match(r"(?:(.*?)\.)?(\d+)(?:\.|$)", name) for name in names}
+    found = {name: (match[1] or "", int(match[2])) for name, match in matches.items() if match}
+    sizes: dict[str, int] = {}
+    for path, index in found.values():
+        sizes[path] = max(sizes.get(path, 0), index + 1)
+    starts = dict(zip(sizes, accumulate(sizes.values(), initial=0), strict=False))
+    return {name: starts[path] + index for name, (path, index) in found.items()}
 
 
 def kind_labels(names: Sequence[str]) -> dict[str, str]:
@@ -244,20 +257,26 @@ def kind_labels(names: Sequence[str]) -> dict[str, str]:
     last = {kind: kind.removesuffix(".*").rpartition(".")[2] for kind in kinds}
     ends = list(last.values())
     short = {kind: last[kind] if ends.count(last[kind]) == 1 else kind.partition("*.")[2] or kind for kind in kinds}
-    return {name: short[layer_kind(name)] for name in names}
+    lists = {kind: kind.partition(".*.")[0].split(".") for kind in kinds}
+    full = {}
+    for kind, label in short.items():  # an encoder's and a decoder's may be alike
+        alike = [lists[other] for other in kinds if short[other] == label]
+        own = next((part for part in lists[kind] if any(part not in other for other in alike)), None)
+        full[kind] = f"{own} {label}" if own else label
+    return {name: full[layer_kind(name)] for name in names}
 
 
 def _dots(id: str, title: str, caption: str, series: Sequence[Series], yaxis: dict[str, Any]) -> Plot:
     """Returns a plot of values over blocks. Colours stand side by side within a block, or they would hide."""
-    blocks = [block for one in series for name in one.values if (block := _block(name)) is not None]
-    after = max(blocks, default=-1) + 1  # where a layer outside the blocks stands
+    numbers = block_numbers(name for one in series for name in one.values)
+    after = max(numbers.values(), default=-1) + 1  # where a layer outside the blocks stands
     colours = max((one.colour for one in series), default=0) + 1
     width = 7 if sum(len(one.values) for one in series) <= 100 else 5
     traces: list[dict[str, Any]] = []
     for one in series:
         colour = COLOURS[one.colour % len(COLOURS)]
         shift = 0.8 * (one.colour - (colours - 1) / 2) / colours
-        at = [after if (block := _block(name)) is None else block for name in one.values]
+        at = [numbers.get(name, after) for name in one.values]
         trace = {
             "type": "scatter",
             "mode": "markers",
