@@ -157,6 +157,7 @@ def repair_channels(job: Job, dense: Network, small: Network, keep: Tensor) -> N
                     if (projection.columns in INNER_COLUMNS and "residual" in projection.rows) == writes
                     and projection.columns != "position"
                     and big.module is not None
+                    and big.expert is None
                     and big.shape[0] == (little.shape[0] if not writes else len(keep))
                 ]
                 _match(job, runners, pairs, channels if writes else None)

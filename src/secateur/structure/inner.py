@@ -271,12 +271,13 @@ def _remove(
         keep = torch.ones(group.count, dtype=torch.bool)
         job.report(group, keep)
         return Cut(group, keep)
-    inputs = job.gather(runner, [group], needs) if runner is not None else {}
     towards = None
     single = len(group.readers) == 1
     if runner is not None and dense is not None and group.unit == "neuron" and single and _adds(job):
         with job.timed("gather"):
             towards = output_moments(runner, group.readers[0].layer, dense.outputs, lambda: None)
+    known = towards is not None and (stage.solver == "obs" or fixed is not None)  # all that is needed
+    inputs = job.gather(runner, [group], needs) if runner is not None and not known else {}
     with job.timed("solve"), torch.inference_mode():
         moments = [_moments(job, reader, inputs) if towards is None else towards for reader in group.readers]
         keep = _chosen(job, group, counts, inputs, moments) if fixed is None else fixed
