@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +58,17 @@ def test_memory_is_bytes_of_the_checkpoint(text: str, tmp_path: Path) -> None:
     assert 78_000 < written < 90_000  # with the header
 
 
-def test_latency_is_measured_here_and_takes_units(text: str, tmp_path: Path) -> None:
+def test_latency_is_measured_here_and_says_so_where_nothing_is_gained(text: str, tmp_path: Path) -> None:
+    """Which of the two it is, is the machine's affair: a model this small may not be faster without its MLPs."""
     model = save_tiny("llama", tmp_path / "dense", tokenizer=True)
-    try:
-        result = prune(model, text, unit="mlp", latency=0.7)
-    except UsageError as error:  # on a machine where so small a model isn't faster without its MLPs
-        assert "latency" in str(error)
+    found: Any = None
+    with suppress(UsageError):
+        found = prune(model, text, unit="mlp", latency=0.7).stages[0]
+    if found is None:
+        with pytest.raises(UsageError, match="latency"):
+            prune(model, text, unit="mlp", latency=0.001)
     else:
-        assert sum(group.left for group in result.stages[0].groups) < 2
+        assert sum(group.left for group in found.groups) < 2
 
 
 @pytest.mark.parametrize("unit", ["neuron", "head", "query-head", "channel", "layer", "attention", "mlp"])
@@ -154,7 +158,7 @@ def test_global_ranking_makes_ragged_widths_that_padding_makes_plain_with_the_sa
 
 def test_uniform_refuses_what_no_config_can_say(text: str, tmp_path: Path) -> None:
     model = save_tiny("gpt2", tmp_path / "dense", tokenizer=True)
-    with pytest.raises(UsageError, match="--uniform.*--pad"):
+    with pytest.raises(UsageError, match=r"--uniform.*--pad"):
         prune(model, text, tmp_path / "out", unit="head", remove=1, uniform=True)
     assert not (tmp_path / "out").exists()
 
