@@ -23,7 +23,18 @@ from tiny import SPECIAL, tiny_model
 
 POST_NORM = ("bert", "roberta", "distilbert", "xlnet")  # a norm follows each addition, so no block can be a no-op
 GROUPED = tuple(name for name, family in FAMILIES.items() if "kv_heads" in family.config)
-CELLS = [(name, unit) for name in FAMILIES for unit in UNITS if unit != "query-head" or name in GROUPED]
+SPARSE = tuple(name for name, family in FAMILIES.items() if family.experts is not None)
+
+
+def has(name: str, unit: str) -> bool:
+    """Whether a family has units of a kind. T5's first attention makes the biases of all others, so halves stay."""
+    family = FAMILIES[name]
+    if unit in ("attention", "mlp"):
+        return unit in family.without
+    return {"query-head": name in GROUPED, "expert": name in SPARSE}.get(unit, True)
+
+
+CELLS = [(name, unit) for name in FAMILIES for unit in UNITS if has(name, unit)]
 TINY_EPSILON = 1e-12  # of RMS norms: the mean is over fewer channels after a cut, but epsilon stays as it was
 
 IDS = torch.arange(10, 22)[None]
@@ -50,7 +61,7 @@ class Proof:
 def network_of(model: PreTrainedModel) -> Network:
     """Returns a network around a model in memory."""
     source = Source("memory", Path("memory"), "float32")
-    return Network(model, family_of(model.config.model_type), None, source, torch.device("cpu"))
+    return Network(model, family_of(model.config.model_type, model.config), None, source, torch.device("cpu"))
 
 
 def tiny_network(name: str, seed: int = 0) -> Network:
@@ -62,16 +73,29 @@ def tiny_network(name: str, seed: int = 0) -> Network:
 
 
 def shrink_epsilon(model: PreTrainedModel) -> None:
-    model.config.rms_norm_eps = TINY_EPSILON
+    for name in ("rms_norm_eps", "layer_norm_epsilon"):
+        if hasattr(model.config, name):
+            setattr(model.config, name, TINY_EPSILON)
     for module in model.modules():
         for name in ("variance_epsilon", "eps"):
             if hasattr(module, name):
                 setattr(module, name, TINY_EPSILON)
 
 
+def fed(config: Any, ids: Tensor) -> dict[str, Tensor]:
+    """Returns what a model of this config is called with: tokens, and for an encoder the same or a fixed sound."""
+    if config.model_type == "whisper":
+        shape = (1, config.num_mel_bins, 2 * config.max_source_positions)
+        sound = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+        return {"input_features": sound, "decoder_input_ids": ids}
+    if config.is_encoder_decoder:
+        return {"input_ids": ids, "decoder_input_ids": ids}
+    return {"input_ids": ids}
+
+
 def logits(network: Network, ids: Tensor = IDS) -> Tensor:
     with torch.no_grad():
-        found: Tensor = network.model(ids)[0]
+        found: Tensor = network.model(**fed(network.model.config, ids))[0]
     return found
 
 
@@ -84,18 +108,25 @@ def some(seed: int = 1, ragged: bool = False) -> Keep:
     """
     random = torch.Generator().manual_seed(seed)
     calls = 0
+    shared: dict[str, Tensor] = {}
 
     def keep(group: UnitGroup) -> Tensor:
         nonlocal calls
+        if group.shared in shared:
+            return shared[group.shared]
         chosen = torch.ones(group.count, dtype=torch.bool)
         first = len(SPECIAL) if group.unit == "token" else 0
         share = 8 if group.unit == "channel" else max(1, group.count // 4)  # 8 is the width of a head
         more = calls - 1 if ragged and group.block is not None else 0
         gone = min(share + more, group.count - 1)
+        if any(reader.layer.expert is not None for reader in group.readers):
+            gone = group.count - (group.count - gone) // 8 * 8  # products of experts take aligned rows only
         chosen[first + torch.randperm(group.count - first, generator=random)[:gone]] = False
         if group.unit == "token":
             chosen[IDS] = True
         calls += 1
+        if group.shared is not None:
+            shared[group.shared] = chosen
         return chosen
 
     return keep
@@ -134,6 +165,8 @@ def _disconnect(network: Network, one: Cut) -> list[Any]:
             _zero(network, one, one.group.consumes)
         case "attention" | "mlp" | "layer":
             return [hook for number in gone(one) for hook in _silence(network, one.group, number)]
+        case "expert":
+            return [_mask_router(network, one)]
         case "channel":
             _zero(network, one, one.group.produces)
             if network.family.norm == "layer":
@@ -166,12 +199,12 @@ def _silence(network: Network, group: UnitGroup, number: int) -> list[Any]:
             return (args[0], *output[1:]) if isinstance(output, tuple) else args[0]
 
         return [network.blocks[block].register_forward_hook(skip)]
-    columns = {"attention": "head", "mlp": "neuron"}.get(group.unit)
+    columns = {"attention": ("head",), "mlp": ("neuron", "expert neuron")}.get(group.unit)
     with torch.no_grad():
-        for projection, layer in zip(network.projections(block), network.block_layers(block), strict=True):
-            if "residual" in projection.rows and columns in (None, projection.columns):
-                layer.parameter.zero_()
-                if getattr(layer.module, "bias", None) is not None:
+        for projection, layer in network.described_layers(block):
+            if "residual" in projection.rows and (columns is None or projection.columns in columns):
+                layer.matrix().zero_()
+                if layer.expert is None and getattr(layer.module, "bias", None) is not None:
                     layer.module.bias.zero_()  # type: ignore[union-attr, operator]
     return []
 
@@ -191,3 +224,20 @@ def _restrict(norm: nn.LayerNorm, keep: Tensor) -> Any:
         return narrowed
 
     return norm.register_forward_hook(narrow)
+
+
+def _mask_router(network: Network, one: Cut) -> Any:
+    """Has a block's router choose among the experts that stay."""
+    assert one.group.block is not None
+    router: Any = network.blocks[one.group.block].get_submodule("mlp.gate")
+    always = network.model.config.model_type == "mixtral"  # Qwen3-MoE's weights add up to 1 if the config says so
+
+    def choose(_: nn.Module, args: Any, output: Any) -> Any:
+        scores = nn.functional.linear(args[0].reshape(-1, args[0].shape[-1]), router.weight)
+        scores = scores.masked_fill(~one.keep, -torch.inf)
+        weights, chosen = scores.float().softmax(-1).topk(router.top_k, dim=-1)
+        if always or network.model.config.norm_topk_prob:
+            weights = weights / weights.sum(-1, keepdim=True)
+        return (scores, weights.to(output[1].dtype), chosen)
+
+    return router.register_forward_hook(choose)

@@ -64,6 +64,7 @@ class Stack:
             features per frame of sound.
         block_returns: What a block returns: 0 for the hidden states alone, n for a tuple of n of which they
             are the first.
+        without: As `Family.without`, where it isn't the same in every stack.
         carries: What the first block returns beside the hidden states is an argument of all later ones (T5's
             position biases).
     """
@@ -74,6 +75,7 @@ class Stack:
     config: Mapping[str, str]
     block_returns: int = 0
     carries: bool = False
+    without: Mapping[str, Mapping[str, str]] | None = None
 
 
 @dataclass(frozen=True)
