@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import (
     AutoTokenizer,
@@ -27,9 +28,10 @@ from secateur.errors import ModelError
 from secateur.network.families import FAMILIES, family_of
 from secateur.network.family import Layout, Projection, Stack
 from secateur.network.network import Network, Source
-from tiny import ALPHABET, FRAMES, MELS, TINY, VOCABULARY, save_tiny, tiny_model, tiny_tokenizer
+from tiny import ALPHABET, FRAMES, MELS, TINY, VOCABULARY, has, save_tiny, tiny_model, tiny_tokenizer
 
 BATCH, LENGTH, ENCODED = 3, 7, 9  # windows, tokens of each, and those that an encoder before a decoder gets
+ROUTERS = {"mlp.gate"}
 # Tables of biases: XLNet's of heads, T5's of distances between positions.
 BIASES = {f"rel_attn.{name}" for name in ("r_w_bias", "r_r_bias", "r_s_bias", "seg_embed")}
 BIASES |= {"layer.0.SelfAttention.relative_attention_bias"}
@@ -61,8 +63,8 @@ class Observation:
     outputs: dict[int, Any] = field(default_factory=dict)
 
 
-class EinsumWatch(TorchFunctionMode):
-    """Notes each einsum of two operands of which one is a parameter in `owners`."""
+class ProductWatch(TorchFunctionMode):
+    """Notes each einsum and linear of two operands of which the second lies where a weight in `owners` does."""
 
     def __init__(self, owners: dict[int, tuple[int, str]], seen: Observation) -> None:
         super().__init__()
@@ -70,9 +72,10 @@ class EinsumWatch(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
-        if function is torch.einsum and len(args) == 3 and id(args[2]) in self.owners:
-            block, path = self.owners[id(args[2])]
-            self.seen.calls[block].append(Call(path, args[1], result))
+        operands = args[1:3] if function is torch.einsum else args[:2] if function is functional.linear else ()
+        if len(operands) == 2 and operands[1].data_ptr() in self.owners:
+            block, path = self.owners[operands[1].data_ptr()]
+            self.seen.calls[block].append(Call(path, operands[0], result))
         return result
 
 
@@ -89,10 +92,38 @@ def bias_of(projection: Projection, block: nn.Module) -> Tensor | None:
     return getattr(attrgetter(projection.path)(block), "bias", None)
 
 
+def there(stack: Stack, block: nn.Module) -> list[Projection]:
+    """Returns the projections that a block has."""
+    return [p for p in stack.projections if p.where is None or has(block, p.where)]
+
+
+def blocks_with(projection: Projection, stack: Stack, model: PreTrainedModel) -> list[nn.Module]:
+    return [block for block in blocks_of(stack, model) if projection in there(stack, block)]
+
+
+def matrices(projection: Projection, weight: Tensor) -> list[Tensor]:
+    """Returns views of the weight as (out, in), one per expert if it has experts."""
+    flats = [part.view(part.shape[0], -1) for part in (weight if projection.experts else [weight])]
+    return flats if projection.layout is Layout.OUT_IN else [flat.T for flat in flats]
+
+
 def matrix(projection: Projection, weight: Tensor) -> Tensor:
-    """Returns a view of the weight as (out, in)."""
-    flat = weight.view(weight.shape[0], -1)
-    return flat if projection.layout is Layout.OUT_IN else flat.T
+    """Returns a view of the weight, or of the first expert's, as (out, in)."""
+    return matrices(projection, weight)[0]
+
+
+def sites(stack: Stack, block: nn.Module) -> dict[str, tuple[Projection, Tensor, str]]:
+    """Returns a block's matrices in the order of computation: each with its projection, and the name of its input."""
+    found, routed = {}, {}
+    for projection in there(stack, block):
+        every = matrices(projection, weight_of(projection, block))
+        if projection.experts:
+            for expert, W in enumerate(every):
+                routed[expert, projection.path] = (projection, W, f"{projection.columns} {expert}")
+        else:
+            found[projection.path] = (projection, every[0], projection.columns)
+    by_expert = sorted(routed, key=lambda key: key[0])
+    return found | {f"{path}.{expert}": routed[expert, path] for expert, path in by_expert}
 
 
 def tokens() -> Tensor:
@@ -132,6 +163,7 @@ def observe(name: str, stack: Stack) -> Observation:
 @functools.cache
 def _observe(name: str, number: int) -> Observation:
     model, stack, seen = tiny_model(name), FAMILIES[name].stacks[number], Observation()
+    model.config._experts_implementation = "eager"  # one expert after the other
     owners: dict[int, tuple[int, str]] = {}
     for index, block in enumerate(blocks_of(stack, model)):
 
@@ -142,48 +174,53 @@ def _observe(name: str, number: int) -> Observation:
             seen.inputs[index], seen.outputs[index] = args[0], output
 
         block.register_forward_hook(functools.partial(note_block, index=index))
-        for projection in stack.projections:
+        for path, (projection, W, _) in sites(stack, block).items():
             found = attrgetter(projection.path)(block)
             if isinstance(found, nn.Module):
-                found.register_forward_hook(functools.partial(note, index=index, path=projection.path))
+                found.register_forward_hook(functools.partial(note, index=index, path=path))
             else:
-                owners[id(found)] = (index, projection.path)
-    with EinsumWatch(owners, seen):
+                owners[W.data_ptr()] = (index, path)
+    with ProductWatch(owners, seen):
         logits(model)
     return seen
 
 
 @every_stack
-def test_every_projection_is_in_every_block_with_two_axes_or_more(name: str, stack: Stack) -> None:
+def test_every_projection_is_in_every_block_that_it_is_said_to_be_in_with_two_axes_or_more(
+    name: str, stack: Stack
+) -> None:
+    seen = set()
     for block in blocks_of(stack, tiny_model(name)):
-        for projection in stack.projections:
+        for projection in there(stack, block):
+            seen.add(projection)
             assert isinstance(weight_of(projection, block), nn.Parameter), projection.path
-            assert weight_of(projection, block).ndim >= 2, projection.path
+            assert weight_of(projection, block).ndim >= 2 + projection.experts, projection.path
+    assert seen == set(stack.projections)
 
 
 @every_stack
 def test_no_matrix_of_a_block_is_forgotten(name: str, stack: Stack) -> None:
-    listed = {projection.path for projection in stack.projections}
     for block in blocks_of(stack, tiny_model(name)):
+        listed = {projection.path for projection in there(stack, block)}
         found = {path.removesuffix(".weight") for path, p in block.named_parameters() if p.ndim >= 2}
-        assert found - BIASES == listed
+        assert found - BIASES - ROUTERS == listed
 
 
 @every_stack
 def test_projections_are_listed_in_the_order_of_computation_and_run_once(name: str, stack: Stack) -> None:
-    listed = [projection.path for projection in stack.projections]
-    seen = observe(name, stack)
+    seen, blocks = observe(name, stack), blocks_of(stack, tiny_model(name))
     assert len(seen.calls) == (3 if (name, stack.name) == ("t5_gated", "decoder") else 2)
-    for calls in seen.calls.values():
-        assert [call.path for call in calls] == listed
+    for index, calls in seen.calls.items():
+        assert [call.path for call in calls] == list(sites(stack, blocks[index]))
 
 
 @every_stack
 def test_projections_read_the_same_tensor_exactly_when_their_columns_have_the_same_name(
     name: str, stack: Stack
 ) -> None:
-    columns = {projection.path: projection.columns for projection in stack.projections}
-    for calls in observe(name, stack).calls.values():
+    blocks = blocks_of(stack, tiny_model(name))
+    for index, calls in observe(name, stack).calls.items():
+        columns = {path: read for path, (_, _, read) in sites(stack, blocks[index]).items()}
         for one in calls:
             for other in calls:
                 same = columns[one.path] == columns[other.path]
@@ -194,12 +231,10 @@ def test_projections_read_the_same_tensor_exactly_when_their_columns_have_the_sa
 
 @every_stack
 def test_the_layout_makes_each_projection_a_plain_matrix_product(name: str, stack: Stack) -> None:
-    listed = {projection.path: projection for projection in stack.projections}
     blocks = blocks_of(stack, tiny_model(name))
     for index, calls in observe(name, stack).calls.items():
         for call in calls:
-            projection = listed[call.path]
-            W = matrix(projection, weight_of(projection, blocks[index]))
+            projection, W, _ = sites(stack, blocks[index])[call.path]
             bias = bias_of(projection, blocks[index])
             product = call.input.reshape(-1, W.shape[1]) @ W.T + (0 if bias is None else bias)
             torch.testing.assert_close(product, call.output.reshape(-1, W.shape[0]))
@@ -224,24 +259,44 @@ def consumer_of(stack: Stack, columns: str) -> Projection:
     return projection
 
 
-def producers(stack: Stack, parts: str) -> list[tuple[Projection, str]]:
-    return [(p, part) for p in stack.projections for part in p.rows if part in parts.split(", ")]
+def producers(stack: Stack, parts: str, experts: bool = False) -> list[tuple[Projection, str]]:
+    listed = [p for p in stack.projections if p.experts == experts]
+    return [(p, part) for p in listed for part in p.rows if part in parts.split(", ")]
 
 
-def consumer_of_part(stack: Stack, part: str) -> Projection:
-    if part in ("gate", "up", "neuron"):
-        return consumer_of(stack, "neuron")
-    return consumer_of(stack, "cross head" if part.startswith("cross ") else "head")
+UNITS = {
+    "head": "q, k, v, r",
+    "neuron": "gate, up, neuron",
+    "expert neuron": "gate, up",
+    "cross head": "cross q, cross k, cross v",
+}
+HAVE = [
+    (entry, columns)
+    for entry in STACKS
+    for columns in UNITS
+    if columns in {projection.columns for projection in entry.values[1].projections}
+]
+
+
+def test_every_stack_has_heads_and_neurons_and_a_decoder_behind_an_encoder_cross_heads() -> None:
+    def that_have(*columns: str) -> set[str]:
+        return {entry.id for entry, found in HAVE if found in columns}
+
+    assert that_have("head") == {entry.id for entry in STACKS}
+    assert that_have("neuron", "expert neuron") == {entry.id for entry in STACKS}
+    assert that_have("expert neuron") == {name for name, family in FAMILIES.items() if family.experts}
+    assert that_have("cross head") == {f"{n}'s decoder" for n, family in FAMILIES.items() if family.encoder_decoder}
 
 
 def unit_rows(stack: Stack, model: PreTrainedModel, projection: Projection, part: str) -> Tensor:
     """Returns a part's rows of (out, in), per unit: (KV heads or neurons, rows of each)."""
-    block = blocks_of(stack, model)[0]
-    consumer = consumer_of_part(stack, part)
+    columns = "neuron" if part in ("gate", "up", "neuron") else "cross head" if part.startswith("cross ") else "head"
+    consumer = consumer_of(stack, f"expert {columns}" if projection.experts else columns)
+    block = blocks_with(consumer, stack, model)[0]
     width = matrix(consumer, weight_of(consumer, block)).shape[1]
     units = width
     sizes = dict.fromkeys(projection.rows, width)
-    if consumer.columns != "neuron":
+    if columns != "neuron":
         heads = model.config.num_attention_heads
         units = getattr(model.config, "num_key_value_heads", heads)
         sizes |= {p: width * units // heads for p in projection.rows if p in ("k", "v")}
@@ -253,54 +308,49 @@ def unit_rows(stack: Stack, model: PreTrainedModel, projection: Projection, part
 
 def change_rows(projection: Projection, block: nn.Module, rows: Tensor, factor: float, noise: float) -> None:
     bias = bias_of(projection, block)
-    for target in [matrix(projection, weight_of(projection, block))] + ([] if bias is None else [bias]):
+    for target in matrices(projection, weight_of(projection, block)) + ([] if bias is None else [bias]):
         target[rows] = target[rows] * factor + noise * torch.randn(target[rows].shape)
 
 
-UNITS = [("head", "q, k, v, r"), ("neuron", "gate, up, neuron"), ("cross head", "cross q, cross k, cross v")]
-
-
 @pytest.mark.parametrize(
-    ("name", "stack", "columns", "parts"),
-    [
-        pytest.param(*entry.values, *unit, id=f"{entry.id}-{unit[0]}")
-        for entry in STACKS
-        for unit in UNITS
-        if producers(entry.values[1], unit[1])
-    ],
+    ("name", "stack", "columns"),
+    [pytest.param(*entry.values, columns, id=f"{entry.id}-{columns}") for entry, columns in HAVE],
 )
-def test_a_unit_that_nobody_reads_may_compute_anything(name: str, stack: Stack, columns: str, parts: str) -> None:
+def test_a_unit_that_nobody_reads_may_compute_anything(name: str, stack: Stack, columns: str) -> None:
     model, consumer = tiny_model(name), consumer_of(stack, columns)
+    made = producers(stack, UNITS[columns], consumer.experts)
     dense, unit = logits(model), 1
     with torch.no_grad():
-        for block in blocks_of(stack, model):
-            read = matrix(consumer, weight_of(consumer, block))
-            units = len(unit_rows(stack, model, *producers(stack, parts)[0]))
-            read.view(len(read), units, -1)[:, unit] = 0
+        for block in blocks_with(consumer, stack, model):
+            units = len(unit_rows(stack, model, *made[0]))
+            for read in matrices(consumer, weight_of(consumer, block)):
+                read.view(len(read), units, -1)[:, unit] = 0
     unread = logits(model)
     assert not torch.allclose(unread, dense, atol=1e-3)
     with torch.no_grad():
-        for block in blocks_of(stack, model):
-            for projection, part in producers(stack, parts):
+        for block in blocks_with(consumer, stack, model):
+            for projection, part in made:
                 change_rows(projection, block, unit_rows(stack, model, projection, part)[unit], 0, noise=1)
     assert torch.equal(logits(model), unread)
 
 
+SCALED = {"head": "v", "neuron": "up", "expert neuron": "up", "cross head": "cross v"}
+
+
 @pytest.mark.parametrize(
-    ("name", "stack", "part"),
+    ("name", "stack", "columns"),
     [
-        pytest.param(*entry.values, part, id=f"{entry.id}-{part}")
-        for entry in STACKS
-        for part in ("v", "up", "cross v")
-        if producers(entry.values[1], part)
+        pytest.param(*entry.values, columns, id=f"{entry.id}-{columns}")
+        for entry, columns in HAVE
+        if producers(entry.values[1], SCALED[columns], columns.startswith("expert "))
     ],
 )
-def test_what_v_and_up_rows_gain_their_consumer_can_give_back(name: str, stack: Stack, part: str) -> None:
-    model, consumer = tiny_model(name), consumer_of_part(stack, part)
+def test_what_v_and_up_rows_gain_their_consumer_can_give_back(name: str, stack: Stack, columns: str) -> None:
+    model, consumer = tiny_model(name), consumer_of(stack, columns)
     dense = logits(model)
-    ((projection, _),) = producers(stack, part)
+    ((projection, part),) = producers(stack, SCALED[columns], consumer.experts)
     with torch.no_grad():
-        for block in blocks_of(stack, model):
+        for block in blocks_with(consumer, stack, model):
             rows = unit_rows(stack, model, projection, part).flatten()
             change_rows(projection, block, rows, factor=2, noise=0)
             weight_of(consumer, block).div_(2)
@@ -343,7 +393,9 @@ def test_embeddings_and_head_are_where_the_family_says(name: str) -> None:
 
 def rebuilt(model: PreTrainedModel, **changes: int) -> PreTrainedModel:
     """Returns such a model on the changed config, less the fields that the config derives from others."""
-    fields = model.config.to_dict() | {"layer_types": None, "d_head": None} | changes
+    fields = model.config.to_dict() | {"layer_types": None, "d_head": None}
+    aliases = {model.config.attribute_map.get(name) for name in changes}
+    fields = {name: value for name, value in fields.items() if name not in aliases} | changes
     return type(model)(type(model.config).from_dict({k: v for k, v in fields.items() if v is not None}))
 
 
@@ -368,6 +420,7 @@ def test_each_config_field_sets_the_dimension_that_it_is_listed_for(name: str, s
     family, model = FAMILIES[name], tiny_model(name)
     new = {"hidden": 64, "layers": 3, "heads": 2, "kv_heads": 4, "head_dim": 12, "neurons": 20}
     new |= {"positions": 80, "vocabulary": 100, "mels": 12}
+    new |= {"experts": 6, "experts_per_token": 3, "expert_neurons": 28}
     of_the_whole = {d: f for d, f in family.config.items() if d != "positions" or stack is family.stacks[-1]}
     listed = {**of_the_whole, **stack.config}
     assert set(listed) <= set(new)
@@ -375,7 +428,7 @@ def test_each_config_field_sets_the_dimension_that_it_is_listed_for(name: str, s
     for dimension, field_name in listed.items():
         changed = rebuilt(model, **{field_name: new[dimension] + (dimension == "layers" and name == "t5_gated")})
         blocks = blocks_of(stack, changed)
-        heads, neurons = consumer_of(stack, "head"), consumer_of(stack, "neuron")
+        heads = consumer_of(stack, "head")
         head_inputs = matrix(heads, weight_of(heads, blocks[0])).shape[1]
         match dimension:
             case "hidden":
@@ -394,14 +447,33 @@ def test_each_config_field_sets_the_dimension_that_it_is_listed_for(name: str, s
                 assert rows == head_inputs * len(projection.rows)
             case "head_dim":
                 assert head_inputs == 4 * 12
-            case "neurons":
-                assert matrix(neurons, weight_of(neurons, blocks[0])).shape[1] == 20
+            case "neurons" | "expert_neurons":
+                neurons = consumer_of(stack, dimension.removesuffix("s").replace("_", " "))
+                found = [matrix(neurons, weight_of(neurons, block)) for block in blocks_with(neurons, stack, changed)]
+                assert {W.shape[1] for W in found} == {new[dimension]}
+            case "experts":
+                assert {attrgetter(path)(blocks[-1]).shape[axis] for path, axis in family.expert_tensors} == {6}
+            case "experts_per_token":
+                assert blocks[-1].mlp.gate.top_k == 3
             case "positions":
                 assert longest_window(name, stack, changed) == 80 + (2 if name == "opt" else 0)
             case "vocabulary":
                 assert changed.get_input_embeddings().num_embeddings == 100
             case "mels":
                 assert changed.base_model.encoder.conv1.in_channels == 12
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.experts])
+def test_experts_may_stand_in_any_order_if_all_their_tensors_do(name: str) -> None:
+    model, order = tiny_model(name), torch.tensor([2, 0, 3, 1])
+    (stack,) = FAMILIES[name].stacks
+    dense = logits(model)
+    with torch.no_grad():
+        for block in blocks_of(stack, model):
+            for path, axis in FAMILIES[name].expert_tensors if has(block, FAMILIES[name].experts) else ():
+                weight = attrgetter(path)(block)
+                weight.copy_(weight.index_select(axis, order))
+    torch.testing.assert_close(logits(model), dense, rtol=1e-5, atol=1e-5)
 
 
 def test_xlm_roberta_has_robertas_parameters() -> None:
@@ -463,7 +535,7 @@ def test_a_networks_blocks_are_those_of_its_stacks_in_the_order_of_computation(n
     for index, block in enumerate(network.blocks):
         assert modules[network.block_name(index)] is block
         paths = [layer.name.removeprefix(f"{network.block_name(index)}.") for layer in network.block_layers(index)]
-        assert paths == [projection.path for projection in network.stack_of(index).projections]
+        assert paths == list(sites(network.stack_of(index), block))
         assert index in network.ranges[family.stacks.index(network.stack_of(index))]
     assert [layer.block for layer in network.layers()] == sorted(layer.block or 0 for layer in network.layers())
 
