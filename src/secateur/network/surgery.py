@@ -182,7 +182,7 @@ def _rescale(network: Network, cuts: Iterable[Cut], tensors: dict[str, Tensor]) 
         for name in norms:
             scaled[name] *= factor
     tied = network.model.config.tie_word_embeddings
-    if family.scaled_head and tied:
+    if family.scaled_head is not None and getattr(network.model.config, family.scaled_head):
         final = f"{network.prefix}{family.stacks[-1].blocks.rpartition('.')[0]}.final_layer_norm.weight"
         scaled[final] /= factor
     if family.scaled_embedding:

@@ -80,7 +80,7 @@ def _family(name: str, stacks: tuple[Stack, Stack], gated: bool) -> Family:
         # the attention of the first block makes the biases of positions for all, so attention halves stay
         without=MappingProxyType({"mlp": {"layer.2": "identity"}}),
         norm="rms",
-        scaled_head=True,
+        scaled_head="scale_decoder_outputs",
         encoder_decoder=stacks,
         inputs="halves",
         when=MappingProxyType({"is_gated_act": gated}),
