@@ -56,7 +56,9 @@ def proof(name: str, unit: str, ragged: bool = False) -> Proof:
 
 
 def assert_exact(found: Proof) -> None:
-    torch.testing.assert_close(logits(found.network, found.ids), found.expected, atol=ROUNDING, rtol=ROUNDING)
+    # T5 doesn't divide attention scores by the width of a head, so their rounding weighs more
+    rounding = 5 * ROUNDING if found.network.family.name.startswith("t5") else ROUNDING
+    torch.testing.assert_close(logits(found.network, found.ids), found.expected, atol=rounding, rtol=rounding)
 
 
 def saved(network: Network, folder: Path) -> dict[str, Any]:
