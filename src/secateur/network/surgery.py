@@ -285,7 +285,7 @@ def pad_to_plain(cuts: Sequence[Cut]) -> list[Cut]:
     Units that were to go stay where others have more; their weights are zero by then.
     """
     left = {one.group.name: one.left for one in cuts}
-    most: dict[tuple[str, str, bool], int] = defaultdict(int)
+    most: dict[tuple[str, str], int] = defaultdict(int)
     for unit in {one.group.unit for one in cuts if one.group.block is not None}:
         for group in unit_groups(cuts[0].group.network, unit):
             most[_counted(group)] = max(most[_counted(group)], left.get(group.name, group.count))
@@ -298,11 +298,12 @@ def pad_to_plain(cuts: Sequence[Cut]) -> list[Cut]:
     return padded
 
 
-def _counted(group: UnitGroup) -> tuple[str, str, bool]:
-    """Returns what tells the config's fields for the widths of groups apart: kind, stack, and whether of experts."""
+def _counted(group: UnitGroup) -> tuple[str, str]:
+    """Returns the kind of a group's units and the field of the config that counts them."""
     assert group.block is not None
     experts = any(reader.layer.expert is not None for reader in group.readers)
-    return group.unit, group.network.stack_of(group.block).name, experts
+    dimension = {"neuron": "expert_neurons" if experts else "neurons", "expert": "experts"}.get(group.unit, "heads")
+    return group.unit, group.network.stack_of(group.block).config[dimension]
 
 
 __all__ = ["Cut", "cut", "pad_to_plain", "reshaped_class"]
