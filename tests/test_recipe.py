@@ -119,15 +119,28 @@ def test_no_evaluation_is_null_in_a_file_and_false_in_python(tmp_path: Path) -> 
     assert Recipe.read(path).evaluate is None
 
 
+# What belongs to units that are removed, with a value that isn't the default.
+STRUCTURED: dict[str, Any] = {
+    **{"repair": False, "combine": "mean", "round_to": 2, "min_units": 2, "uniform": True, "pad": True},
+    **{"protect_first": 2, "protect_last": 2},
+}
+TARGETS: dict[str, Any] = {"params": 0.5, "macs": 0.5, "memory": "4MB", "latency": 0.5, "remove": 2}
+
+
 def test_every_field_of_a_recipe_can_be_given_flat() -> None:
     fields = {*Calibration.model_fields, *Evaluate.model_fields, *Prune.model_fields} - {"data", "text"}
     common = {"sparsity": 0.5, "solver": "sparsegpt", "reconstruct": True}
     values: dict[str, Any] = {"threshold": None, "pattern": None, "score": None, "include": ["*"], "exclude": ["*"]}
     values |= {"unit": "weight", "allocation": "global", "per": "output", "compute": "float32", "speed": False}
-    values |= {"gradient": "block", "reconstruct_halves": True, "activation_memory": "1GB"}
+    values |= {"gradient": "block", "reconstruct_halves": True, "activation_memory": "1GB", **STRUCTURED, **TARGETS}
     for field in fields - set(common):
         value = values.get(field, 2)
-        recipe = flags(**common, **{field: value}).to_dict()
+        given = {**common, field: value}
+        if field in STRUCTURED:
+            given = {"unit": "neuron", "score": "l2", "sparsity": 0.5, field: value}
+        if field in TARGETS:
+            given = {"unit": "neuron", field: value}
+        recipe = flags(**given).to_dict()
         homes = [recipe["calibration"], recipe["stages"][0]["prune"], recipe["evaluate"]]
         expected = list(value) if isinstance(value, tuple) else value
         assert any(field in home and home[field] == expected for home in homes), field

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +37,7 @@ def bytes_of(text: str) -> int:
 
 WEIGHT_TARGETS = ("sparsity", "threshold", "pattern")
 STRUCTURED_TARGETS = ("params", "macs", "memory", "latency", "sparsity", "remove", "threshold")
-TARGETS = ("pattern", *STRUCTURED_TARGETS)
+TARGETS = (*WEIGHT_TARGETS, "params", "macs", "memory", "latency", "remove")
 INNER_UNITS = {"neuron", "head", "query-head"}  # inside a half of a block, read by one layer
 DEFAULT_SCORES = {
     "neuron": "wanda",
@@ -54,8 +54,10 @@ STRUCTURED_ONLY = {"repair", "combine", "round_to", "min_units", "uniform", "pad
 WEIGHTS_ONLY = {"per", "min_per_output", "include", "exclude", "block_size", "pattern"}
 
 
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join("--" + name.replace("_", "-") for name in names)
+def _listed(names: Sequence[str]) -> str:
+    """Returns options as a list in words: `--a, --b and --c`."""
+    options = ["--" + name.replace("_", "-") for name in names]
+    return " and ".join([", ".join(options[:-1]), options[-1]] if len(options) > 1 else options)
 
 
 class _Settings(BaseModel):
@@ -179,6 +181,16 @@ class Prune(_Settings):
             raise ValueError("write the pattern in quotes: '2:4' (YAML reads 2:4 as a time of day)")
         return value
 
+    @field_validator("unit")
+    @classmethod
+    def _known_units(cls, value: str) -> str:
+        known = ["weight", *DEFAULT_SCORES]
+        unknown = [kind for kind in value.split(",") if kind not in known]
+        if unknown or ("weight" in value.split(",") and value != "weight"):
+            name = unknown[0] if unknown else value
+            raise ValueError(f"unknown unit '{name}'.{did_you_mean(name, known)}")
+        return value
+
     @field_validator("memory", mode="before")
     @classmethod
     def _size(cls, value: object) -> object:
@@ -264,9 +276,6 @@ class Prune(_Settings):
             raise UsageError(f"solver '{first.name}' needs a score: add --score wanda, for instance.")
 
     def _consistent_units(self) -> None:
-        unknown = [kind for kind in self.kinds if kind not in DEFAULT_SCORES]
-        if unknown:
-            raise UsageError(f"unknown unit '{unknown[0]}'.{did_you_mean(unknown[0], ['weight', *DEFAULT_SCORES])}")
         if len(self.kinds) > 1 and not set(self.kinds) <= INNER_UNITS:
             raise UsageError(
                 f"--unit {self.unit}: only neurons and heads share a budget; remove the others in a stage of their own "

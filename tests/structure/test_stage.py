@@ -52,10 +52,10 @@ def test_a_budget_is_met_and_not_by_much(target: dict[str, float], allocation: s
 
 def test_memory_is_bytes_of_the_checkpoint(text: str, tmp_path: Path) -> None:
     model = save_tiny("llama", tmp_path / "dense", tokenizer=True)
-    result = prune(model, text, tmp_path / "out", unit="neuron", memory="85kB")
+    result = prune(model, text, tmp_path / "out", unit="neuron", memory="75kB")
     written = (tmp_path / "out/model.safetensors").stat().st_size
-    assert result.stages[0].budget["after"]["bytes"] <= 85_000
-    assert 78_000 < written < 90_000  # with the header
+    assert result.stages[0].budget["after"]["bytes"] <= 75_000
+    assert 70_000 < written < 80_000  # with the header
 
 
 def test_latency_is_measured_here_and_says_so_where_nothing_is_gained(text: str, tmp_path: Path) -> None:
@@ -103,8 +103,8 @@ def test_experts_go_without_saving_multiplications(text: str, tmp_path: Path) ->
     result = prune(model, text, tmp_path / "out", unit="expert", remove=1)
     assert config_of(tmp_path / "out")["num_local_experts"] == 3
     budget = result.stages[0].budget
-    assert budget["after"]["macs"] < budget["before"]["macs"]  # the router's rows
-    assert budget["after"]["macs"] > 0.99 * budget["before"]["macs"]
+    assert budget["after"]["macs"] == budget["before"]["macs"]  # each token is sent to as many as before
+    assert budget["after"]["parameters"] < budget["before"]["parameters"]
     with pytest.raises(UsageError, match="at least 2"):
         prune(model, text, unit="expert", remove=3)
 
