@@ -41,7 +41,7 @@ def block_influence(network: Network, group: UnitGroup, runner: BlockRunner, tic
     """
     assert runner.position == 0
     units = _units(group)
-    sums = torch.zeros(group.count, dtype=torch.float64)
+    sums, tokens = torch.zeros(group.count, dtype=torch.float64), torch.zeros(group.count, dtype=torch.float64)
     for block in range(len(network.blocks)):
         unit = units.get(block)
 
@@ -54,11 +54,11 @@ def block_influence(network: Network, group: UnitGroup, runner: BlockRunner, tic
                     without = runner.forward(batch)
             cosines = functional.cosine_similarity(without.float(), output.float(), dim=-1)
             sums[unit] += cosines.sum(dtype=torch.float64).cpu()
+            tokens[unit] += cosines.numel()  # an encoder has others than its decoder
 
         with network.resident(block):
             runner.advance(tick, watch)
         runner.hidden.forget()
-    tokens = torch.tensor(sum(hidden[..., 0].numel() for hidden in runner.hidden))
     runner.team.sum(sums)
     runner.team.sum(tokens)
     if not bool(torch.isfinite(sums).all()):

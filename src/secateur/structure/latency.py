@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from secateur.allocation.widths import Budget
+from secateur.calibration.inputs import model_inputs
+from secateur.calibration.windows import Windows
 from secateur.errors import UsageError
 from secateur.network.network import Network
 from secateur.network.surgery import Cut, cut
@@ -29,16 +31,16 @@ def latency_costs(job: Job, groups: Sequence[UnitGroup]) -> tuple[Budget, list[T
     assert job.stage.latency is not None
     if job.windows is None:
         raise UsageError("--latency is measured on a calibration window; give --calibration.")
-    ids = job.windows.ids[:1]
+    window = job.windows.one(0)
     kinds = {group.unit for group in groups}
     with job.timed("latency"):
-        whole, saved = _timings(job.network, groups, ids)
+        whole, saved = _timings(job.network, groups, window)
     budget = Budget(f"--latency {job.stage.latency:g}", 1e3 * whole, 1e3 * whole * job.stage.latency, "ms per window")
     each = {kind: 1e3 * saved[kind] for kind in kinds}
     return budget, [torch.full((group.count,), each[group.unit], dtype=torch.float64) for group in groups]
 
 
-def _timings(network: Network, groups: Sequence[UnitGroup], ids: Tensor) -> tuple[float, dict[str, float]]:
+def _timings(network: Network, groups: Sequence[UnitGroup], window: Windows) -> tuple[float, dict[str, float]]:
     """Returns the seconds that a window takes, and by kind of unit the seconds that one unit saves."""
     smaller: dict[str, tuple[Network, int]] = {}
     for kind in {group.unit for group in groups}:
@@ -47,12 +49,13 @@ def _timings(network: Network, groups: Sequence[UnitGroup], ids: Tensor) -> tupl
         removed = sum(one.group.count - one.left for one in cuts)
         smaller[kind] = (cut(network, cuts), removed)
     models = {"": network.model, **{kind: one.model for kind, (one, _) in smaller.items()}}
+    first, others = model_inputs(network, window)
     times: dict[str, list[float]] = {name: [] for name in models}
     with torch.inference_mode():
         for turn in range(REPEATS + 1):
             for name, model in models.items():
                 start = time.perf_counter()
-                model(ids)
+                model(first, **others)
                 if turn:  # the first turn warms up
                     times[name].append(time.perf_counter() - start)
     whole = median(times[""])
