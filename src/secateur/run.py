@@ -322,8 +322,8 @@ def _evaluate(
     if network.kept is not None and windows is not None:
         windows = None
         work.notes.append(
-            "Quality wasn't compared: the vocabularies differ. secateur evaluate measures either on a text; compare bits "
-            "per byte."
+            "Quality wasn't compared: the vocabularies differ. secateur evaluate measures either on a text; compare "
+            "bits per byte."
         )
     names = [work.recipe.model, work.recipe.output or "pruned"]
     storage = IN_MEMORY if journal is None else journal.storage(work.recipe.calibration.activation_bytes)
