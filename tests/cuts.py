@@ -15,18 +15,42 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from secateur.calibration.inputs import model_inputs, predicted_ids
+from secateur.calibration.windows import Windows
 from secateur.network.families import FAMILIES, family_of
 from secateur.network.network import Network, Source
 from secateur.network.surgery import Cut, cut
 from secateur.network.units import UNITS, Halves, UnitGroup, unit_groups
-from tiny import SPECIAL, tiny_model
+from tiny import FRAMES, MELS, SPECIAL, tiny_model
 
 POST_NORM = ("bert", "roberta", "distilbert", "xlnet")  # a norm follows each addition, so no block can be a no-op
 GROUPED = tuple(name for name, family in FAMILIES.items() if "kv_heads" in family.config)
-CELLS = [(name, unit) for name in FAMILIES for unit in UNITS if unit != "query-head" or name in GROUPED]
+SPARSE = tuple(name for name, family in FAMILIES.items() if family.experts is not None)
+
+
+def has_units(name: str, unit: str) -> bool:
+    """Whether a family has units of a kind; T5 has no halves of attention, as the first makes all others' biases."""
+    match unit:
+        case "query-head":
+            return name in GROUPED
+        case "expert":
+            return name in SPARSE
+        case "attention" | "mlp":
+            return unit in FAMILIES[name].without
+    return True
+
+
+CELLS = [(name, unit) for name in FAMILIES for unit in UNITS if has_units(name, unit)]
+RAGGED = [
+    (name, unit)
+    for name, unit in CELLS
+    if unit in ("neuron", "head", "query-head")
+    and (name, unit) != ("qwen3_moe", "neuron")  # an MLP and experts: one block of each, and a field for either
+]
 TINY_EPSILON = 1e-12  # of RMS norms: the mean is over fewer channels after a cut, but epsilon stays as it was
 
 IDS = torch.arange(10, 22)[None]
+EXPERT_STEP = 4  # float32 numbers; products of grouped matrices have rows of whole 16 bytes
 Keep = Callable[[UnitGroup], Tensor]
 
 
@@ -50,7 +74,8 @@ class Proof:
 def network_of(model: PreTrainedModel) -> Network:
     """Returns a network around a model in memory."""
     source = Source("memory", Path("memory"), "float32")
-    return Network(model, family_of(model.config.model_type), None, source, torch.device("cpu"))
+    family = family_of(model.config.model_type, model.config)
+    return Network(model, family, None, source, torch.device("cpu"))
 
 
 def tiny_network(name: str, seed: int = 0) -> Network:
@@ -62,40 +87,70 @@ def tiny_network(name: str, seed: int = 0) -> Network:
 
 
 def shrink_epsilon(model: PreTrainedModel) -> None:
-    model.config.rms_norm_eps = TINY_EPSILON
+    field = "layer_norm_epsilon" if hasattr(model.config, "layer_norm_epsilon") else "rms_norm_eps"
+    setattr(model.config, field, TINY_EPSILON)
     for module in model.modules():
         for name in ("variance_epsilon", "eps"):
             if hasattr(module, name):
                 setattr(module, name, TINY_EPSILON)
 
 
-def logits(network: Network, ids: Tensor = IDS) -> Tensor:
-    with torch.no_grad():
-        found: Tensor = network.model(ids)[0]
+def windows(network: Network, ids: Tensor = IDS) -> Windows:
+    """Returns the window of these tokens, with a sound, always the same one, if the model hears."""
+    sound = torch.randn(1, MELS, FRAMES, generator=torch.Generator().manual_seed(3))
+    return Windows(ids, "some tokens", features=sound if network.family.inputs == "audio" else None)
+
+
+def output(network: Network, ids: Tensor = IDS, model: Any = None) -> Tensor:
+    """Returns what a model gives first, with gradients: the network's own, or another one that is fed the same."""
+    first, others = model_inputs(network, windows(network, ids))
+    found: Tensor = (network.model if model is None else model)(first, **others)[0]
     return found
 
 
+def logits(network: Network, ids: Tensor = IDS) -> Tensor:
+    with torch.no_grad():
+        return output(network, ids)
+
+
+def loss(network: Network, ids: Tensor = IDS) -> Tensor:
+    """Returns the cross entropy of the tokens that a model predicts, or of the next ones if it sees all."""
+    targets = predicted_ids(network, windows(network, ids))
+    return nn.functional.cross_entropy(output(network, ids)[0, :-1], targets[0, 1:])
+
+
 def some(seed: int = 1, ragged: bool = False) -> Keep:
-    """Returns a choice of units: about a quarter goes, of every group other ones.
+    """Returns a choice of units: about a quarter goes, of every group other ones; of blocks, one of every stack.
 
     Args:
         seed: Of the choice.
-        ragged: Whether one more goes from each block than from the one before, the first of few units none.
+        ragged: Whether one more goes from each block than from the one before, the first of few units none; after
+            all but one it begins anew.
     """
     random = torch.Generator().manual_seed(seed)
     calls = 0
+    together: dict[str, Tensor] = {}
 
     def keep(group: UnitGroup) -> Tensor:
         nonlocal calls
+        if group.shared in together:
+            return together[group.shared]
         chosen = torch.ones(group.count, dtype=torch.bool)
+        if group.unit == "layer":
+            for blocks in group.network.ranges:
+                chosen[blocks.start + torch.randperm(len(blocks), generator=random)[0]] = False
+            return chosen
         first = len(SPECIAL) if group.unit == "token" else 0
-        share = 8 if group.unit == "channel" else max(1, group.count // 4)  # 8 is the width of a head
+        step = EXPERT_STEP if group.unit == "neuron" and group.readers[0].layer.expert is not None else 1
+        share = 8 if group.unit == "channel" else max(1, group.count // 4 // step)  # 8 is the width of a head
         more = calls - 1 if ragged and group.block is not None else 0
-        gone = min(share + more, group.count - 1)
+        gone = (share + more) * step % group.count
         chosen[first + torch.randperm(group.count - first, generator=random)[:gone]] = False
         if group.unit == "token":
             chosen[IDS] = True
         calls += 1
+        if group.shared is not None:
+            together[group.shared] = chosen
         return chosen
 
     return keep
@@ -134,6 +189,9 @@ def _disconnect(network: Network, one: Cut) -> list[Any]:
             _zero(network, one, one.group.consumes)
         case "attention" | "mlp" | "layer":
             return [hook for number in gone(one) for hook in _silence(network, one.group, number)]
+        case "expert":
+            assert one.group.block is not None
+            return [_reroute(network.blocks[one.group.block].get_submodule("mlp.gate"), one.keep)]
         case "channel":
             _zero(network, one, one.group.produces)
             if network.family.norm == "layer":
@@ -166,14 +224,27 @@ def _silence(network: Network, group: UnitGroup, number: int) -> list[Any]:
             return (args[0], *output[1:]) if isinstance(output, tuple) else args[0]
 
         return [network.blocks[block].register_forward_hook(skip)]
-    columns = {"attention": "head", "mlp": "neuron"}.get(group.unit)
+    columns = {"attention": ("head",), "mlp": ("neuron", "expert neuron")}.get(group.unit)
     with torch.no_grad():
         for projection, layer in zip(network.projections(block), network.block_layers(block), strict=True):
-            if "residual" in projection.rows and columns in (None, projection.columns):
+            if "residual" in projection.rows and (columns is None or projection.columns in columns):
                 layer.parameter.zero_()
                 if getattr(layer.module, "bias", None) is not None:
                     layer.module.bias.zero_()  # type: ignore[union-attr, operator]
     return []
+
+
+def _reroute(router: Any, keep: Tensor) -> Any:
+    """Has a router choose among the experts that stay as if it knew no others; returns the hook."""
+
+    def choose(_: nn.Module, __: Any, given: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        scores = given[0].masked_fill(~keep, -torch.inf)
+        weights, experts = scores.softmax(-1).topk(router.top_k)
+        if getattr(router, "norm_topk_prob", True):  # Mixtral always does
+            weights = weights / weights.sum(-1, keepdim=True)
+        return scores, weights, experts
+
+    return router.register_forward_hook(choose)
 
 
 def _norms(network: Network, width: int) -> list[nn.LayerNorm]:
