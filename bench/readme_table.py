@@ -42,9 +42,15 @@ def side_by_side() -> str:
         f"Side by side with {peer['peer']}'s SparseGPT at 50 % ({len(found['seconds_ours'])} runs each in turns, same "
         f"float32 checkpoint and texts): {found['time_ratio_median']:.2f} times its time and "
         f"{found['memory_ratio_median']:.2f} times its peak memory (medians), perplexity {ours['perplexity']:.2f} "
-        f"against {peer['perplexity']:.2f}; with `--compute bfloat16` {found['time_ratio_median_bf16']:.2f} times its "
-        f"time, perplexity {found['ours_bf16']['perplexity']:.2f}."
+        f"against {peer['perplexity']:.2f}{_in_bf16(found)}."
     )
+
+
+def _in_bf16(found: dict[str, Any]) -> str:
+    if "ours_bf16" not in found:
+        return ""
+    ratio, perplexity = found["time_ratio_median_bf16"], found["ours_bf16"]["perplexity"]
+    return f"; with `--compute bfloat16` {ratio:.2f} times its time, perplexity {perplexity:.2f}"
 
 
 def large() -> str:
@@ -82,5 +88,13 @@ def processes() -> str:
     )
 
 
+PARTS = {"protocol": (table, side_by_side), "large": (large,), "packed": (packed,), "processes": (processes,)}
+
+
+def measured() -> list[str]:
+    """Returns the parts whose figures have been measured, as README has them."""
+    return [part() for name, parts in PARTS.items() if (RESULTS / f"{name}.json").is_file() for part in parts]
+
+
 if __name__ == "__main__":
-    print(table(), side_by_side(), large(), packed(), processes(), sep="\n\n")
+    print(*measured(), sep="\n\n")

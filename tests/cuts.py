@@ -28,7 +28,7 @@ GROUPED = tuple(name for name, family in FAMILIES.items() if "kv_heads" in famil
 SPARSE = tuple(name for name, family in FAMILIES.items() if family.experts is not None)
 
 
-def has_units(name: str, unit: str) -> bool:
+def has(name: str, unit: str) -> bool:
     """Whether a family has units of a kind; T5 has no halves of attention, as the first makes all others' biases."""
     match unit:
         case "query-head":
@@ -40,7 +40,7 @@ def has_units(name: str, unit: str) -> bool:
     return True
 
 
-CELLS = [(name, unit) for name in FAMILIES for unit in UNITS if has_units(name, unit)]
+CELLS = [(name, unit) for name in FAMILIES for unit in UNITS if has(name, unit)]
 RAGGED = [
     (name, unit)
     for name, unit in CELLS

@@ -20,15 +20,21 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("bench")
-@pytest.mark.parametrize("part", ["table", "side_by_side", "large", "packed", "processes"])
-def test_the_figures_in_the_readme_are_those_that_the_benchmarks_wrote(part: str) -> None:
-    assert getattr(import_module("readme_table"), part)() in (ROOT / "README.md").read_text()
+def test_the_figures_in_the_readme_are_those_that_the_benchmarks_wrote() -> None:
+    parts = import_module("readme_table").measured()
+    assert len(parts) >= 3
+    for part in parts:
+        assert part in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.usefixtures("bench")
 def test_the_table_of_solvers_is_the_one_that_the_benchmark_wrote() -> None:
     solvers = import_module("solvers")
-    assert solvers.table(json.loads(solvers.RESULTS.read_text())) in (ROOT / "docs/solvers.md").read_text()
+    page = (ROOT / "docs/solvers.md").read_text()
+    if solvers.RESULTS.is_file():
+        assert solvers.table(json.loads(solvers.RESULTS.read_text())) in page
+    else:
+        assert "| sparsegpt |" not in page  # no figure without a file that it comes from
 
 
 def test_every_command_and_option_in_the_readme_exists() -> None:

@@ -26,7 +26,8 @@ from secateur.network.saving import explain
 from secateur.progress import Progress, TerminalProgress
 from secateur.recipe import Recipe
 from secateur.report.page import comparison_page
-from secateur.report.structure import structure, structure_table
+from secateur.report.structure import structure, structure_table, units_table
+from secateur.report.structure import units as list_units
 from secateur.report.terminal import comparison_table, packed_table, result_table, to_text
 from secateur.result import Comparison, Result
 from secateur.run import run_recipe
@@ -381,10 +382,13 @@ def _folder(path: Path) -> Path:
     return path
 
 
-@app.command(epilog="Example:\n\n    secateur inspect demo:smollm2-135m")
+@app.command(
+    epilog="Examples:\n\n    secateur inspect demo:smollm2-135m\n\n    secateur inspect demo:smollm2-135m --units"
+)
 def inspect(
     model: Model,
     layers: Annotated[bool, typer.Option("--layers", help="List every layer by its full name.")] = False,
+    units: Annotated[bool, typer.Option("--units", help="List the units that can be removed.")] = False,
     stream: Stream = None,
     dtype: Dtype = None,
     trust_remote_code: Trust = False,
@@ -404,8 +408,12 @@ def inspect(
             stream=stream,
             progress=progress,
         )
+        if units and network.store is not None:
+            raise UsageError("units are listed of models in memory; add --no-stream.")
         found = structure(network)
-    _print(found, as_json, lambda: structure_table(found, every_layer=layers))
+        groups = list_units(network) if units else []
+    data = {**found, "units": groups} if units else found
+    _print(data, as_json, lambda: units_table(groups) if units else structure_table(found, every_layer=layers))
 
 
 def main() -> None:

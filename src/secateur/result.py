@@ -145,6 +145,8 @@ class Metrics:
         top1_agreement: Share of positions at which both models' most likely token is the same.
         cosine: Mean cosine similarity of output vectors to the dense model's (encoders, XLNet).
         prefill, decode: Tokens per second, the median of repeats taken in turns with the dense model.
+        prefill_one, decode_one: The same on one thread; measured where units were removed.
+        macs: Multiply-accumulates per token of a window; see secateur.evaluation.costs.
         sample: A text that the model wrote from `prompt`.
         mask: What the mask file beside the checkpoint says, and whether the weights hold it; None without one.
         sparsity_by_layer: Share of zeros per layer inside the blocks.
@@ -165,6 +167,9 @@ class Metrics:
     cosine: float | None = None
     prefill: float | None = None
     decode: float | None = None
+    prefill_one: float | None = None
+    decode_one: float | None = None
+    macs: int | None = None
     prompt: str | None = None
     sample: str | None = None
     mask: str | None = None

@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from cuts import CELLS, GROUPED, IDS, RAGGED, Proof, has_units, logits, loss, output, prove, some, tiny_network, windows
+from cuts import CELLS, GROUPED, IDS, RAGGED, Proof, has, logits, loss, output, prove, some, tiny_network, windows
 from secateur.errors import UsageError
 from secateur.evaluation.reloading import reload_difference
 from secateur.network.families import FAMILIES
@@ -103,7 +103,7 @@ def test_widths_that_differ_from_block_to_block_are_exact_too(name: str, unit: s
 
 @pytest.mark.parametrize(
     ("name", "first", "second"),
-    [(name, *units) for name in FAMILIES for units in SEQUENCES if all(has_units(name, unit) for unit in units)],
+    [(name, *units) for name in FAMILIES for units in SEQUENCES if all(has(name, unit) for unit in units)],
 )
 def test_a_second_cut_of_another_kind_is_as_exact_as_the_first(name: str, first: str, second: str) -> None:
     before = prove(tiny_network(name), first, some(ragged=True))
@@ -214,7 +214,7 @@ def test_a_fresh_process_without_secateur_loads_a_plain_and_a_reshaped_checkpoin
 
 @every_family
 def test_a_reshaped_model_loads_without_its_head(name: str, tmp_path: Path) -> None:
-    found = proof(name, "attention" if has_units(name, "attention") else "mlp")
+    found = proof(name, "attention" if has(name, "attention") else "mlp")
     saved(found.network, tmp_path / "out")
     base = transformers.AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True).eval()
     with torch.no_grad():

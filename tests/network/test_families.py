@@ -264,41 +264,39 @@ def producers(stack: Stack, parts: str, experts: bool = False) -> list[tuple[Pro
     return [(p, part) for p in listed for part in p.rows if part in parts.split(", ")]
 
 
-def consumer_of_part(stack: Stack, part: str, experts: bool = False) -> Projection:
-    if part in ("gate", "up", "neuron"):
-        return consumer_of(stack, "expert neuron" if experts else "neuron")
-    return consumer_of(stack, "cross head" if part.startswith("cross ") else "head")
-
-
 UNITS = {
     "head": "q, k, v, r",
     "neuron": "gate, up, neuron",
-    "cross head": "cross q, cross k, cross v",
     "expert neuron": "gate, up",
+    "cross head": "cross q, cross k, cross v",
 }
 HAVE = [
-    pytest.param(*entry.values, columns, id=f"{entry.id}-{columns}")
+    (entry, columns)
     for entry in STACKS
     for columns in UNITS
     if columns in {projection.columns for projection in entry.values[1].projections}
 ]
 
 
-@every_stack
-def test_every_stack_has_heads_and_neurons(name: str, stack: Stack) -> None:
-    found = {entry.values[2] for entry in HAVE if entry.values[:2] == (name, stack)}
-    assert "head" in found
-    assert found & {"neuron", "expert neuron"}
+def test_every_stack_has_heads_and_neurons_and_a_decoder_behind_an_encoder_cross_heads() -> None:
+    def that_have(*columns: str) -> set[str]:
+        return {entry.id for entry, found in HAVE if found in columns}
+
+    assert that_have("head") == {entry.id for entry in STACKS}
+    assert that_have("neuron", "expert neuron") == {entry.id for entry in STACKS}
+    assert that_have("expert neuron") == {name for name, family in FAMILIES.items() if family.experts}
+    assert that_have("cross head") == {f"{n}'s decoder" for n, family in FAMILIES.items() if family.encoder_decoder}
 
 
 def unit_rows(stack: Stack, model: PreTrainedModel, projection: Projection, part: str) -> Tensor:
     """Returns a part's rows of (out, in), per unit: (KV heads or neurons, rows of each)."""
-    consumer = consumer_of_part(stack, part, projection.experts)
+    columns = "neuron" if part in ("gate", "up", "neuron") else "cross head" if part.startswith("cross ") else "head"
+    consumer = consumer_of(stack, f"expert {columns}" if projection.experts else columns)
     block = blocks_with(consumer, stack, model)[0]
     width = matrix(consumer, weight_of(consumer, block)).shape[1]
     units = width
     sizes = dict.fromkeys(projection.rows, width)
-    if not consumer.columns.endswith("neuron"):
+    if columns != "neuron":
         heads = model.config.num_attention_heads
         units = getattr(model.config, "num_key_value_heads", heads)
         sizes |= {p: width * units // heads for p in projection.rows if p in ("k", "v")}
@@ -314,7 +312,10 @@ def change_rows(projection: Projection, block: nn.Module, rows: Tensor, factor: 
         target[rows] = target[rows] * factor + noise * torch.randn(target[rows].shape)
 
 
-@pytest.mark.parametrize(("name", "stack", "columns"), HAVE)
+@pytest.mark.parametrize(
+    ("name", "stack", "columns"),
+    [pytest.param(*entry.values, columns, id=f"{entry.id}-{columns}") for entry, columns in HAVE],
+)
 def test_a_unit_that_nobody_reads_may_compute_anything(name: str, stack: Stack, columns: str) -> None:
     model, consumer = tiny_model(name), consumer_of(stack, columns)
     made = producers(stack, UNITS[columns], consumer.experts)
@@ -333,20 +334,21 @@ def test_a_unit_that_nobody_reads_may_compute_anything(name: str, stack: Stack, 
     assert torch.equal(logits(model), unread)
 
 
+SCALED = {"head": "v", "neuron": "up", "expert neuron": "up", "cross head": "cross v"}
+
+
 @pytest.mark.parametrize(
-    ("name", "stack", "columns", "part"),
+    ("name", "stack", "columns"),
     [
-        pytest.param(*entry.values, part, id=f"{entry.id}-{part}")
-        for entry in HAVE
-        for part in ("v", "up", "cross v")
-        if part in UNITS[entry.values[2]].split(", ")
-        and producers(entry.values[1], part, entry.values[2] == "expert neuron")
+        pytest.param(*entry.values, columns, id=f"{entry.id}-{columns}")
+        for entry, columns in HAVE
+        if producers(entry.values[1], SCALED[columns], columns.startswith("expert "))
     ],
 )
-def test_what_v_and_up_rows_gain_their_consumer_can_give_back(name: str, stack: Stack, columns: str, part: str) -> None:
+def test_what_v_and_up_rows_gain_their_consumer_can_give_back(name: str, stack: Stack, columns: str) -> None:
     model, consumer = tiny_model(name), consumer_of(stack, columns)
     dense = logits(model)
-    ((projection, _),) = producers(stack, part, consumer.experts)
+    ((projection, part),) = producers(stack, SCALED[columns], consumer.experts)
     with torch.no_grad():
         for block in blocks_with(consumer, stack, model):
             rows = unit_rows(stack, model, projection, part).flatten()
@@ -417,7 +419,8 @@ def heads_of(block: nn.Module) -> set[int]:
 def test_each_config_field_sets_the_dimension_that_it_is_listed_for(name: str, stack: Stack) -> None:
     family, model = FAMILIES[name], tiny_model(name)
     new = {"hidden": 64, "layers": 3, "heads": 2, "kv_heads": 4, "head_dim": 12, "neurons": 20}
-    new |= {"positions": 80, "vocabulary": 100, "mels": 12, "experts": 6, "experts_per_token": 3, "expert_neurons": 28}
+    new |= {"positions": 80, "vocabulary": 100, "mels": 12}
+    new |= {"experts": 6, "experts_per_token": 3, "expert_neurons": 28}
     of_the_whole = {d: f for d, f in family.config.items() if d != "positions" or stack is family.stacks[-1]}
     listed = {**of_the_whole, **stack.config}
     assert set(listed) <= set(new)
@@ -446,8 +449,8 @@ def test_each_config_field_sets_the_dimension_that_it_is_listed_for(name: str, s
                 assert head_inputs == 4 * 12
             case "neurons" | "expert_neurons":
                 neurons = consumer_of(stack, dimension.removesuffix("s").replace("_", " "))
-                (*_, block) = blocks_with(neurons, stack, changed)
-                assert matrix(neurons, weight_of(neurons, block)).shape[1] == new[dimension]
+                found = [matrix(neurons, weight_of(neurons, block)) for block in blocks_with(neurons, stack, changed)]
+                assert {W.shape[1] for W in found} == {new[dimension]}
             case "experts":
                 assert {attrgetter(path)(blocks[-1]).shape[axis] for path, axis in family.expert_tensors} == {6}
             case "experts_per_token":
@@ -463,9 +466,10 @@ def test_each_config_field_sets_the_dimension_that_it_is_listed_for(name: str, s
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.experts])
 def test_experts_may_stand_in_any_order_if_all_their_tensors_do(name: str) -> None:
     model, order = tiny_model(name), torch.tensor([2, 0, 3, 1])
+    (stack,) = FAMILIES[name].stacks
     dense = logits(model)
     with torch.no_grad():
-        for block in blocks_of(FAMILIES[name].stacks[-1], model):
+        for block in blocks_of(stack, model):
             for path, axis in FAMILIES[name].expert_tensors if has(block, FAMILIES[name].experts) else ():
                 weight = attrgetter(path)(block)
                 weight.copy_(weight.index_select(axis, order))

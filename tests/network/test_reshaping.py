@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ every_family = pytest.mark.parametrize("name", FAMILIES)
 
 
 def config_field(network: Network, dimension: str) -> Any:
-    return getattr(network.model.config, network.family.config[dimension])
+    """Returns what the config says of the whole model, or else of its last stack (a decoder)."""
+    fields = {**network.family.stacks[-1].config, **network.family.config}
+    return getattr(network.model.config, fields[dimension])
 
 
 def assert_plain(network: Network, name: str) -> None:
@@ -52,7 +55,12 @@ def assert_plain(network: Network, name: str) -> None:
 def test_the_same_number_of_neurons_everywhere_is_a_field_of_a_plain_config(name: str) -> None:
     found = prove(tiny_network(name), "neuron")
     assert_plain(found.network, name)
-    assert config_field(found.network, "neurons") == found.cuts[0].left
+    for stack, blocks in zip(found.network.family.stacks, found.network.ranges, strict=True):
+        for block in blocks:
+            (left,) = {one.left for one in found.cuts if one.group.block == block}
+            experts = any(layer.expert is not None for layer in found.network.block_layers(block))
+            field = stack.config["expert_neurons" if experts else "neurons"]
+            assert getattr(found.network.model.config, field) == left
 
 
 @every_family
@@ -60,7 +68,9 @@ def test_fewer_layers_and_tokens_are_fields_of_a_plain_config(name: str) -> None
     shallow, narrow = prove(tiny_network(name), "layer"), prove(tiny_network(name), "token")
     assert_plain(shallow.network, name)
     assert_plain(narrow.network, name)
-    assert config_field(shallow.network, "layers") == len(shallow.network.blocks) == 1
+    for stack, blocks in zip(shallow.network.family.stacks, shallow.network.ranges, strict=True):
+        assert getattr(shallow.network.model.config, stack.config["layers"]) == len(blocks)
+    assert len(shallow.network.blocks) == len(tiny_network(name).blocks) - 1
     assert config_field(narrow.network, "vocabulary") == narrow.cuts[0].left
 
 
@@ -190,7 +200,14 @@ def test_padding_ragged_cuts_makes_them_plain(name: str) -> None:
     network = tiny_network(name)
     cuts = cuts_of(network, "neuron", some(ragged=True))
     padded = pad_to_plain(cuts)
-    assert {one.left for one in padded} == {max(one.left for one in cuts)}
+    fields: dict[str, set[int]] = defaultdict(set)
+    most: dict[str, int] = defaultdict(int)
+    for one, two in zip(cuts, padded, strict=True):
+        experts = any(reader.layer.expert is not None for reader in one.group.readers)
+        field = network.stack_of(one.group.block).config["expert_neurons" if experts else "neurons"]
+        fields[field].add(two.left)
+        most[field] = max(most[field], one.left)
+    assert fields == {field: {width} for field, width in most.items()}
     assert all(bool((two.keep | ~one.keep).all()) for one, two in zip(cuts, padded, strict=True))
     assert_plain(cut(network, padded), name)
 

@@ -13,6 +13,7 @@ from secateur.calibration.activations import IN_MEMORY, Storage
 from secateur.calibration.audio import transcribe
 from secateur.calibration.inputs import predicted_ids
 from secateur.calibration.windows import Windows
+from secateur.evaluation.costs import costs
 from secateur.evaluation.quality import Quality, measure
 from secateur.evaluation.speed import Speed, greedy, measure_speed
 from secateur.network.loading import weight_bytes
@@ -22,6 +23,7 @@ from secateur.result import Comparison, Metrics
 
 SAMPLE_PROMPT = 12
 SAMPLE_TOKENS = 40
+ZEROS_TAKE_TIME = "the dense kernels of torch multiply zeros like other numbers. Zeros pay with kernels made for them"
 SAME_SPEED = 0.05  # a ratio this near to 1 isn't called a difference
 
 
@@ -49,13 +51,16 @@ def compare_networks(
     names = names or [network.source.name for network in networks]
     qualities: list[Quality | None] = [None] * len(networks)
     speeds: list[Speed | None] = [None] * len(networks)
+    alone: list[Speed | None] = [None] * len(networks)
     if windows is not None:
         qualities = list(measure(networks, windows, progress, storage))
         if speed and not any(network.store for network in networks):
             speeds = list(measure_speed(networks, windows.one(0), progress))
+            if torch.get_num_threads() > 1 and len({network.parameters() for network in networks}) > 1:
+                alone = list(measure_speed(networks, windows.one(0), progress, threads=1))
     metrics = [
-        _metrics(network, name, size, windows, quality, one, reference=networks[0])
-        for network, name, size, quality, one in zip(networks, names, sizes, qualities, speeds, strict=True)
+        _metrics(network, name, size, windows, quality, pair, reference=networks[0])
+        for network, name, size, quality, *pair in zip(networks, names, sizes, qualities, speeds, alone, strict=True)
     ]
     return Comparison(metrics[0], tuple(metrics[1:]), tuple(_notes(networks, metrics)))
 
@@ -66,7 +71,7 @@ def _metrics(
     size: int | None,
     windows: Windows | None,
     quality: Quality | None,
-    speed: Speed | None,
+    speeds: Sequence[Speed | None],
     reference: Network,
 ) -> Metrics:
     layers = network.layers()
@@ -87,8 +92,11 @@ def _metrics(
             figures |= _sample(network, windows) if network.store is None else {}
         elif not dense:
             figures["cosine"] = quality.cosine / quality.count
-    if speed is not None:
-        figures |= {"prefill": speed.prefill, "decode": speed.decode}
+    for speed, end in zip(speeds, ("", "_one"), strict=True):
+        if speed is not None:
+            figures |= {f"prefill{end}": speed.prefill, f"decode{end}": speed.decode}
+    if windows is not None and network.store is None:
+        figures["macs"] = costs(network, windows.length).macs
     return Metrics(
         name=name,
         parameters=network.parameters(),
@@ -161,10 +169,9 @@ def _notes(networks: Sequence[Network], metrics: Sequence[Metrics]) -> list[str]
         ):
             if now is not None and before is not None and now < (1 + SAME_SPEED) * before:
                 verdict = "about as fast" if now > (1 - SAME_SPEED) * before else "slower"
-                notes.append(
-                    f"{name}{what} is {verdict} ({now / before:.2f} times the dense speed): the dense kernels of "
-                    "torch multiply zeros like other numbers. Zeros pay with kernels made for them."
-                )
+                smaller = other.parameters < dense.parameters
+                why = "on this machine what was removed isn't what takes the time" if smaller else ZEROS_TAKE_TIME
+                notes.append(f"{name}{what} is {verdict} ({now / before:.2f} times the dense speed): {why}.")
     return notes
 
 

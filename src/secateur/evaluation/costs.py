@@ -18,8 +18,8 @@ class Costs:
     Attributes:
         parameters: Their number, ties counted once.
         macs: Multiply-accumulates per token in a forward over windows of `length` tokens: a weight of a block or of an
-            output head counts once, and each query head meets half of the window's keys and values (all of them where
-            the model looks both ways).
+            output head counts once (those of experts by the share of the experts that a token is sent to), and each
+            query head meets half of the window's keys and values (all of them where the model looks both ways).
         bytes: Of the weights in the model's dtype.
         length: Tokens per window.
     """
@@ -38,7 +38,7 @@ def costs(network: Network, length: int) -> Costs:
         length: Tokens per window that `macs` is about.
     """
     parameters = list(network.model.parameters())
-    linear = sum(network.model.get_parameter(name).numel() for name in linear_names(network))
+    linear = sum(used(network, name) * network.model.get_parameter(name).numel() for name in linear_names(network))
     attention = sum(
         layer.shape[1] * keys_and_values(network, length)
         for block in range(len(network.blocks))
@@ -47,7 +47,7 @@ def costs(network: Network, length: int) -> Costs:
     )
     return Costs(
         parameters=sum(parameter.numel() for parameter in parameters),
-        macs=linear + attention,
+        macs=round(linear) + attention,
         bytes=sum(parameter.nbytes for parameter in parameters),
         length=length,
     )
@@ -76,14 +76,18 @@ def unit_costs(group: UnitGroup, what: str, length: int) -> Tensor:
     found: Tensor
     if group.whole:
         found = torch.tensor(
-            [sum(group.tensor(name).numel() for name in names if name in linear) for names in group.whole]
+            [
+                round(sum(used(network, name) * group.tensor(name).numel() for name in names if name in linear))
+                for names in group.whole
+            ]
         )
     else:
         found = torch.zeros(group.count, dtype=torch.int64)
         for part in group.slices:
             tensor = group.tensor(part.name)
             if part.name in linear and tensor.ndim > 1:
-                found = found + part.index.shape[1] * (tensor.numel() // tensor.shape[part.axis])
+                each = part.index.shape[1] * (tensor.numel() // tensor.shape[part.axis])
+                found = found + round(used(network, part.name) * each)
     if group.unit in ("head", "query-head"):
         found += sum(reader.index.shape[1] for reader in group.readers) * keys_and_values(network, length)
     if group.unit in ("layer", "attention"):
@@ -98,3 +102,12 @@ def linear_names(network: Network) -> set[str]:
     inside = {names[id(layer.parameter)] for layer in network.layers()}
     heads = {names[id(layer.parameter)] for layer in network.outside() if not layer.table}
     return inside | heads
+
+
+def used(network: Network, name: str) -> float:
+    """Returns the share of a parameter that takes part in each token: of experts, those that a token is sent to."""
+    path = network.family.experts
+    experts, chosen = network.dimension("experts"), network.dimension("experts_per_token")
+    if path is None or f".{path}." not in name or not experts or not chosen:
+        return 1.0
+    return chosen / experts

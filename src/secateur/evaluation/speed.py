@@ -33,14 +33,26 @@ class Speed:
     decode: float | None
 
 
-def measure_speed(networks: Sequence[Network], window: Windows, progress: Progress) -> list[Speed]:
+def measure_speed(
+    networks: Sequence[Network], window: Windows, progress: Progress, threads: int | None = None
+) -> list[Speed]:
     """Times prefill (one whole window) and decoding (with cache, greedy, one text), model by model in turns.
 
     Args:
         networks: What to time.
         window: One window, without padding; only its text counts as tokens.
         progress: Shows progress.
+        threads: How many threads compute; None takes as many as torch does.
     """
+    usual = torch.get_num_threads()
+    torch.set_num_threads(threads or usual)
+    try:
+        return _measured(networks, window, progress)
+    finally:
+        torch.set_num_threads(usual)
+
+
+def _measured(networks: Sequence[Network], window: Windows, progress: Progress) -> list[Speed]:
     length = window.length
     read = predicted_ids(networks[0], window).shape[1]
     prompt = min(PROMPT, max(1, read // 2))

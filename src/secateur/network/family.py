@@ -64,6 +64,7 @@ class Stack:
             features per frame of sound.
         block_returns: What a block returns: 0 for the hidden states alone, n for a tuple of n of which they
             are the first.
+        without: As `Family.without`, where it isn't the same in every stack.
         carries: What the first block returns beside the hidden states is an argument of all later ones (T5's
             position biases).
     """
@@ -74,6 +75,7 @@ class Stack:
     config: Mapping[str, str]
     block_returns: int = 0
     carries: bool = False
+    without: Mapping[str, Mapping[str, str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Family:
         position_width: An attribute of the base model: the width of computed encodings of positions, which stay as they
             are when the hidden size shrinks.
         scaled_embedding: Embeddings are multiplied by the square root of the hidden size.
-        scaled_head: Where the head is tied to the embedding, its input is divided by that root.
+        scaled_head: A config field that is true where the head's input is divided by that root.
         block_returns: What a block returns: 0 for the hidden states alone, n for a tuple of n of which they
             are the first.
         batch_axis: The axis of the hidden states that counts windows (XLNet puts positions first).
@@ -145,7 +147,7 @@ class Family:
     position_width: str | None = None
     norm: Literal["layer", "rms", "rms+1"] = "layer"
     scaled_embedding: bool = False
-    scaled_head: bool = False
+    scaled_head: str | None = None
     block_returns: int = 0
     batch_axis: int = 0
     experts: str | None = None

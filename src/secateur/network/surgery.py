@@ -182,7 +182,7 @@ def _rescale(network: Network, cuts: Iterable[Cut], tensors: dict[str, Tensor]) 
         for name in norms:
             scaled[name] *= factor
     tied = network.model.config.tie_word_embeddings
-    if family.scaled_head and tied:
+    if family.scaled_head is not None and getattr(network.model.config, family.scaled_head):
         final = f"{network.prefix}{family.stacks[-1].blocks.rpartition('.')[0]}.final_layer_norm.weight"
         scaled[final] /= factor
     if family.scaled_embedding:
@@ -280,20 +280,30 @@ def reshaped_class(kind: Any) -> Any:
 
 
 def pad_to_plain(cuts: Sequence[Cut]) -> list[Cut]:
-    """Returns cuts with the same number of units left in every group of a kind.
+    """Returns cuts with the same number of units left wherever one field of the config counts them.
 
     Units that were to go stay where others have more; their weights are zero by then.
     """
-    most: dict[str, int] = defaultdict(int)
-    for one in cuts:
-        most[one.group.unit] = max(most[one.group.unit], one.left)
+    left = {one.group.name: one.left for one in cuts}
+    most: dict[tuple[str, str], int] = defaultdict(int)
+    for unit in {one.group.unit for one in cuts if one.group.block is not None}:
+        for group in unit_groups(cuts[0].group.network, unit):
+            most[_counted(group)] = max(most[_counted(group)], left.get(group.name, group.count))
     padded = []
     for one in cuts:
-        missing = most[one.group.unit] - one.left
         keep = one.keep.clone()
-        keep[(~keep).nonzero().flatten()[:missing]] = True
+        if one.group.block is not None:
+            keep[(~keep).nonzero().flatten()[: most[_counted(one.group)] - one.left]] = True
         padded.append(Cut(one.group, keep))
     return padded
+
+
+def _counted(group: UnitGroup) -> tuple[str, str]:
+    """Returns the kind of a group's units and the field of the config that counts them."""
+    assert group.block is not None
+    experts = any(reader.layer.expert is not None for reader in group.readers)
+    dimension = {"neuron": "expert_neurons" if experts else "neurons", "expert": "experts"}.get(group.unit, "heads")
+    return group.unit, group.network.stack_of(group.block).config[dimension]
 
 
 __all__ = ["Cut", "cut", "pad_to_plain", "reshaped_class"]

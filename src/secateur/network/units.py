@@ -476,7 +476,8 @@ def replacements(network: Network, half: str, block: int) -> Mapping[str, str]:
     """Returns what stands in place of which module of a block when a half of it goes."""
     module = network.blocks[block]
     there = {name for name, _ in module.named_modules()}
-    found = {path: kind for path, kind in network.family.without[half].items() if path in there}
+    without = network.stack_of(block).without or network.family.without
+    found = {path: kind for path, kind in without[half].items() if path in there}
     before = network.family.pre_norm
     if before is not None and not getattr(network.model.config, before):
         return {path: kind for path, kind in found.items() if "norm" not in path}

@@ -28,6 +28,7 @@ from secateur.report.terminal import (
     size,
     small,
     stage_lines,
+    units_in_words,
 )
 from secateur.result import Comparison, LayerReport, Metrics, Result, StageReport
 
@@ -313,11 +314,49 @@ def _stage(number: int, stage: StageReport) -> dict[str, Any]:
     return {
         "number": number,
         "lines": stage_lines(stage)[1:],  # the first is the page's opening sentence
-        "plots": _stage_plots(number, stage) if stage.layers else [],
+        "plots": [*(_widths(number, stage)), *(_stage_plots(number, stage) if stage.layers else [])],
         "unmeasured": NO_ERRORS if stage.layers and not measured else "",
         "headers": [header for header, _, _ in columns],
         "layers": table,
     }
+
+
+def _widths(number: int, stage: StageReport) -> list[Plot]:
+    """Returns pictures of how many units each block had and has, a kind a plot; for the whole model's, bars alone."""
+    plots = []
+    for at, unit in enumerate(dict.fromkeys(group.unit for group in stage.groups)):
+        some = [group for group in stage.groups if group.unit == unit]
+        if unit in ("layer", "attention", "mlp"):
+            (group,) = some
+            values = [0 if index in group.removed else 1 for index in range(group.before)]
+            traces: list[dict[str, Any]] = [
+                {"type": "bar", "x": list(range(group.before)), "y": [1] * group.before, "name": "before"},
+                {"type": "bar", "x": list(range(group.before)), "y": values, "name": "left"},
+            ]
+            names = [f"{unit} {index}" for index in range(group.before)]
+        else:
+            names = [group.name for group in some]
+            traces = [
+                {"type": "bar", "x": list(range(len(some))), "y": [group.before for group in some], "name": "before"},
+                {"type": "bar", "x": list(range(len(some))), "y": [group.left for group in some], "name": "left"},
+            ]
+        for trace, colour in zip(traces, (COLOURS[-1], COLOURS[at % len(COLOURS)]), strict=True):
+            trace |= {
+                "marker": {"color": colour},
+                "customdata": [html.escape(name) for name in names],
+                "hovertemplate": "%{customdata}: %{y}<extra>%{fullData.name}</extra>",
+            }
+        layout = {
+            "height": 300,
+            "barmode": "overlay",
+            "xaxis": {"title": {"text": "place"}},
+            "yaxis": {"rangemode": "tozero"},
+        }
+        title = f"{units_in_words(unit).capitalize()} before and after"
+        plots.append(
+            Plot(f"widths-{number}-{at}", title, "What is left stands in front of what was there.", traces, layout)
+        )
+    return plots
 
 
 def _stage_plots(number: int, stage: StageReport) -> list[Plot]:

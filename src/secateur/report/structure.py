@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from rich import box
@@ -9,7 +10,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from secateur.errors import UsageError
 from secateur.network.network import Layer, Network
+from secateur.network.units import UNITS
 from secateur.report.terminal import count, layer_kind, percent
 
 
@@ -70,3 +73,38 @@ def _row(table: Table, name: str, group: list[dict[str, Any]], suffix: str) -> N
         count(weights),
         percent(zeros / weights),
     )
+
+
+def units(network: Network) -> list[dict[str, Any]]:
+    """Returns every group of units that a model has: kind, number of units, parameters that go with one."""
+    found: list[dict[str, Any]] = []
+    for unit, groups_of in UNITS.items():
+        try:
+            groups = list(groups_of(network))
+        except UsageError:
+            continue  # query heads where each head has its own keys
+        for group in groups:
+            each = group.parameters_each()
+            found.append(
+                {
+                    "group": group.name,
+                    "unit": unit,
+                    "count": group.count,
+                    "parameters_each": int(each.float().mean().round()),
+                    "parameters": int(each.sum()),
+                }
+            )
+    return found
+
+
+def units_table(found: list[dict[str, Any]]) -> RenderableType:
+    """Returns a table of what `units` gave; groups that are alike share a row."""
+    table = Table("group", "unit", "groups", "units each", "parameters per unit", box=box.SIMPLE_HEAD)
+    rows: dict[tuple[Any, ...], int] = {}
+    for one in found:
+        name = re.sub(r"\.\d+/", ".*/", one["group"])
+        key = (name, one["unit"], one["count"], one["parameters_each"])
+        rows[key] = rows.get(key, 0) + 1
+    for (name, unit, number, each), groups in rows.items():
+        table.add_row(Text(name, overflow="fold"), unit, str(groups), f"{number:,}", f"{each:,}")
+    return table

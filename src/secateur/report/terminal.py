@@ -123,7 +123,10 @@ FIGURES = (
     Figure("cosine to dense", "cosine", lambda m: m.cosine, lambda v: f"{v:.4f}"),
     Figure("sparsity of block weights", "zeros", lambda m: m.sparsity if m.weights else None, percent, _points),
     Figure("parameters", "params", lambda m: m.parameters, count, _ratio),
+    Figure("MACs per token", "MACs", lambda m: m.macs, count, _ratio),
     Figure("bytes on disk", "disk", lambda m: m.bytes_on_disk, size, _ratio),
+    Figure("prefill tokens/s, 1 thread", "prefill 1", lambda m: m.prefill_one, decimal, _ratio),
+    Figure("decode tokens/s, 1 thread", "decode 1", lambda m: m.decode_one, decimal, _ratio),
     Figure("prefill tokens/s", "prefill", lambda m: m.prefill, decimal, _ratio),
     Figure("decode tokens/s", "decode", lambda m: m.decode, decimal, _ratio),
 )
@@ -173,21 +176,20 @@ def describe_stage(stage: Mapping[str, Any]) -> str:
     given = {name: value for name, value in settings.items() if value is not None}
     if kind != "prune":
         return f"{kind.capitalize()}: " + ", ".join(f"{name} {value}" for name, value in given.items()) + "."
-    unit, score, solver = given.get("unit", "weight"), given.get("score"), given.get("solver", "none")
+    unit = given.get("unit", "weight")
+    if unit != "weight":
+        return _describe_removal(unit, given)
+    score, solver = given.get("score"), given.get("solver", "none")
     chain = solver.split("+")
     if "pattern" in given:
-        amount = f"{unit}s, in the {given['pattern']} pattern"
+        amount = f"weights, in the {given['pattern']} pattern"
     elif "threshold" in given:
-        amount = f"every {unit} whose score is below {given['threshold']}"
+        amount = f"every weight whose score is below {given['threshold']}"
     elif "sparsity" in given:
-        amount = f"{100 * given['sparsity']:g} % of the {unit}s"
-    elif "remove" in given:
-        amount = f"{given['remove']} {unit}s"
-    elif "params" in given:
-        amount = f"{unit}s until {100 * given['params']:g} % of the parameters were left"
+        amount = f"{100 * given['sparsity']:g} % of the weights"
     else:
-        amount = f"{unit}s"
-    words = [f"Zeroed {amount}" if unit == "weight" else f"Removed {amount}"]
+        amount = "weights"
+    words = [f"Zeroed {amount}"]
     if score is not None:
         words.append(f"scored by {score}")
     elif chain != ["none"]:
@@ -199,6 +201,40 @@ def describe_stage(stage: Mapping[str, Any]) -> str:
     rest = (
         "What stayed is as it was." if solver == "none" else f"What stayed was corrected by {' and then '.join(chain)}."
     )
+    return f"{', '.join(words)}. {rest}"
+
+
+def units_in_words(unit: str) -> str:
+    """Returns what a kind of unit, or several, are called: `neurons and heads`."""
+    named = {"attention": "attention halves of layers", "mlp": "MLP halves of layers", "query-head": "query heads"}
+    return " and ".join(named.get(kind, f"{kind}s") for kind in unit.split(","))
+
+
+def _describe_removal(unit: str, given: Mapping[str, Any]) -> str:
+    """Returns what a stage that removes units does, in words."""
+    units = units_in_words(unit)
+    inner = unit in ("neuron", "head", "query-head", "expert") or "," in unit
+    amounts = {
+        "params": lambda v: f"{units} until {100 * v:g} % of the parameters were left",
+        "macs": lambda v: f"{units} until {100 * v:g} % of the multiply-accumulates were left",
+        "memory": lambda v: f"{units} until the weights took {v}",
+        "latency": lambda v: f"{units} until reading a window should take {100 * v:g} % of the time",
+        "sparsity": lambda v: f"{100 * v:g} % of the {units}",
+        "remove": lambda v: f"{v} {units}{' of every layer' if inner else ''}",
+        "threshold": lambda v: f"{units} whose score is below {v}",
+    }
+    name = next((name for name in amounts if name in given), None)
+    words = [f"Removed {units if name is None else amounts[name](given[name])} for good"]
+    if given.get("solver") == "obs":
+        words.append("chosen in rounds by the error that the best correction leaves")
+    elif "score" in given:
+        words.append(f"scored by {given['score']}")
+    if given.get("allocation", "uniform") != "uniform":
+        words.append(f"shared out by {given['allocation']}")
+    fitted = given.get("repair", True) and (
+        unit == "channel" or set(unit.split(",")) <= {"neuron", "head", "query-head"}
+    )
+    rest = "What reads them was fitted anew by least squares." if fitted else "What stayed is as it was."
     return f"{', '.join(words)}. {rest}"
 
 
@@ -221,6 +257,7 @@ def stage_lines(stage: StageReport) -> tuple[str, ...]:
     if stage.layers:
         share = percent(stage.sparsity)
         lines.append(f"{len(stage.layers)} layers, {stage.zeros:,} of {stage.weights:,} weights zero ({share}).")
+    lines += _group_lines(stage)
     errors = final_errors(stage)
     if errors:
         mean, (worst, where) = sum(error for error, _ in errors) / len(errors), max(errors)
@@ -228,6 +265,40 @@ def stage_lines(stage: StageReport) -> tuple[str, ...]:
     if stage.seconds:
         lines.append("Time: " + ", ".join(f"{phase} {duration(s)}" for phase, s in stage.seconds.items()) + ".")
     return (*lines, *stage.notes)
+
+
+def _group_lines(stage: StageReport) -> list[str]:
+    """Returns how many units went, and what that saved."""
+    lines = []
+    for unit in dict.fromkeys(group.unit for group in stage.groups):
+        some = [group for group in stage.groups if group.unit == unit]
+        before, left = sum(group.before for group in some), sum(group.left for group in some)
+        widths = sorted({group.left for group in some})
+        each = (
+            "" if len(some) == 1 else f", {widths[0]:,}" + (f" to {widths[-1]:,}" if len(widths) > 1 else "") + " each"
+        )
+        which = ""
+        if len(some) == 1 and 0 < len(some[0].removed) <= 32:
+            which = f" (went: {', '.join(map(str, some[0].removed))})"
+        lines.append(f"{left:,} of {before:,} {units_in_words(unit)} are left{each}{which}.")
+        known = [(g.error_before, g.error) for g in some if g.error_before is not None and g.error is not None]
+        if known:
+            bare, mended = (sum(values) / len(known) for values in zip(*known, strict=True))
+            lines.append(
+                f"Error of what reads them: {small(bare)} with them merely gone, {small(mended)} after the repair."
+            )
+    if stage.budget is not None:
+        old, new = stage.budget["before"], stage.budget["after"]
+        parts = [
+            f"{words} {text(old[name])} to {text(new[name])} ({new[name] / old[name]:.3f})"
+            for name, words, text in (
+                ("parameters", "parameters", count),
+                ("macs", "multiply-accumulates per token", count),
+                ("bytes", "bytes", size),
+            )
+        ]
+        lines.append(f"{', '.join(parts)}.".capitalize())
+    return lines
 
 
 def all_notes(result: Result) -> tuple[str, ...]:
@@ -284,6 +355,21 @@ def result_table(result: Result) -> RenderableType:
 
 
 def _stages_table(stages: Sequence[StageReport]) -> Table:
+    if any(stage.groups for stage in stages):
+        table = _table("stage", "units", "before", "left", "parameters", "MACs")
+        for number, stage in enumerate(stages, start=1):
+            for unit in dict.fromkeys(group.unit for group in stage.groups):
+                some = [group for group in stage.groups if group.unit == unit]
+                before, left = sum(group.before for group in some), sum(group.left for group in some)
+                old, new = (stage.budget or {}).get("before"), (stage.budget or {}).get("after")
+                ratios = [f"{new[k] / old[k]:.3f}x" if old and new else "" for k in ("parameters", "macs")]
+                _add(table, (f"{number} prune", units_in_words(unit), f"{before:,}", f"{left:,}", *ratios))
+            if stage.layers:
+                _add(
+                    table,
+                    (f"{number} prune", "weights", f"{stage.weights:,}", f"{stage.weights - stage.zeros:,}", "", ""),
+                )
+        return table
     table = _table("stage", "layers pruned", "zeros", "sparsity", "mean error", "worst error")
     for number, stage in enumerate(stages, start=1):
         errors = [error for error, _ in final_errors(stage)]

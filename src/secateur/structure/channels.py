@@ -121,12 +121,12 @@ def _statistics(job: Job, groups: Sequence[UnitGroup]) -> dict[str, Statistics]:
     if not needs & INPUTS:
         return {}
     runner = job.runner()
-    layers = [reader.layer for group in groups for reader in group.readers]
+    names = {reader.layer.name for group in groups for reader in group.readers}
     found: dict[str, Statistics] = {}
     for block in job.progress.track(range(len(job.network.blocks)), "looking at the dense model"):
         readers: dict[str, tuple[Layer, Needs]] = {}
-        for layer in layers:
-            if layer.block == block:
+        for layer in job.network.block_layers(block):  # in the order of computation: gathering ends with the last
+            if layer.name in names:
                 readers.setdefault(layer.reads, (layer, needs))
         with job.timed("gather"):
             found |= runner.gather(readers, lambda: None)
@@ -157,6 +157,7 @@ def repair_channels(job: Job, dense: Network, small: Network, keep: Tensor) -> N
                     if (projection.columns in INNER_COLUMNS and "residual" in projection.rows) == writes
                     and projection.columns != "position"
                     and big.module is not None
+                    and big.expert is None
                     and big.shape[0] == (little.shape[0] if not writes else len(keep))
                 ]
                 _match(job, runners, pairs, channels if writes else None)

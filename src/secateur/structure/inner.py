@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from math import lcm
 
 import torch
 from torch import Tensor
@@ -75,19 +76,26 @@ def _counts(job: Job, groups: Sequence[UnitGroup]) -> dict[str, int] | None:
     if stage.allocation == "ramp":
         widths = _ramped(job, groups, places, budget)
     elif stage.allocation == "uniform" and not mixed:
-        widths = even_widths(places, budget, stage.round_to)
+        widths = even_widths(places, budget, _step(job, groups))
     else:
-        widths = ranked_widths(places, budget, stage.round_to)
+        widths = ranked_widths(places, budget, _step(job, groups))
     if stage.uniform or (mixed and stage.allocation == "uniform"):
         widths = _evened(job, groups, widths)
     return {group.name: width for group, width in zip(groups, widths, strict=True)}
+
+
+def _step(job: Job, groups: Sequence[UnitGroup]) -> int:
+    """Returns what widths are a multiple of; those of experts of 8, as their products take aligned rows only."""
+    experts = any(reader.layer.expert is not None for group in groups for reader in group.readers)
+    return lcm(job.stage.round_to, 8) if experts else job.stage.round_to
 
 
 def _own_width(job: Job, group: UnitGroup) -> int:
     """Returns a group's width where its share or its number is its own: `sparsity` and `remove`."""
     stage = job.stage
     gone = stage.remove if stage.remove is not None else round(group.count * (stage.sparsity or 0))
-    width = (group.count - gone) // stage.round_to * stage.round_to
+    step = _step(job, [group])
+    width = (group.count - gone) // step * step
     if width < max(1, stage.min_units):
         raise UsageError(
             f"{group.name} has {group.count} units: removing {gone} of them leaves {max(width, 0)}, and at least "
@@ -101,7 +109,7 @@ def _evened(job: Job, groups: Sequence[UnitGroup], widths: Sequence[int]) -> lis
     total: dict[str, list[int]] = defaultdict(list)
     for group, width in zip(groups, widths, strict=True):
         total[group.unit].append(width)
-    step = job.stage.round_to
+    step = _step(job, groups)
     even = {kind: max(1, job.stage.min_units, sum(w) // len(w) // step * step) for kind, w in total.items()}
     return [min(group.count, even[group.unit]) for group in groups]
 
@@ -110,7 +118,7 @@ def _ramped(job: Job, groups: Sequence[UnitGroup], places: Sequence[Place], budg
     """Removes more from later blocks: by a common factor on the ramp, the least that meets the budget."""
     blocks = sorted({group.block for group in groups if group.block is not None})
     shares = dict(zip(blocks, ramp(len(blocks)), strict=True))
-    step = job.stage.round_to
+    step = _step(job, groups)
 
     def kept(factor: float) -> list[int]:
         return [
@@ -228,7 +236,7 @@ def _walk(job: Job, groups: Sequence[UnitGroup], counts: dict[str, int] | None) 
             with job.timed("reconstruct"), runner.differentiable():
                 layers = job.network.block_layers(block)
                 job.blocks.append(
-                    reconstruct(runner, layers, dense.hidden, stage.reconstruct_passes, stage.reconstruct_halves)
+                    reconstruct(runner, layers, dense.outputs, stage.reconstruct_passes, stage.reconstruct_halves)
                 )
         if runner is not None and block < last:
             with job.timed("propagate"):
@@ -263,12 +271,13 @@ def _remove(
         keep = torch.ones(group.count, dtype=torch.bool)
         job.report(group, keep)
         return Cut(group, keep)
-    inputs = job.gather(runner, [group], needs) if runner is not None else {}
     towards = None
     single = len(group.readers) == 1
     if runner is not None and dense is not None and group.unit == "neuron" and single and _adds(job):
         with job.timed("gather"):
-            towards = output_moments(runner, group.readers[0].layer, dense.hidden, lambda: None)
+            towards = output_moments(runner, group.readers[0].layer, dense.outputs, lambda: None)
+    known = towards is not None and (stage.solver == "obs" or fixed is not None)  # all that is needed
+    inputs = job.gather(runner, [group], needs) if runner is not None and not known else {}
     with job.timed("solve"), torch.inference_mode():
         moments = [_moments(job, reader, inputs) if towards is None else towards for reader in group.readers]
         keep = _chosen(job, group, counts, inputs, moments) if fixed is None else fixed

@@ -48,6 +48,7 @@ def _stacks(encoder_mlp: tuple[Projection, ...], decoder_mlp: tuple[Projection, 
         MappingProxyType({"layers": "num_layers", **fields}),
         block_returns=3,  # the hidden states, and the position biases of both attentions
         carries=True,
+        without=MappingProxyType({"mlp": {"layer.1": "identity"}}),
     )
     decoder = Stack(
         "decoder",
@@ -77,9 +78,9 @@ def _family(name: str, stacks: tuple[Stack, Stack], gated: bool) -> Family:
         ),
         head_tensors=(("layer.0.SelfAttention.relative_attention_bias.weight", 1),),
         # the attention of the first block makes the biases of positions for all, so attention halves stay
-        without=MappingProxyType({"mlp": {"layer.1.DenseReluDense": "zero", "layer.2.DenseReluDense": "zero"}}),
+        without=MappingProxyType({"mlp": {"layer.2": "identity"}}),
         norm="rms",
-        scaled_head=True,
+        scaled_head="scale_decoder_outputs",
         encoder_decoder=stacks,
         inputs="halves",
         when=MappingProxyType({"is_gated_act": gated}),
