@@ -41,12 +41,12 @@ def has(name: str, unit: str) -> bool:
 
 
 CELLS = [(name, unit) for name in FAMILIES for unit in UNITS if has(name, unit)]
-RAGGED = [
-    (name, unit)
-    for name, unit in CELLS
-    if unit in ("neuron", "head", "query-head")
-    and (name, unit) != ("qwen3_moe", "neuron")  # an MLP and experts: one block of each, and a field for either
+NOT_RAGGED = [
+    ("qwen3_moe", "neuron"),  # an MLP in one block and experts in the other, with a field of the config for either
+    ("t5", "head"),  # all blocks of a stack get the first one's biases of positions, which have a place per head
+    ("t5_gated", "head"),
 ]
+RAGGED = [cell for cell in CELLS if cell[1] in ("neuron", "head", "query-head") and cell not in NOT_RAGGED]
 TINY_EPSILON = 1e-12  # of RMS norms: the mean is over fewer channels after a cut, but epsilon stays as it was
 
 IDS = torch.arange(10, 22)[None]
@@ -143,7 +143,7 @@ def some(seed: int = 1, ragged: bool = False) -> Keep:
         first = len(SPECIAL) if group.unit == "token" else 0
         step = EXPERT_STEP if group.unit == "neuron" and group.readers[0].layer.expert is not None else 1
         share = 8 if group.unit == "channel" else max(1, group.count // 4 // step)  # 8 is the width of a head
-        more = calls - 1 if ragged and group.block is not None else 0
+        more = calls - 1 if ragged and group.block is not None and group.unit != "expert" else 0
         gone = (share + more) * step % group.count
         chosen[first + torch.randperm(group.count - first, generator=random)[:gone]] = False
         if group.unit == "token":

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 
 from cuts import CELLS, GROUPED, IDS, RAGGED, Proof, has, logits, loss, output, prove, some, tiny_network, windows
 from secateur.errors import UsageError
@@ -35,7 +35,7 @@ SEQUENCES = [
     ("mlp", "channel"),
     ("head", "attention"),
     ("expert", "neuron"),
-    ("layer", "expert"),
+    ("attention", "expert"),
 ]
 FRESH = [
     ("llama", "neuron"),
@@ -95,8 +95,7 @@ def test_cutting_what_nobody_reads_or_what_adds_nothing_leaves_the_logits_unchan
 @pytest.mark.parametrize(("name", "unit"), RAGGED)
 def test_widths_that_differ_from_block_to_block_are_exact_too(name: str, unit: str) -> None:
     found = proof(name, unit, ragged=True)
-    groups = {one.group.shared or one.group.name for one in found.cuts}
-    assert len({one.left for one in found.cuts}) == min(len(groups), max(one.group.count for one in found.cuts))
+    assert len({one.left for one in found.cuts}) == min(len(found.cuts), found.cuts[0].group.count)
     assert found.network.architecture == f"Secateur{tiny_network(name).architecture}"
     assert_exact(found)
 
@@ -212,13 +211,24 @@ def test_a_fresh_process_without_secateur_loads_a_plain_and_a_reshaped_checkpoin
     assert reload_difference(found.network, tmp_path / "out", windows(found.network, found.ids), Progress()) < ROUNDING
 
 
+def last_hidden_states(network: Network) -> Tensor:
+    """Returns what the model without its head gives; T5 has no such part, so its decoder is listened to."""
+    if network.base is not network.model:
+        return output(network, IDS, network.base)
+    heard: list[Tensor] = []
+    hook = network.model.decoder.register_forward_hook(lambda _, __, given: heard.append(given[0]))
+    output(network)
+    hook.remove()
+    return heard[0]
+
+
 @every_family
 def test_a_reshaped_model_loads_without_its_head(name: str, tmp_path: Path) -> None:
     found = proof(name, "attention" if has(name, "attention") else "mlp")
     saved(found.network, tmp_path / "out")
     base = transformers.AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True).eval()
     with torch.no_grad():
-        expected = output(found.network, IDS, found.network.base)
+        expected = last_hidden_states(found.network)
         assert torch.equal(output(found.network, IDS, base), expected)
     base.save_pretrained(tmp_path / "base")
     assert torch.equal(logits(load(tmp_path / "base")), expected)
