@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from secateur.calibration.inputs import model_inputs, predicted_ids
+from secateur.calibration.windows import Windows
 from secateur.network.families import FAMILIES, family_of
 from secateur.network.network import Network, Source
 from secateur.network.surgery import Cut, cut
 from secateur.network.units import UNITS, Halves, UnitGroup, unit_groups
-from tiny import SPECIAL, tiny_model
+from tiny import FRAMES, MELS, SPECIAL, tiny_model
 
 POST_NORM = ("bert", "roberta", "distilbert", "xlnet")  # a norm follows each addition, so no block can be a no-op
 GROUPED = tuple(name for name, family in FAMILIES.items() if "kv_heads" in family.config)
@@ -27,17 +29,28 @@ SPARSE = tuple(name for name, family in FAMILIES.items() if family.experts is no
 
 
 def has(name: str, unit: str) -> bool:
-    """Whether a family has units of a kind. T5's first attention makes the biases of all others, so halves stay."""
-    family = FAMILIES[name]
-    if unit in ("attention", "mlp"):
-        return unit in family.without
-    return {"query-head": name in GROUPED, "expert": name in SPARSE}.get(unit, True)
+    """Whether a family has units of a kind; T5 has no halves of attention, as the first makes all others' biases."""
+    match unit:
+        case "query-head":
+            return name in GROUPED
+        case "expert":
+            return name in SPARSE
+        case "attention" | "mlp":
+            return unit in FAMILIES[name].without
+    return True
 
 
 CELLS = [(name, unit) for name in FAMILIES for unit in UNITS if has(name, unit)]
+NOT_RAGGED = [
+    ("qwen3_moe", "neuron"),  # an MLP in one block and experts in the other, with a field of the config for either
+    ("t5", "head"),  # all blocks of a stack get the first one's biases of positions, which have a place per head
+    ("t5_gated", "head"),
+]
+RAGGED = [cell for cell in CELLS if cell[1] in ("neuron", "head", "query-head") and cell not in NOT_RAGGED]
 TINY_EPSILON = 1e-12  # of RMS norms: the mean is over fewer channels after a cut, but epsilon stays as it was
 
 IDS = torch.arange(10, 22)[None]
+EXPERT_STEP = 4  # float32 numbers; products of grouped matrices have rows of whole 16 bytes
 Keep = Callable[[UnitGroup], Tensor]
 
 
@@ -61,7 +74,8 @@ class Proof:
 def network_of(model: PreTrainedModel) -> Network:
     """Returns a network around a model in memory."""
     source = Source("memory", Path("memory"), "float32")
-    return Network(model, family_of(model.config.model_type, model.config), None, source, torch.device("cpu"))
+    family = family_of(model.config.model_type, model.config)
+    return Network(model, family, None, source, torch.device("cpu"))
 
 
 def tiny_network(name: str, seed: int = 0) -> Network:
@@ -73,60 +87,70 @@ def tiny_network(name: str, seed: int = 0) -> Network:
 
 
 def shrink_epsilon(model: PreTrainedModel) -> None:
-    for name in ("rms_norm_eps", "layer_norm_epsilon"):
-        if hasattr(model.config, name):
-            setattr(model.config, name, TINY_EPSILON)
+    field = "layer_norm_epsilon" if hasattr(model.config, "layer_norm_epsilon") else "rms_norm_eps"
+    setattr(model.config, field, TINY_EPSILON)
     for module in model.modules():
         for name in ("variance_epsilon", "eps"):
             if hasattr(module, name):
                 setattr(module, name, TINY_EPSILON)
 
 
-def fed(config: Any, ids: Tensor) -> dict[str, Tensor]:
-    """Returns what a model of this config is called with: tokens, and for an encoder the same or a fixed sound."""
-    if config.model_type == "whisper":
-        shape = (1, config.num_mel_bins, 2 * config.max_source_positions)
-        sound = torch.randn(shape, generator=torch.Generator().manual_seed(3))
-        return {"input_features": sound, "decoder_input_ids": ids}
-    if config.is_encoder_decoder:
-        return {"input_ids": ids, "decoder_input_ids": ids}
-    return {"input_ids": ids}
+def windows(network: Network, ids: Tensor = IDS) -> Windows:
+    """Returns the window of these tokens, with a sound, always the same one, if the model hears."""
+    sound = torch.randn(1, MELS, FRAMES, generator=torch.Generator().manual_seed(3))
+    return Windows(ids, "some tokens", features=sound if network.family.inputs == "audio" else None)
+
+
+def output(network: Network, ids: Tensor = IDS, model: Any = None) -> Tensor:
+    """Returns what a model gives first, with gradients: the network's own, or another one that is fed the same."""
+    first, others = model_inputs(network, windows(network, ids))
+    found: Tensor = (network.model if model is None else model)(first, **others)[0]
+    return found
 
 
 def logits(network: Network, ids: Tensor = IDS) -> Tensor:
     with torch.no_grad():
-        found: Tensor = network.model(**fed(network.model.config, ids))[0]
-    return found
+        return output(network, ids)
+
+
+def loss(network: Network, ids: Tensor = IDS) -> Tensor:
+    """Returns the cross entropy of the tokens that a model predicts, or of the next ones if it sees all."""
+    targets = predicted_ids(network, windows(network, ids))
+    return nn.functional.cross_entropy(output(network, ids)[0, :-1], targets[0, 1:])
 
 
 def some(seed: int = 1, ragged: bool = False) -> Keep:
-    """Returns a choice of units: about a quarter goes, of every group other ones.
+    """Returns a choice of units: about a quarter goes, of every group other ones; of blocks, one of every stack.
 
     Args:
         seed: Of the choice.
-        ragged: Whether one more goes from each block than from the one before, the first of few units none.
+        ragged: Whether one more goes from each block than from the one before, the first of few units none; after
+            all but one it begins anew.
     """
     random = torch.Generator().manual_seed(seed)
     calls = 0
-    shared: dict[str, Tensor] = {}
+    together: dict[str, Tensor] = {}
 
     def keep(group: UnitGroup) -> Tensor:
         nonlocal calls
-        if group.shared in shared:
-            return shared[group.shared]
+        if group.shared in together:
+            return together[group.shared]
         chosen = torch.ones(group.count, dtype=torch.bool)
+        if group.unit == "layer":
+            for blocks in group.network.ranges:
+                chosen[blocks.start + torch.randperm(len(blocks), generator=random)[0]] = False
+            return chosen
         first = len(SPECIAL) if group.unit == "token" else 0
-        share = 8 if group.unit == "channel" else max(1, group.count // 4)  # 8 is the width of a head
-        more = calls - 1 if ragged and group.block is not None else 0
-        gone = min(share + more, group.count - 1)
-        if any(reader.layer.expert is not None for reader in group.readers):
-            gone = group.count - (group.count - gone) // 8 * 8  # products of experts take aligned rows only
+        step = EXPERT_STEP if group.unit == "neuron" and group.readers[0].layer.expert is not None else 1
+        share = 8 if group.unit == "channel" else max(1, group.count // 4 // step)  # 8 is the width of a head
+        more = calls - 1 if ragged and group.block is not None and group.unit != "expert" else 0
+        gone = (share + more) * step % group.count
         chosen[first + torch.randperm(group.count - first, generator=random)[:gone]] = False
         if group.unit == "token":
             chosen[IDS] = True
         calls += 1
         if group.shared is not None:
-            shared[group.shared] = chosen
+            together[group.shared] = chosen
         return chosen
 
     return keep
@@ -166,7 +190,8 @@ def _disconnect(network: Network, one: Cut) -> list[Any]:
         case "attention" | "mlp" | "layer":
             return [hook for number in gone(one) for hook in _silence(network, one.group, number)]
         case "expert":
-            return [_mask_router(network, one)]
+            assert one.group.block is not None
+            return [_reroute(network.blocks[one.group.block].get_submodule("mlp.gate"), one.keep)]
         case "channel":
             _zero(network, one, one.group.produces)
             if network.family.norm == "layer":
@@ -201,12 +226,25 @@ def _silence(network: Network, group: UnitGroup, number: int) -> list[Any]:
         return [network.blocks[block].register_forward_hook(skip)]
     columns = {"attention": ("head",), "mlp": ("neuron", "expert neuron")}.get(group.unit)
     with torch.no_grad():
-        for projection, layer in network.described_layers(block):
+        for projection, layer in zip(network.projections(block), network.block_layers(block), strict=True):
             if "residual" in projection.rows and (columns is None or projection.columns in columns):
-                layer.matrix().zero_()
-                if layer.expert is None and getattr(layer.module, "bias", None) is not None:
+                layer.parameter.zero_()
+                if getattr(layer.module, "bias", None) is not None:
                     layer.module.bias.zero_()  # type: ignore[union-attr, operator]
     return []
+
+
+def _reroute(router: Any, keep: Tensor) -> Any:
+    """Has a router choose among the experts that stay as if it knew no others; returns the hook."""
+
+    def choose(_: nn.Module, __: Any, given: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        scores = given[0].masked_fill(~keep, -torch.inf)
+        weights, experts = scores.softmax(-1).topk(router.top_k)
+        if getattr(router, "norm_topk_prob", True):  # Mixtral always does
+            weights = weights / weights.sum(-1, keepdim=True)
+        return scores, weights, experts
+
+    return router.register_forward_hook(choose)
 
 
 def _norms(network: Network, width: int) -> list[nn.LayerNorm]:
@@ -224,20 +262,3 @@ def _restrict(norm: nn.LayerNorm, keep: Tensor) -> Any:
         return narrowed
 
     return norm.register_forward_hook(narrow)
-
-
-def _mask_router(network: Network, one: Cut) -> Any:
-    """Has a block's router choose among the experts that stay."""
-    assert one.group.block is not None
-    router: Any = network.blocks[one.group.block].get_submodule("mlp.gate")
-    always = network.model.config.model_type == "mixtral"  # Qwen3-MoE's weights add up to 1 if the config says so
-
-    def choose(_: nn.Module, args: Any, output: Any) -> Any:
-        scores = nn.functional.linear(args[0].reshape(-1, args[0].shape[-1]), router.weight)
-        scores = scores.masked_fill(~one.keep, -torch.inf)
-        weights, chosen = scores.float().softmax(-1).topk(router.top_k, dim=-1)
-        if always or network.model.config.norm_topk_prob:
-            weights = weights / weights.sum(-1, keepdim=True)
-        return (scores, weights.to(output[1].dtype), chosen)
-
-    return router.register_forward_hook(choose)

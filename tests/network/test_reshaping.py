@@ -24,7 +24,19 @@ from transformers import (
     PreTrainedModel,
 )
 
-from cuts import GROUPED, IDS, cuts_of, logits, network_of, prove, prove_cuts, shrink_epsilon, some, tiny_network
+from cuts import (
+    GROUPED,
+    IDS,
+    SPARSE,
+    cuts_of,
+    logits,
+    network_of,
+    prove,
+    prove_cuts,
+    shrink_epsilon,
+    some,
+    tiny_network,
+)
 from secateur.errors import ModelError, UsageError
 from secateur.network.families import FAMILIES
 from secateur.network.loading import load
@@ -70,7 +82,7 @@ def test_fewer_layers_and_tokens_are_fields_of_a_plain_config(name: str) -> None
     assert_plain(narrow.network, name)
     for stack, blocks in zip(shallow.network.family.stacks, shallow.network.ranges, strict=True):
         assert getattr(shallow.network.model.config, stack.config["layers"]) == len(blocks)
-    assert len(shallow.network.blocks) == len(tiny_network(name).blocks) - 1
+    assert len(shallow.network.blocks) == len(tiny_network(name).blocks) - len(shallow.network.ranges)
     assert config_field(narrow.network, "vocabulary") == narrow.cuts[0].left
 
 
@@ -193,6 +205,63 @@ def test_channels_that_leave_a_weight_without_a_place_are_refused_by_its_name() 
     (group,) = unit_groups(network, "channel")
     with pytest.raises(UsageError, match=r"no place for .*project_in"):  # at equal widths OPT has no such projection
         cut(network, [Cut(group, torch.arange(16) >= 8)])
+
+
+T5 = [name for name, family in FAMILIES.items() if any(stack.carries for stack in family.stacks)]
+
+
+@pytest.mark.parametrize("name", T5)
+def test_the_first_block_that_stays_makes_the_biases_of_positions(name: str) -> None:
+    for block in range(len(tiny_network(name).blocks)):
+        network = tiny_network(name)
+        (layers,) = unit_groups(network, "layer")
+        found = prove_cuts(network, [Cut(layers, torch.arange(layers.count) != block)])
+        torch.testing.assert_close(logits(found.network), found.expected, atol=1e-5, rtol=1e-5)
+        assert_plain(found.network, name)
+
+
+@pytest.mark.parametrize("name", T5)
+def test_encoder_decoder_and_cross_attention_may_keep_heads_of_their_own_number(name: str, tmp_path: Path) -> None:
+    network = tiny_network(name)
+    stays = {"encoder": 3, "decoder": 2, "cross": 1}
+    cuts = []
+    for group in unit_groups(network, "head"):
+        assert group.block is not None
+        kind = "cross" if "cross" in group.name else network.stack_of(group.block).name
+        cuts.append(Cut(group, torch.arange(group.count) < stays[kind]))
+    found = prove_cuts(network, cuts)
+    torch.testing.assert_close(logits(found.network), found.expected, atol=1e-5, rtol=1e-5)
+    save_network(found.network, tmp_path)
+    assert torch.equal(logits(load(tmp_path)), logits(found.network))
+
+
+@pytest.mark.parametrize("name", T5)
+def test_blocks_that_hand_on_biases_of_positions_have_to_keep_as_many_heads(name: str) -> None:
+    network = tiny_network(name)
+    with pytest.raises(UsageError, match=r"the cross heads of the decoder have to be as many in every block"):
+        prove(network, "head", some(ragged=True))
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_fewer_experts_are_a_field_of_a_plain_config(name: str) -> None:
+    found = prove(tiny_network(name), "expert")
+    assert_plain(found.network, name)
+    assert config_field(found.network, "experts") == 3
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_a_router_never_has_fewer_experts_than_it_chooses(name: str) -> None:
+    network = tiny_network(name)
+    cuts = [Cut(group, torch.arange(group.count) == 0) for group in unit_groups(network, "expert")]
+    with pytest.raises(UsageError, match="1 experts would stay, and each token is sent to 2; keep at least 2"):
+        cut(network, cuts)
+
+
+def test_every_block_has_to_keep_as_many_experts() -> None:
+    network = tiny_network("mixtral")
+    cuts = [Cut(group, torch.arange(4) > number) for number, group in enumerate(unit_groups(network, "expert"))]
+    with pytest.raises(UsageError, match="keep the same number of experts"):
+        cut(network, cuts)
 
 
 @every_family

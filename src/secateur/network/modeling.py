@@ -50,7 +50,8 @@ def describe_code(network: Network) -> str | None:
     kind = getattr(type(network.model), "plain", None)
     if kind is None:
         return None
-    kinds = [kind] if network.base is network.model else [kind, type(network.base)]
+    headless = transformers.AutoModel._model_mapping[kind.config_class]  # no part of T5ForConditionalGeneration
+    kinds = list(dict.fromkeys([kind, headless]))
     network.model.config.auto_map = {
         auto: f"{FILE.removesuffix('.py')}.{PREFIX}{one.__name__}" for one in kinds for auto in _auto_classes(one)
     }

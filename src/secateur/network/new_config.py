@@ -117,8 +117,12 @@ def _set_hidden(network: Network, config: Any, one: Cut) -> None:
 def _set_heads(network: Network, config: Any, tensors: Mapping[str, Tensor]) -> None:
     """Says the new numbers of heads, where they are the same in every attention that there is."""
     counts: dict[str, set[tuple[int, int]]] = defaultdict(set)
+    carried: dict[str, set[int]] = defaultdict(set)
     for one in heads_of(network, config, tensors):
         counts[one.stack.config["heads"]].add((one.query, one.kv))
+        if one.stack.carries:
+            carried[f"{one.cross}heads of the {one.stack.name}"].add(one.query)
+    _check_carried(network, carried)
     for stack, blocks in zip(network.family.stacks, network.ranges, strict=True):
         found = counts[stack.config["heads"]]
         if len(found) != 1:
@@ -128,6 +132,16 @@ def _set_heads(network: Network, config: Any, tensors: Mapping[str, Tensor]) -> 
         if "kv_heads" in stack.config:
             setattr(config, stack.config["kv_heads"], kv_heads)
         setattr(config, stack.config["head_dim"], head_dim(network, blocks.start))
+
+
+def _check_carried(network: Network, carried: Mapping[str, set[int]]) -> None:
+    """Refuses numbers of heads that differ among blocks which are handed the first one's biases, one per head."""
+    for heads, numbers in carried.items():
+        if len(numbers) > 1:
+            raise UsageError(
+                f"the first block of {network.architecture} makes biases of positions for all, so the {heads} have to "
+                "be as many in every block; use --uniform."
+            )
 
 
 def _set_experts(network: Network, config: Any, cuts: Sequence[Cut], gone: Sequence[int]) -> None:
