@@ -27,15 +27,16 @@ class Speed:
     decode: float | None
 
 
-def measure_speed(networks: Sequence[Network], ids: Tensor, progress: Progress) -> list[Speed]:
+def measure_speed(networks: Sequence[Network], ids: Sequence[Tensor], progress: Progress) -> list[Speed]:
     """Times prefill (one whole window) and decoding (with cache, greedy, one text), model by model in turns.
 
     Args:
         networks: What to time.
-        ids: (1, length) one window.
+        ids: One window per network, (1, length); all are cut to the shortest one's length.
         progress: Shows progress.
     """
-    length = ids.shape[1]
+    length = min(one.shape[1] for one in ids)
+    texts = [one[:, :length] for one in ids]
     prompt = min(PROMPT, max(1, length // 2))
     decoded = min(DECODED, length - prompt)
     generates = all(network.generates for network in networks) and decoded > 0
@@ -43,14 +44,14 @@ def measure_speed(networks: Sequence[Network], ids: Tensor, progress: Progress) 
     decode: list[list[float]] = [[] for _ in networks]
     with torch.inference_mode():
         for turn in progress.track(range(REPEATS + 1), "measuring speed"):
-            for number, network in enumerate(networks):
-                model = network.model
-                seconds = _seconds(lambda model=model: model(ids))  # type: ignore[misc]
+            for number, (network, text) in enumerate(zip(networks, texts, strict=True)):
+                model, begin = network.model, text[:, :prompt]
+                seconds = _seconds(lambda model=model, text=text: model(text))  # type: ignore[misc]
                 if turn:  # the first turn warms up
                     prefill[number].append(seconds)
                 if generates:
-                    start = _seconds(lambda model=model: greedy(model, ids[:, :prompt], 1))  # type: ignore[misc]
-                    whole = _seconds(lambda model=model: greedy(model, ids[:, :prompt], decoded))  # type: ignore[misc]
+                    start = _seconds(lambda model=model, begin=begin: greedy(model, begin, 1))  # type: ignore[misc]
+                    whole = _seconds(lambda model=model, begin=begin: greedy(model, begin, decoded))  # type: ignore[misc]
                     if turn:
                         decode[number].append(max(whole - start, 1e-9))
     return [

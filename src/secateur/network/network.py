@@ -99,6 +99,7 @@ class Network:
         device: Where blocks are computed; the model itself stays in main memory.
         notes: What the user should know about the loading.
         store: Where the blocks' weights are read from when their turn comes; None if they are all in memory.
+        kept: Of a network whose vocabulary was cut: (vocabulary,) int64, each token's id before any cut; else None.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Network:
         device: torch.device,
         notes: tuple[str, ...] = (),
         store: BlockStore | None = None,
+        kept: Tensor | None = None,
     ) -> None:
         self.model = model
         self.family = family
@@ -118,6 +120,7 @@ class Network:
         self.device = device
         self.notes = notes
         self.store = store
+        self.kept = kept
         self._resident: set[int] = set()
         self.base = model.base_model
         self._prefix = "" if self.base is model else f"{model.base_model_prefix}."
