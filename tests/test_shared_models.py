@@ -15,6 +15,11 @@ import torch
 import transformers
 
 import secateur
+from secateur.calibration.tokens import token_counts
+from secateur.network.loading import load
+from secateur.network.tokenizers import closure, remap_tokenizer, save_tokenizer
+from secateur.network.vocabulary import rank_of, remap_ids
+from secateur.progress import Progress
 from zeros import counted
 
 DATA = Path(os.environ.get("SECATEUR_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -105,3 +110,31 @@ def test_a_real_encoder_at_half_still_points_the_same_way(tmp_path: Path) -> Non
     print(f"cosine similarity to the dense model's outputs: {cosine}")
     assert cosine is not None
     assert cosine > 0.8
+
+
+@pytest.mark.slow
+@needs_data
+@pytest.mark.parametrize("model", ["demo:smollm2-135m", "demo:minilm-l6", "stories260k-hf"])
+def test_a_real_tokenizer_cut_to_the_commonest_tokens_reads_texts_as_before(model: str, tmp_path: Path) -> None:
+    network = load(model if model.startswith("demo:") else DATA / "models" / model)
+    old, configs = network.tokenizer, (network.model.config, getattr(network.model, "generation_config", None))
+    counts = token_counts(network, str(DATA / "text" / "c4_sample.jsonl"), Progress())
+    wanted = torch.zeros(len(counts), dtype=torch.bool)
+    wanted[counts.argsort(descending=True)[: len(counts) // 3]] = True
+    keep = closure(old, wanted & (counts > 0), configs)
+    new, rank = remap_tokenizer(old, keep), rank_of(keep)
+    remap_ids(configs[0], keep).save_pretrained(tmp_path)
+    save_tokenizer(new, tmp_path)
+    read = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    kept = 0
+    for line in (DATA / "text" / "wiki.test.raw").read_text().splitlines():
+        before = old(line, verbose=False).input_ids
+        after = new(line, verbose=False).input_ids
+        assert read(line, verbose=False).input_ids == after
+        if bool(keep[before].all()):
+            kept += 1
+            assert after == rank[before].tolist()
+        assert new.decode(after, skip_special_tokens=True) == old.decode(before, skip_special_tokens=True)
+    print(f"{int(wanted.sum())} wanted, {int(keep.sum())} of {len(keep)} kept; {kept} lines in kept tokens only")
+    assert kept > 100
+    assert int(keep.sum()) < len(keep)

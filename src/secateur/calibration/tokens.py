@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from secateur.network.vocabulary import rank_of
 from secateur.progress import Progress
 
 PIECE = 1 << 20  # characters of a document that are tokenized at once
+DOCUMENTS = 64  # documents, or pieces of them, that are tokenized at once
 BATCH = 1 << 16  # token ids that are counted at once
 
 
@@ -101,14 +102,13 @@ def _batches(ids: Iterator[int]) -> Iterator[Tensor]:
 
 
 def _tokenized(network: Network, texts: Iterator[str], data: str) -> Iterator[Tensor]:
-    """Yields the token ids of each document, or of each piece of a long one; documents are joined as in windows."""
+    """Yields token ids of a batch of documents, or of pieces of long ones; documents are joined as in windows."""
     tokenizer = text_tokenizer(network, data)
-    between = ""
-    for text in texts:
-        for piece in _pieces(between + text):
-            ids = tokenizer(piece, add_special_tokens=False, verbose=False).input_ids
-            yield torch.tensor(ids, dtype=torch.int64)
-        between = BETWEEN
+    joined = (text if number == 0 else BETWEEN + text for number, text in enumerate(texts))
+    pieces = (piece for text in joined for piece in _pieces(text))
+    while some := list(islice(pieces, DOCUMENTS)):
+        rows = tokenizer(some, add_special_tokens=False, verbose=False).input_ids
+        yield torch.tensor(list(chain.from_iterable(rows)), dtype=torch.int64)
 
 
 def _pieces(text: str) -> Iterator[str]:

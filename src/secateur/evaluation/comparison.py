@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,10 +15,12 @@ from secateur.calibration.audio import transcribe
 from secateur.calibration.inputs import predicted_ids
 from secateur.calibration.windows import Windows
 from secateur.evaluation.costs import costs
-from secateur.evaluation.quality import Quality, measure
+from secateur.evaluation.passages import Passage, passages, same_vocabulary, shared_tokens
+from secateur.evaluation.quality import Quality, measure, measure_passages
 from secateur.evaluation.speed import Speed, greedy, measure_speed
 from secateur.network.loading import weight_bytes
 from secateur.network.network import Network
+from secateur.network.vocabulary import VOCABULARY_FILE
 from secateur.progress import Progress
 from secateur.result import Comparison, Metrics
 
@@ -38,6 +41,9 @@ def compare_networks(
 ) -> Comparison:
     """Measures models side by side; the first is the dense one.
 
+    Models with the same vocabulary read the same windows. If one's vocabulary differs, each reads the windows' text in
+    its own tokens (`passages`), which the notes say.
+
     Args:
         networks: The models.
         windows: Text for quality and speed; None leaves both out.
@@ -49,54 +55,128 @@ def compare_networks(
     """
     sizes = sizes or [weight_bytes(network.source.path) for network in networks]
     names = names or [network.source.name for network in networks]
-    qualities: list[Quality | None] = [None] * len(networks)
     speeds: list[Speed | None] = [None] * len(networks)
     alone: list[Speed | None] = [None] * len(networks)
+    measured: list[_Measured | None] = [None] * len(networks)
+    notes: list[str] = []
     if windows is not None:
-        qualities = list(measure(networks, windows, progress, storage))
+        if same_vocabulary(networks):
+            qualities = measure(networks, windows, progress, storage)
+            first = windows.one(0)
+            measured = [
+                _Measured(one, windows, len(windows), first, _prompt(predicted_ids(network, first).shape[1]))
+                for network, one in zip(networks, qualities, strict=True)
+            ]
+        elif any(network.family.inputs != "text" for network in networks):
+            notes.append(
+                "Quality and speed weren't compared: the vocabularies differ, and two tokenizers don't cut what an "
+                "encoder reads from what its decoder predicts at the same place."
+            )
+        else:
+            read = passages(networks, windows)
+            qualities = measure_passages(networks, read, progress, storage)
+            begins = [Windows(reading.ids[None], windows.source) for reading in read[0].readings]
+            prompts = _same_text(read[0], _prompt(min(begin.length for begin in begins)))
+            measured = [
+                _Measured(quality, windows, len(read), begin, prompt)
+                for quality, begin, prompt in zip(qualities, begins, prompts, strict=True)
+            ]
+            notes = _vocabulary_notes(networks, qualities, names)
         if speed and not any(network.store for network in networks):
-            speeds = list(measure_speed(networks, windows.one(0), progress))
-            if torch.get_num_threads() > 1 and len({network.parameters() for network in networks}) > 1:
-                alone = list(measure_speed(networks, windows.one(0), progress, threads=1))
+            begins = [one.begin for one in measured if one is not None]
+            if begins:
+                speeds = list(measure_speed(networks, begins, progress))
+            if begins and torch.get_num_threads() > 1 and len({network.parameters() for network in networks}) > 1:
+                alone = list(measure_speed(networks, begins, progress, threads=1))
+    length = None if windows is None else windows.length
     metrics = [
-        _metrics(network, name, size, windows, quality, pair, reference=networks[0])
-        for network, name, size, quality, *pair in zip(networks, names, sizes, qualities, speeds, alone, strict=True)
+        _metrics(network, name, size, one, pair, length, reference=networks[0])
+        for network, name, size, one, *pair in zip(networks, names, sizes, measured, speeds, alone, strict=True)
     ]
-    return Comparison(metrics[0], tuple(metrics[1:]), tuple(_notes(networks, metrics)))
+    return Comparison(metrics[0], tuple(metrics[1:]), tuple(notes + _notes(networks, metrics)))
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """One model's quality, and on what: `number` windows, the first of which is `begin`, in the model's own ids.
+
+    The first `prompt` tokens of what the model reads of it are what it writes on from.
+    """
+
+    quality: Quality
+    windows: Windows
+    number: int
+    begin: Windows
+    prompt: int
+
+
+def _prompt(tokens: int) -> int:
+    """Returns how many of a window's tokens a model writes on from."""
+    return min(SAMPLE_PROMPT, tokens // 2)
+
+
+def _same_text(passage: Passage, tokens: int) -> list[int]:
+    """Returns how many tokens each model has of the text that the first one has `tokens` tokens of; at least one."""
+    first = passage.readings[0]
+    end = first.ends[max(0, tokens - 1 - first.start)]
+    return [max(1, reading.start + int((reading.ends <= end).sum())) for reading in passage.readings]
+
+
+def _vocabulary_notes(networks: Sequence[Network], qualities: Sequence[Quality], names: Sequence[str]) -> list[str]:
+    """Says on what models with different vocabularies were compared."""
+    dense = networks[0]
+    sizes = ", ".join(f"{network.dimension('vocabulary') or 0:,}" for network in networks)
+    notes = [
+        f"The vocabularies differ ({sizes} tokens): each model reads the text in its own tokens. Compare bits per "
+        "byte; perplexity and tokens per second count each model's own tokens."
+    ]
+    what = "KL and top-1 agreement are" if dense.generates else "The cosine is"
+    for network, quality, name in zip(networks[1:], qualities[1:], names[1:], strict=True):
+        shared = shared_tokens(dense, network)
+        if shared is None:
+            notes.append(
+                f"{name}: {what} left out, as nothing says which of the dense model's tokens it has "
+                f"(no fitting {VOCABULARY_FILE} beside it)."
+            )
+        else:
+            notes.append(
+                f"{name}: {what} over the {len(shared[0]):,} tokens that both have, at the {quality.compared:,} "
+                f"positions at which both read the same token ({quality.count:,} of its own were predicted)."
+            )
+    return notes
 
 
 def _metrics(
     network: Network,
     name: str,
     size: int | None,
-    windows: Windows | None,
-    quality: Quality | None,
+    measured: _Measured | None,
     speeds: Sequence[Speed | None],
+    length: int | None,
     reference: Network,
 ) -> Metrics:
     layers = network.layers()
     zeros = {layer.name: layer.zeros() for layer in network.visit(layers)}
     figures: dict[str, float | int | str | None] = {}
-    if windows is not None and quality is not None:
-        figures |= {"text": windows.source, "windows": len(windows), "tokens": quality.count}
-        dense = network is reference
+    if measured is not None:
+        quality = measured.quality
+        figures |= {"text": measured.windows.source, "windows": measured.number, "tokens": quality.count}
+        compared = 0 if network is reference else quality.compared
         if network.generates:
-            per_token = _bytes_per_token(network, windows)
-            bits = quality.nll / quality.count / math.log(2)
             figures |= {
                 "perplexity": quality.perplexity,
-                "bits_per_byte": bits / per_token if per_token else None,
-                "kl": None if dense else quality.kl / quality.count,
-                "top1_agreement": None if dense else quality.agreed / quality.count,
+                "bits_per_byte": _bits_per_byte(network, measured),
+                "kl": quality.kl / compared if compared else None,
+                "top1_agreement": quality.agreed / compared if compared else None,
             }
-            figures |= _sample(network, windows) if network.store is None else {}
-        elif not dense:
-            figures["cosine"] = quality.cosine / quality.count
+            figures |= _sample(network, measured) if network.store is None else {}
+        elif compared:
+            figures["cosine"] = quality.cosine / compared
     for speed, end in zip(speeds, ("", "_one"), strict=True):
         if speed is not None:
             figures |= {f"prefill{end}": speed.prefill, f"decode{end}": speed.decode}
-    if windows is not None and network.store is None:
-        figures["macs"] = costs(network, windows.length).macs
+    if length is not None and network.store is None:
+        figures["macs"] = costs(network, length).macs
     return Metrics(
         name=name,
         parameters=network.parameters(),
@@ -119,24 +199,27 @@ def mask_status(network: Network) -> str | None:
     return f"{known.describe()}; {held}"
 
 
-def _bytes_per_token(network: Network, windows: Windows) -> float | None:
-    """Bytes of text per token: known from the text, or by decoding the windows."""
-    if windows.bytes_per_token is not None or network.tokenizer is None:
-        return windows.bytes_per_token
-    texts = network.tokenizer.batch_decode(windows.ids, skip_special_tokens=True)
-    size = sum(len(text.encode()) for text in texts)
-    return size / windows.tokens if size else None
+def _bits_per_byte(network: Network, measured: _Measured) -> float | None:
+    """Bits per byte of text: known from the text, or by decoding the windows."""
+    quality, windows = measured.quality, measured.windows
+    bits = quality.nll / math.log(2)
+    if quality.bytes:
+        return bits / quality.bytes
+    per_token = windows.bytes_per_token
+    if per_token is None and network.tokenizer is not None:
+        texts = network.tokenizer.batch_decode(windows.ids, skip_special_tokens=True)
+        per_token = sum(len(text.encode()) for text in texts) / windows.tokens
+    return bits / quality.count / per_token if per_token else None
 
 
-def _sample(network: Network, windows: Windows) -> dict[str, str]:
+def _sample(network: Network, measured: _Measured) -> dict[str, str]:
     """What the model writes from the first tokens of the first window, or when it hears the first sound."""
-    window = windows.one(0)
-    ids = predicted_ids(network, window)
+    window, prompt = measured.begin, measured.prompt
+    room = predicted_ids(network, measured.windows.one(0)).shape[1]
     if window.features is not None:
-        room = network.dimension("positions") or ids.shape[1]
+        room = network.dimension("positions") or room
         return {"prompt": "", "sample": _written(network, transcribe(network, window.features, room)[window.given :])}
-    prompt = min(SAMPLE_PROMPT, ids.shape[1] // 2)
-    tokens = min(SAMPLE_TOKENS, ids.shape[1] - prompt)
+    tokens = min(SAMPLE_TOKENS, room - prompt)
     with torch.inference_mode():
         written = greedy(network, window, prompt, tokens)[0]
     if network.tokenizer is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 from typing import Any
@@ -34,27 +34,29 @@ class Speed:
 
 
 def measure_speed(
-    networks: Sequence[Network], window: Windows, progress: Progress, threads: int | None = None
+    networks: Sequence[Network], windows: Sequence[Windows], progress: Progress, threads: int | None = None
 ) -> list[Speed]:
     """Times prefill (one whole window) and decoding (with cache, greedy, one text), model by model in turns.
 
     Args:
         networks: What to time.
-        window: One window, without padding; only its text counts as tokens.
+        windows: One window per network, without padding, in its own ids; all are cut to the shortest one's length.
+            Only its text counts as tokens.
         progress: Shows progress.
         threads: How many threads compute; None takes as many as torch does.
     """
     usual = torch.get_num_threads()
     torch.set_num_threads(threads or usual)
     try:
-        return _measured(networks, window, progress)
+        return _measured(networks, windows, progress)
     finally:
         torch.set_num_threads(usual)
 
 
-def _measured(networks: Sequence[Network], window: Windows, progress: Progress) -> list[Speed]:
-    length = window.length
-    read = predicted_ids(networks[0], window).shape[1]
+def _measured(networks: Sequence[Network], windows: Sequence[Windows], progress: Progress) -> list[Speed]:
+    length = min(window.length for window in windows)
+    cut = [replace(window, ids=window.ids[:, :length]) for window in windows]
+    read = predicted_ids(networks[0], cut[0]).shape[1]
     prompt = min(PROMPT, max(1, read // 2))
     decoded = min(DECODED, read - prompt)
     generates = all(network.generates for network in networks) and decoded > 0
@@ -62,7 +64,7 @@ def _measured(networks: Sequence[Network], window: Windows, progress: Progress) 
     decode: list[list[float]] = [[] for _ in networks]
     with torch.inference_mode():
         for turn in progress.track(range(REPEATS + 1), "measuring speed"):
-            for number, network in enumerate(networks):
+            for number, (network, window) in enumerate(zip(networks, cut, strict=True)):
                 first, others = model_inputs(network, window)
                 seconds = _seconds(partial(network.model, first, **others))
                 if turn:  # the first turn warms up

@@ -26,6 +26,7 @@ from secateur.network.network import Network, Source
 from secateur.network.packed import is_packed, unpack_into
 from secateur.network.quiet import quiet_transformers
 from secateur.network.streaming import streamed_model
+from secateur.network.vocabulary import load_kept
 from secateur.progress import Progress
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
@@ -86,7 +87,7 @@ def load(
     loaded.eval().requires_grad_(False)
     _refuse_nan(loaded)
     source = Source(str(model), path, str(loaded.dtype).removeprefix("torch."), trust_remote_code)
-    return Network(loaded, family, tokenizer, source, compute, notes)
+    return _with_record(Network(loaded, family, tokenizer, source, compute, notes))
 
 
 def weight_bytes(path: Path) -> int:
@@ -117,7 +118,13 @@ def _stream(name: str, path: Path, dtype: str | None, device: torch.device, trus
     loaded.eval()
     note = "The model was streamed: blocks were read from its files when their turn came."
     source = Source(name, path, str(loaded.dtype).removeprefix("torch."), trust)
-    return Network(loaded, family, tokenizer, source, device, (note,), store)
+    return _with_record(Network(loaded, family, tokenizer, source, device, (note,), store))
+
+
+def _with_record(network: Network) -> Network:
+    """Reads which tokens were kept, if the checkpoint's vocabulary was cut."""
+    network.kept = load_kept(network.source.path, network.dimension("vocabulary"))
+    return network
 
 
 def find(model: str, trust_remote_code: bool, progress: Progress) -> Path:

@@ -59,7 +59,7 @@ def closure(tokenizer: Any, keep: Tensor, configs: Iterable[Any] = ()) -> Tensor
     Args:
         tokenizer: A fast tokenizer of transformers.
         keep: (vocabulary,) bool, the rows of the embedding to keep.
-        configs: The model's config and generation_config.
+        configs: The model's config and generation_config; None stands for one that it lacks.
 
     Returns:
         (vocabulary,) bool, True wherever `keep` is.

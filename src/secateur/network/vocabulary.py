@@ -28,8 +28,9 @@ def rank_of(keep: Tensor) -> Tensor:
 
 
 def special_ids(configs: Iterable[Any], vocabulary: int) -> set[int]:
-    """Returns the ids inside of the vocabulary that configs and generation configs can't do without."""
-    found = {token for config in configs for _, value in _special(config) for token in _flat(value)}
+    """Returns the ids inside of the vocabulary that configs and generation configs (or None) can't do without."""
+    there = [config for config in configs if config is not None]
+    found = {token for config in there for _, value in _special(config) for token in _flat(value)}
     return {token for token in found if 0 <= token < vocabulary}
 
 
