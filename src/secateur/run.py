@@ -319,12 +319,6 @@ def _evaluate(
             f"{network.architecture} has no plain next-token perplexity; quality is the cosine similarity of its "
             "output vectors to the dense model's."
         )
-    if network.kept is not None and windows is not None:
-        windows = None
-        work.notes.append(
-            "Quality wasn't compared: the vocabularies differ. secateur evaluate measures either on a text; compare "
-            "bits per byte."
-        )
     names = [work.recipe.model, work.recipe.output or "pruned"]
     storage = IN_MEMORY if journal is None else journal.storage(work.recipe.calibration.activation_bytes)
     return compare_networks([dense, network], windows, work.progress, evaluate.speed, sizes, names, storage)

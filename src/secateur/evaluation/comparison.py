@@ -244,7 +244,9 @@ def _notes(networks: Sequence[Network], metrics: Sequence[Metrics]) -> list[str]
         notes.append("Speed and samples were left out: the model is streamed from its files block by block.")
     for network, other in zip(networks[1:], metrics[1:], strict=True):
         name = f"{other.name}: " if len(metrics) > 2 else ""
-        if other.bytes_on_disk and dense.bytes_on_disk and other.bytes_on_disk >= 0.99 * dense.bytes_on_disk:
+        same_shapes = other.parameters >= dense.parameters
+        same_size = other.bytes_on_disk and dense.bytes_on_disk and other.bytes_on_disk >= 0.99 * dense.bytes_on_disk
+        if same_size and (same_shapes or networks[0].source.path.suffix == ".gguf"):
             notes.append(name + _size_note(networks[0], network, dense, other))
         for what, now, before in (
             ("Prefill", other.prefill, dense.prefill),
