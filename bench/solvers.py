@@ -2,7 +2,8 @@
 
 The protocol of bench/protocol.py: 32 calibration windows of 1,024 tokens of C4, perplexity on the first 20 windows
 of 1,024 tokens of WikiText-2 raw test; calibration's forward passes in bf16. Each run is a process of its own. Rows
-that were measured before stay unless --again is given. Figures go to bench/results/solvers.json, and with --table the table in docs/solvers.md is printed from them.
+that were measured before stay unless --again is given. Figures go to bench/results/solvers.json, and with --table the
+table in docs/solvers.md is printed from them.
 
     python bench/solvers.py --data DATA
     python bench/solvers.py --table

@@ -371,10 +371,8 @@ def plain_config(network: Network) -> Any:
     return config
 
 
-def _channels(network: Network) -> Iterable[UnitGroup]:
-    """Yields the one group of residual channels."""
-    hidden = network.dimension("hidden")
-    assert hidden is not None
+def _twice_as_wide(network: Network, hidden: int) -> dict[str, int]:
+    """Returns the config's fields of a model of twice the hidden size."""
     fields = network.family.config
     changes = {fields["hidden"]: 2 * hidden}
     for name in network.family.with_hidden:
@@ -382,7 +380,14 @@ def _channels(network: Network) -> Iterable[UnitGroup]:
             changes[name] = 2 * hidden
     if network.family.tied_width and "head_dim" in fields:  # XLNet
         changes[fields["head_dim"]] = 2 * head_dim(network)
-    moving = _moving_axes(network, **changes)
+    return changes
+
+
+def _channels(network: Network) -> Iterable[UnitGroup]:
+    """Yields the one group of residual channels."""
+    hidden = network.dimension("hidden")
+    assert hidden is not None
+    moving = _moving_axes(network, **_twice_as_wide(network, hidden))
     inner: set[tuple[str, int]] = set()  # axes that count heads, neurons or places of positions instead
     roles: dict[tuple[str, int], str] = {}
     readers = []

@@ -105,7 +105,9 @@ def _cost(job: Job, group: UnitGroup, heads: Sequence[UnitGroup], width: int) ->
         if not macs or name in linear:
             total += prod(length - lost[name][axis] for axis, length in enumerate(parameter.shape))
     if macs:
-        attention = costs(network, length).macs - sum(network.model.get_parameter(name).numel() for name in linear)
+        attention: float = costs(network, length).macs - sum(
+            network.model.get_parameter(name).numel() for name in linear
+        )
         return total + attention * (width / group.count if heads else 1.0)
     size: int = network.model.dtype.itemsize if job.stage.memory is not None else 1
     return total * size
