@@ -43,7 +43,7 @@ def _scores(job: Job, group: UnitGroup) -> Tensor:
             if job.windows is None:
                 raise UsageError("--score loo-kl needs calibration windows; give --calibration.")
             windows = max(1, JUDGED // job.windows.length)
-            influence = leave_one_out(job.network, group, job.windows.ids[:windows], job.progress)
+            influence = leave_one_out(job.network, group, job.windows.part(0, windows), job.progress)
         return scored(job.score, group, job.statistics(group, {}, influence)).clone()
 
 
