@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -10,28 +11,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from feeding import random_windows
-from secateur.calibration.data import Windows
+from feeding import random_windows, run
 from secateur.calibration.influence import block_influence, leave_one_out
-from secateur.calibration.inputs import model_inputs
 from secateur.calibration.runner import BlockRunner
+from secateur.calibration.windows import Windows
 from secateur.errors import CalibrationError, UsageError
 from secateur.evaluation.quality import measure
 from secateur.network.families import FAMILIES
-from secateur.network.loading import load
 from secateur.network.network import Network, Source
 from secateur.network.surgery import Cut, cut
 from secateur.network.units import Halves, unit_groups
 from secateur.processes import Processes
 from secateur.progress import Progress
-from secateur.scores.units import UNIT_SCORES, UnitStatistics, scored
-from tiny import LAYERS, VOCABULARY, save_tiny, tiny_model
+from tiny import LAYERS, tiny_model
 
 LENGTH = 24
 DEPTHS = ("layer", "attention", "mlp")
-CAUSAL = [name for name, family in FAMILIES.items() if family.objective == "causal"]
+PREDICTING = [name for name, family in FAMILIES.items() if family.objective in ("causal", "seq2seq")]
 every_family = pytest.mark.parametrize("family", FAMILIES)
-every_causal_family = pytest.mark.parametrize("family", CAUSAL)
 every_depth = pytest.mark.parametrize("unit", DEPTHS)
 
 
@@ -40,23 +37,24 @@ def network(family: str) -> Network:
     return Network(model, FAMILIES[family], None, Source(f"tiny:{family}", Path(), "float32"), torch.device("cpu"))
 
 
-def windows(number: int = 4) -> Windows:
-    ids = torch.randint(5, VOCABULARY, (number, LENGTH), generator=torch.Generator().manual_seed(3))
-    return Windows(ids, "random")
+def windows(family: str = "llama") -> Windows:
+    return random_windows(family, 4, LENGTH)
+
+
+def having(unit: str, families: Iterable[str]) -> list[str]:
+    """Returns the families that have such units: all have layers, some keep a half in any case (T5's attention)."""
+    return [name for name in families if unit == "layer" or unit in FAMILIES[name].without]
 
 
 def nothing() -> None:
     """Doesn't watch the progress."""
 
 
-def fed(one: Network) -> Windows:
-    """Returns windows of the kind that a family is fed."""
-    return random_windows(one.family.name, 4, LENGTH) if one.family.encoder_decoder is not None else windows()
-
-
 def influence(one: Network, unit: str, per_batch: int | None = None) -> Tensor:
     (group,) = unit_groups(one, unit)
-    return block_influence(one, group, BlockRunner(one, fed(one), "float32", per_batch=per_batch), nothing)
+    return block_influence(
+        one, group, BlockRunner(one, windows(one.family.name), "float32", per_batch=per_batch), nothing
+    )
 
 
 def passes(one: Network) -> tuple[list[Tensor], list[Tensor]]:
@@ -70,8 +68,7 @@ def passes(one: Network) -> tuple[list[Tensor], list[Tensor]]:
             block.register_forward_hook(lambda _, __, out: after.append(out if isinstance(out, Tensor) else out[0]))
         )
     with torch.inference_mode():
-        first, others = model_inputs(one, fed(one))
-        one.model(first, **others)
+        run(one, windows(one.family.name))
     for handle in handles:
         handle.remove()
     return before, after
@@ -90,11 +87,10 @@ def test_a_layers_influence_is_how_far_it_turns_its_input(family: str) -> None:
     assert found.tolist() == pytest.approx([turned(x, y) for x, y in zip(before, after, strict=True)], abs=1e-5)
 
 
-@every_family
-@pytest.mark.parametrize("unit", ["attention", "mlp"])
+@pytest.mark.parametrize(
+    ("family", "unit"), [(name, unit) for unit in ("attention", "mlp") for name in having(unit, FAMILIES)]
+)
 def test_a_halfs_influence_is_how_far_its_removal_turns_the_output(family: str, unit: str) -> None:
-    if unit not in FAMILIES[family].without:
-        pytest.skip(f"{family} has no {unit} halves")
     found = influence(network(family), unit)
     dense = passes(network(family))[1]
     (group,) = unit_groups(network(family), unit)
@@ -105,6 +101,15 @@ def test_a_halfs_influence_is_how_far_its_removal_turns_the_output(family: str, 
         # The blocks before it stay as they are, so its input is the same.
         smaller = cut(one, [Cut(own, torch.arange(group.count) != number)])
         assert float(found[number]) == pytest.approx(turned(passes(smaller)[1][block], dense[block]), abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ["t5", "t5_gated"])
+def test_a_half_that_stays_in_any_case_is_no_unit(family: str) -> None:
+    assert "attention" not in FAMILIES[family].without
+    with pytest.raises(UsageError, match="T5ForConditionalGeneration has no units of the kind 'attention'"):
+        influence(network(family), "attention")
+    assert {name for name in FAMILIES if name not in having("attention", FAMILIES)} == {"t5", "t5_gated"}
+    assert having("mlp", FAMILIES) == list(FAMILIES)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "xlnet", "bert"])
@@ -123,20 +128,6 @@ def test_the_walk_ends_behind_the_last_block_and_ticks_for_each_batch(unit: str)
     block_influence(one, unit_groups(one, unit)[0], runner, lambda: ticks.append(1))
     assert runner.position == LAYERS
     assert len(ticks) == 4 * LAYERS
-
-
-@every_depth
-def test_a_streamed_model_has_the_same_influences_and_is_left_empty(unit: str, tmp_path: Path) -> None:
-    folder = save_tiny("llama", tmp_path / "llama", tokenizer=True)
-    streamed = load(folder, stream=True)
-    assert streamed.store is not None
-    torch.testing.assert_close(influence(streamed, unit), influence(network("llama"), unit))
-    for name in ("l1", "variance"):
-        one, other = (unit_groups(one, unit)[0] for one in (streamed, network("llama")))
-        torch.testing.assert_close(*(scored(UNIT_SCORES[name], group, UnitStatistics()) for group in (one, other)))
-    assert all(layer.parameter.isnan().all() for layer in streamed.layers())
-    with pytest.raises(UsageError, match="needs the whole model in memory; a streamed one takes"):
-        leave_one_out(streamed, unit_groups(streamed, unit)[0], windows().ids, Progress())
 
 
 @dataclass(frozen=True)
@@ -163,12 +154,12 @@ def test_the_sums_of_several_processes_add_up(unit: str) -> None:
 def test_only_layers_and_halves_have_an_influence() -> None:
     one = network("llama")
     group = unit_groups(one, "neuron")[0]
-    for run in (
+    for measured in (
         lambda: block_influence(one, group, BlockRunner(one, windows()), nothing),
-        lambda: leave_one_out(one, group, windows().ids, Progress()),
+        lambda: leave_one_out(one, group, windows(), Progress()),
     ):
         with pytest.raises(UsageError, match=r"influence of model\.layers\.0/neuron can't be measured; only that of"):
-            run()
+            measured()
 
 
 def test_hidden_states_that_are_not_finite_are_named_and_the_weights_restored() -> None:
@@ -180,19 +171,19 @@ def test_hidden_states_that_are_not_finite_are_named_and_the_weights_restored() 
     assert torch.equal(one.block_layers(1)[-1].parameter.nan_to_num(9), before.nan_to_num(9))
 
 
-@every_causal_family
-@every_depth
+@pytest.mark.parametrize(("family", "unit"), [(name, unit) for unit in DEPTHS for name in having(unit, PREDICTING)])
 def test_leaving_out_a_unit_costs_what_evaluation_measures_after_its_removal(family: str, unit: str) -> None:
     one = network(family)
     before = {name: tensor.clone() for name, tensor in one.model.state_dict().items()}
-    found = leave_one_out(one, unit_groups(one, unit)[0], windows().ids, Progress())
+    found = leave_one_out(one, unit_groups(one, unit)[0], windows(family), Progress())
     assert found.dtype == torch.float32
     assert all(torch.equal(before[name], tensor) for name, tensor in one.model.state_dict().items())
-    for number in range(LAYERS):
+    assert len(found) == len(one.blocks)
+    for number in range(len(found)):
         other = network(family)
         (group,) = unit_groups(other, unit)
-        smaller = cut(other, [Cut(group, torch.arange(LAYERS) != number)])
-        quality = measure([network(family), smaller], windows(), Progress())[1]
+        smaller = cut(other, [Cut(group, torch.arange(group.count) != number)])
+        quality = measure([network(family), smaller], windows(family), Progress())[1]
         assert float(found[number]) == pytest.approx(quality.kl / quality.count, rel=1e-3)
 
 
@@ -200,14 +191,14 @@ def test_leaving_out_a_unit_costs_what_evaluation_measures_after_its_removal(fam
 def test_how_many_tokens_are_held_at_once_does_not_matter(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
     one = network("gpt2")
     (group,) = unit_groups(one, "layer")
-    whole = leave_one_out(one, group, windows().ids, Progress())
+    whole = leave_one_out(one, group, windows(), Progress())
     sizes: list[int] = []
     plain = functional.log_softmax
     monkeypatch.setattr("secateur.calibration.influence.DENSE_TOKENS", held)
     monkeypatch.setattr(
         functional, "log_softmax", lambda x, dim: sizes.append(x.shape[0] * x.shape[1]) or plain(x, dim=dim)
     )
-    torch.testing.assert_close(leave_one_out(one, group, windows().ids, Progress()), whole)
+    torch.testing.assert_close(leave_one_out(one, group, windows(), Progress()), whole)
     assert max(sizes) <= held
 
 
@@ -215,18 +206,18 @@ def test_how_many_tokens_are_held_at_once_does_not_matter(held: int, monkeypatch
 def test_models_without_a_next_token_head_are_refused_with_a_way_out(family: str) -> None:
     one = network(family)
     with pytest.raises(UsageError, match=f"needs a next-token head, which {one.architecture} hasn't.*block-influence"):
-        leave_one_out(one, unit_groups(one, "layer")[0], windows().ids, Progress())
+        leave_one_out(one, unit_groups(one, "layer")[0], windows(), Progress())
 
 
 def test_no_token_to_predict_is_an_error() -> None:
     one = network("llama")
-    for ids in (windows().ids[:0], windows().ids[:, :1]):
+    for some in (windows().part(0, 0), replace(windows(), ids=windows().ids[:, :1])):
         with pytest.raises(CalibrationError, match="leave nothing to predict"):
-            leave_one_out(one, unit_groups(one, "layer")[0], ids, Progress())
+            leave_one_out(one, unit_groups(one, "layer")[0], some, Progress())
 
 
 def test_outputs_that_are_not_finite_are_an_error() -> None:
     one = network("llama")
     one.block_layers(1)[-1].parameter[0, 0] = torch.nan
     with pytest.raises(CalibrationError, match="outputs of LlamaForCausalLM are NaN or infinite"):
-        leave_one_out(one, unit_groups(one, "layer")[0], windows().ids, Progress())
+        leave_one_out(one, unit_groups(one, "layer")[0], windows(), Progress())

@@ -9,15 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from secateur.calibration.inputs import model_inputs, predicted_ids
 from secateur.calibration.precision import products
 from secateur.calibration.runner import BlockRunner, skipped
+from secateur.calibration.windows import Windows
 from secateur.errors import CalibrationError, UsageError
 from secateur.network.network import Layer, Network
 from secateur.network.units import Halves, UnitGroup
 from secateur.progress import Progress
 
 DENSE_TOKENS = 2048  # tokens whose distributions in the dense model are held at once
-COLUMNS = {"attention": ("head",), "mlp": ("neuron", "expert neuron")}  # what the output projections of a half read
+COLUMNS = {"attention": ("head",), "mlp": ("neuron", "expert neuron")}  # what the outputs of a half read
 
 
 def block_influence(network: Network, group: UnitGroup, runner: BlockRunner, tick: Callable[[], None]) -> Tensor:
@@ -41,7 +43,8 @@ def block_influence(network: Network, group: UnitGroup, runner: BlockRunner, tic
     """
     assert runner.position == 0
     units = _units(group)
-    sums, tokens = torch.zeros(group.count, dtype=torch.float64), torch.zeros(group.count, dtype=torch.float64)
+    sums = torch.zeros(group.count, dtype=torch.float64)
+    tokens = torch.zeros(group.count, dtype=torch.int64)  # an encoder's blocks see others than a decoder's
     for block in range(len(network.blocks)):
         unit = units.get(block)
 
@@ -54,7 +57,7 @@ def block_influence(network: Network, group: UnitGroup, runner: BlockRunner, tic
                     without = runner.forward(batch)
             cosines = functional.cosine_similarity(without.float(), output.float(), dim=-1)
             sums[unit] += cosines.sum(dtype=torch.float64).cpu()
-            tokens[unit] += cosines.numel()  # an encoder has others than its decoder
+            tokens[unit] += cosines.numel()
 
         with network.resident(block):
             runner.advance(tick, watch)
@@ -70,7 +73,7 @@ def block_influence(network: Network, group: UnitGroup, runner: BlockRunner, tic
     return (1 - sums / tokens.clamp_min(1)).float()
 
 
-def leave_one_out(network: Network, group: UnitGroup, ids: Tensor, progress: Progress) -> Tensor:
+def leave_one_out(network: Network, group: UnitGroup, windows: Windows, progress: Progress) -> Tensor:
     """Returns what leaving out each unit does to the output: the mean of KL(dense || without it), in nats per token.
 
     A layer is passed by; half of a layer adds nothing. The model runs once per unit and 2048 tokens of windows. Of the
@@ -79,7 +82,7 @@ def leave_one_out(network: Network, group: UnitGroup, ids: Tensor, progress: Pro
     Args:
         network: A model with a next-token head, in memory. It is left as it was.
         group: Of layers, or of halves of layers.
-        ids: (windows, length) tokens; like perplexity this leaves out what the last token of a window predicts.
+        windows: What to feed it; like perplexity this leaves out what the last token of a window predicts.
         progress: Shows progress.
 
     Returns:
@@ -100,23 +103,24 @@ def leave_one_out(network: Network, group: UnitGroup, ids: Tensor, progress: Pro
             "leaving out units one by one needs the whole model in memory; "
             "a streamed one takes --score block-influence."
         )
-    if ids.shape[0] == 0 or ids.shape[1] < 2:
-        raise CalibrationError(f"{tuple(ids.shape)} tokens (windows, length) leave nothing to predict.")
+    parts = list(_parts(network, windows)) if windows.length > 1 else []
+    if not parts:
+        raise CalibrationError(f"{tuple(windows.ids.shape)} tokens (windows, length) leave nothing to predict.")
     sums = torch.zeros(group.count, dtype=torch.float64)
-    parts = list(_parts(ids))
     step = progress.bar(f"leaving out each {group.unit}", len(parts) * (group.count + 1))
     with torch.inference_mode(), products("auto", network.model.dtype, torch.device("cpu")):
-        for windows, positions in parts:
-            dense = _log_probabilities(network, windows, positions)
+        for part, positions in parts:
+            dense = _log_probabilities(network, part, positions)
             step()
             for block, unit in units.items():
                 with _left_out(network, group, block):
-                    other = _log_probabilities(network, windows, positions)
+                    other = _log_probabilities(network, part, positions)
                 sums[unit] += functional.kl_div(other, dense, reduction="sum", log_target=True).double()
                 step()
     if not bool(torch.isfinite(sums).all()):
         raise CalibrationError(f"the outputs of {network.architecture} are NaN or infinite on the calibration data.")
-    return (sums / (ids.shape[0] * (ids.shape[1] - 1))).float()
+    predicted = sum(len(part) * len(range(positions.start, positions.stop)) for part, positions in parts)
+    return (sums / predicted).float()
 
 
 def _units(group: UnitGroup) -> dict[int, int]:
@@ -139,7 +143,7 @@ def _silenced(layers: Sequence[Layer]) -> Iterator[None]:
     """Has zeros in the place of layers' weights and biases while it lasts."""
     biases = [getattr(layer.module, "bias", None) for layer in layers]
     stored = [*(layer.part(layer.parameter) for layer in layers), *(bias for bias in biases if bias is not None)]
-    tensors = [weight.detach() for weight in stored]
+    tensors = [parameter.detach() for parameter in stored]
     before = [tensor.clone() for tensor in tensors]
     try:
         for tensor in tensors:
@@ -156,15 +160,16 @@ def _left_out(network: Network, group: UnitGroup, block: int) -> AbstractContext
     return skipped(network, block)
 
 
-def _parts(ids: Tensor) -> Iterator[tuple[Tensor, slice]]:
+def _parts(network: Network, windows: Windows) -> Iterator[tuple[Windows, slice]]:
     """Yields windows and positions to look at: at most 2048 tokens at a time, all that predict a token once."""
-    length = ids.shape[1]
-    for windows in ids.split(max(1, DENSE_TOKENS // length)):
-        for start in range(0, length - 1, DENSE_TOKENS):
-            yield windows, slice(start, min(start + DENSE_TOKENS, length - 1))
+    for part in windows.batches(max(1, DENSE_TOKENS // windows.length)):
+        length = predicted_ids(network, part).shape[1]
+        for start in range(part.given - 1, length - 1, DENSE_TOKENS):
+            yield part, slice(start, min(start + DENSE_TOKENS, length - 1))
 
 
-def _log_probabilities(network: Network, ids: Tensor, positions: slice) -> Tensor:
+def _log_probabilities(network: Network, windows: Windows, positions: slice) -> Tensor:
     """Returns (tokens, vocabulary) float32."""
-    logits: Tensor = network.model(ids, use_cache=False)[0][:, positions]
+    first, others = model_inputs(network, windows)
+    logits: Tensor = network.model(first, **others, use_cache=False)[0][:, positions]
     return functional.log_softmax(logits.float(), dim=-1).flatten(0, 1)

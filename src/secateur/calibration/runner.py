@@ -460,6 +460,17 @@ class _Recorder(_StandIn):
         return self._carried
 
 
+class _Bypass(_StandIn):
+    """A stand-in for a block that is left out: hands on what its stack carries from block to block, too."""
+
+    def _others(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterable[Any]:
+        """What the block makes of it or hands on itself: the next block needs it."""
+        if not self._stack.carries:
+            return super()._others(args, kwargs)
+        others: tuple[Any, ...] = self._block[0](*args, **kwargs)[1:]
+        return others
+
+
 @contextmanager
 def _standing_in(
     network: Network, calls: list[Call], recorded: range, instead: Mapping[int, Tensor] = MappingProxyType({})
@@ -488,7 +499,7 @@ def _standing_in(
 def skipped(network: Network, block: int) -> Iterator[None]:
     """Has a block hand its hidden states on as they are while it lasts."""
     whole = network.blocks[block]
-    network.put_block(block, _StandIn(whole, network.stack_of(block), None))
+    network.put_block(block, _Bypass(whole, network.stack_of(block), None))
     try:
         yield
     finally:

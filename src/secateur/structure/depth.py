@@ -40,12 +40,10 @@ def _scores(job: Job, group: UnitGroup) -> Tensor:
             bar = job.progress.bar("scoring layers", len(job.network.blocks) * len(runner.hidden))
             influence = block_influence(job.network, group, runner, bar)
         elif name == "loo-kl":
-            if job.network.family.encoder_decoder is not None:
-                raise UsageError("--score loo-kl feeds plain text; take block-influence for encoder-decoders.")
             if job.windows is None:
                 raise UsageError("--score loo-kl needs calibration windows; give --calibration.")
             windows = max(1, JUDGED // job.windows.length)
-            influence = leave_one_out(job.network, group, job.windows.ids[:windows], job.progress)
+            influence = leave_one_out(job.network, group, job.windows.part(0, windows), job.progress)
         return scored(job.score, group, job.statistics(group, {}, influence)).clone()
 
 
