@@ -17,7 +17,7 @@ from secateur.allocation.amounts import Amount, Pattern, Threshold
 from secateur.allocation.ranking import ScoreRanking
 from secateur.allocation.selection import keep_mask, lowest
 from secateur.allocation.uniform import uniform
-from secateur.calibration.activations import IN_MEMORY, Activations
+from secateur.calibration.activations import IN_MEMORY, Activations, Storage
 from secateur.calibration.data import Windows
 from secateur.calibration.runner import BlockRunner, loss_gradients
 from secateur.calibration.statistics import GRADIENTS, INPUTS, Gradients, Needs, Statistics
@@ -54,6 +54,7 @@ def prune_weights(
     progress: Progress,
     journal: Journal | None = None,
     team: Processes = ALONE,
+    storage: Storage = IN_MEMORY,
 ) -> StageReport:
     """Sets weights of `network` to zero, in place.
 
@@ -66,6 +67,7 @@ def prune_weights(
         progress: Shows progress.
         journal: Takes up each finished block; pruning goes on from where it stands. A streamed network needs one.
         team: The processes that share the work.
+        storage: Where calibration activations may be kept.
 
     Returns:
         What was done to each layer.
@@ -76,7 +78,7 @@ def prune_weights(
     """
     chosen = select_layers(network, stage)
     check_pattern(chosen, stage)
-    work = _Work(network, stage, windows, calibration, seed, progress, chosen, journal, team)
+    work = _Work(network, stage, windows, calibration, seed, progress, chosen, journal, team, storage)
     reports = work.carry_out()
     if all(report.zeros == report.zeros_before for report in reports):
         raise NothingPrunedError(
@@ -151,6 +153,7 @@ class _Work:
     layers: list[Layer]
     journal: Journal | None
     team: Processes
+    storage: Storage
 
     def __post_init__(self) -> None:
         self.score: Score | None = score_named(self.stage.score) if self.stage.score else None
@@ -369,11 +372,9 @@ class _Work:
         if not needs:
             return None
         assert self.windows is not None
-        settings = self.calibration
-        storage = IN_MEMORY if self.journal is None else self.journal.storage(settings.activation_bytes)
-        name = f"{name}-{self.team.rank}"
+        given = (self.windows, self.calibration.compute, self.storage, f"{name}-{self.team.rank}")
         with self._timed("prelude"):
-            runner = BlockRunner(self.network, self.windows, settings.compute, storage, name, team=self.team)
+            runner = BlockRunner(self.network, *given, team=self.team)
             if restored and self.journal is not None and self.journal.position:
                 runner.restore(self.journal.position)
         return runner

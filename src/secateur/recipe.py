@@ -51,6 +51,14 @@ DEFAULT_SCORES = {
     "token": "frequency",
 }
 STRUCTURED_ONLY = {"repair", "combine", "round_to", "min_units", "uniform", "pad", "protect_first", "protect_last"}
+DEPTH_UNITS = {"layer", "attention", "mlp"}
+UNIT_OPTIONS = {  # which units an option says something about
+    "protect_first": INNER_UNITS | DEPTH_UNITS,
+    "protect_last": INNER_UNITS | DEPTH_UNITS,
+    "round_to": INNER_UNITS | {"channel", "expert"},
+    "pad": INNER_UNITS,
+    "damping": INNER_UNITS | {"channel"},
+}
 WEIGHTS_ONLY = {"per", "min_per_output", "include", "exclude", "block_size", "pattern"}
 
 
@@ -119,9 +127,9 @@ class Prune(_Settings):
         protect_first, protect_last: Blocks at the ends that keep everything.
         score: Importance; None lets the solver choose by its own. For units also `module:function` or
             `file.py:function`, a function of a group and its statistics.
-        solver: For units `obs` (rounds of optimal brain surgeon), the default for neurons and heads, or `none`. For
-            weights one solver, or several that follow each other: `sparsegpt+refit`; None is `auto` without a score,
-            `none` with one. `auto` is written out as the chain that it stands for.
+        solver: For units `obs` (rounds of optimal brain surgeon), the default for neurons and heads without a score or
+            a threshold, or `none`. For weights one solver, or several that follow each other: `sparsegpt+refit`; None
+            is `auto` without a score, `none` with one. `auto` is written out as the chain that it stands for.
         gradient: What gradient scores differentiate: `block`, each block's own reconstruction loss, or `loss`, the
             next-token loss through the whole model.
         allocation: `uniform` (every layer the same share), `global` (the model's lowest scores), `error` (by measured
@@ -212,8 +220,9 @@ class Prune(_Settings):
                 data["solver"] = AUTO_MASKED if data.get("score") else AUTO
             return data
         inner = set(kinds) <= INNER_UNITS
+        in_rounds = inner and not data.get("score") and data.get("threshold") is None
         if data.get("solver") in (None, "", "auto"):
-            data["solver"] = "obs" if inner and not data.get("score") else "none"
+            data["solver"] = "obs" if in_rounds else "none"
         if not data.get("score") and data["solver"] == "none":
             data["score"] = "wanda" if inner else DEFAULT_SCORES.get(kinds[0])
         if kinds == ["token"] and not any(data.get(name) is not None for name in TARGETS):
@@ -289,8 +298,24 @@ class Prune(_Settings):
             raise UsageError(f"--solver obs removes neurons and heads, not {self.unit}; leave it out.")
         if self.solver == "obs" and self.score not in (None, "obs"):
             raise UsageError("--solver obs goes by its own score; leave --score out, or take --solver none.")
+        if self.solver == "obs" and self.threshold is not None:
+            raise UsageError("--solver obs removes a number of units in rounds; a --threshold needs a --score.")
+        self._consistent_options()
+        self._consistent_widths()
+
+    def _consistent_options(self) -> None:
+        """Raises UsageError if an option says nothing about the stage's units."""
         if misplaced := WEIGHTS_ONLY & self._changed():
             raise UsageError(f"{_listed(sorted(misplaced))} goes with --unit weight only.")
+        for option, kinds in UNIT_OPTIONS.items():
+            if option in self._changed() and not set(self.kinds) <= kinds:
+                known = ", ".join(sorted(kinds))
+                raise UsageError(f"{_listed([option])} says nothing about --unit {self.unit}, only about {known}.")
+        damped = self.repair or self.solver == "obs" or self.allocation == "error"
+        if self.damping is not None and not damped:
+            raise UsageError("--damping is for fits and for the solver obs; without them nothing is damped.")
+
+    def _consistent_widths(self) -> None:
         inner = set(self.kinds) <= INNER_UNITS
         if self.allocation in ("owl", "alpha"):
             raise UsageError(

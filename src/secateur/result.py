@@ -101,7 +101,8 @@ class StageReport:
         notes: Things that the user should know, in words.
         blocks: One report per reconstructed block.
         groups: One report per group of units, where units were removed.
-        budget: What was asked for in words, and how much of it was there before and is left; None for single weights.
+        budget: What the run's first model cost, and what this stage's model cost before and after it (see
+            `secateur.evaluation.costs.Costs`); None for single weights.
     """
 
     stage: dict[str, Any]

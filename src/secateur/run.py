@@ -8,6 +8,7 @@ import resource
 import shutil
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from secateur.calibration.activations import IN_MEMORY
+from secateur.calibration.activations import IN_MEMORY, Storage
 from secateur.calibration.audio import sound_shape
 from secateur.calibration.data import Windows, calibration_windows, read_windows, window_length
 from secateur.errors import CalibrationError, ProcessError, ResumeError, SaveError, UsageError
@@ -59,6 +60,7 @@ class Run:
     progress: Progress
     team: Processes = ALONE
     resume: bool = False
+    storage: Storage = IN_MEMORY
     start: float = field(default_factory=time.perf_counter)
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -95,11 +97,12 @@ class Run:
         if any(stage.prune.structured for stage in self.recipe.stages):
             if self.resume:
                 self.notes.append("A run that removes units keeps no state on the way, so it started afresh.")
-            with _full_disk(output):
+            with _full_disk(output), self._passing_storage(output):
                 return self._write(output, network, calibration, held_out, None)
         with _full_disk(output):
             about = identity(self.recipe, network, calibration, self.team)
             journal = Journal.open(output, about, network, self.team, self.resume)
+            self.storage = journal.storage(self.recipe.calibration.activation_bytes)
             try:
                 result = self._write(output, network, calibration, held_out, journal)
             except INTERRUPTIONS:
@@ -111,6 +114,20 @@ class Run:
                 raise
             journal.close()
             return result
+
+    @contextmanager
+    def _passing_storage(self, output: Path) -> Iterator[None]:
+        """Keeps activations beyond `activation_memory` in files beside the output, for as long as it runs."""
+        folder = run_folder(output)
+        self.storage = Storage(folder, self.recipe.calibration.activation_bytes, uuid.uuid4().hex, kept=False)
+        try:
+            if self.team.first:
+                shutil.rmtree(folder, ignore_errors=True)
+            self.team.wait()
+            yield
+        finally:
+            if self.team.first:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _write(
         self,
@@ -133,7 +150,7 @@ class Run:
                 probe = _probe(network, calibration or held_out)
                 difference = reload_difference(network, folder, probe, self.progress)
             with self.timed("evaluate"):
-                comparison = _evaluate(self, network, held_out, folder, journal)
+                comparison = _evaluate(self, network, held_out, folder)
             result = _result(self, network, stages, calibration, held_out, comparison, difference, peak)
             write_result(result, folder)
         return result
@@ -174,22 +191,13 @@ class Run:
         structured = any(stage.prune.structured for stage in recipe.stages)
         first = costs(network, length) if structured else None
         for stage in recipe.stages[len(done) :]:
+            given = (calibration, recipe.calibration, recipe.seed, self.progress)
             with self.timed("prune"):
                 if stage.prune.structured:
                     assert first is not None
-                    given = (calibration, recipe.calibration, recipe.seed, self.progress, first, self.team)
-                    network, report = prune_units(network, stage.prune, *given)
+                    network, report = prune_units(network, stage.prune, *given, first, self.team, self.storage)
                 else:
-                    report = prune_weights(
-                        network,
-                        stage.prune,
-                        calibration,
-                        recipe.calibration,
-                        recipe.seed,
-                        self.progress,
-                        journal,
-                        self.team,
-                    )
+                    report = prune_weights(network, stage.prune, *given, journal, self.team, self.storage)
             if stage.prune.unit == "token" and calibration is not None:
                 with self.timed("calibrate"):
                     calibration = self.team.share(_windows(self, network)[0] if self.team.first else None)
@@ -305,9 +313,7 @@ def _probe(network: Network, windows: Windows | None) -> Windows:
     return Windows(torch.arange(min(8, room))[None] % vocabulary, "probe", features=silence)
 
 
-def _evaluate(
-    work: Run, network: Network, windows: Windows | None, folder: Path | None, journal: Journal | None = None
-) -> Comparison | None:
+def _evaluate(work: Run, network: Network, windows: Windows | None, folder: Path | None) -> Comparison | None:
     """Loads the dense model again and measures both, window by window."""
     evaluate = work.recipe.evaluate
     if evaluate is None:
@@ -320,8 +326,7 @@ def _evaluate(
             "output vectors to the dense model's."
         )
     names = [work.recipe.model, work.recipe.output or "pruned"]
-    storage = IN_MEMORY if journal is None else journal.storage(work.recipe.calibration.activation_bytes)
-    return compare_networks([dense, network], windows, work.progress, evaluate.speed, sizes, names, storage)
+    return compare_networks([dense, network], windows, work.progress, evaluate.speed, sizes, names, work.storage)
 
 
 def _result(

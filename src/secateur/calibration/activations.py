@@ -22,11 +22,13 @@ class Storage:
         folder: For files; None keeps everything in memory.
         limit: Bytes that may be held in memory; more go to files.
         run: Identifies the run, so that files of another one are never taken for its own.
+        kept: Whether files stay until `forget`, for a run that may be resumed; else each position's go with the next.
     """
 
     folder: Path | None = None
     limit: int = 1 << 62
     run: str = ""
+    kept: bool = True
 
 
 IN_MEMORY = Storage()
@@ -80,6 +82,8 @@ class Activations:
     def advance(self) -> None:
         """Stands before the next block, for which every batch has been put."""
         self.position += 1
+        if not self.storage.kept:
+            self.forget()
 
     def save(self) -> None:
         """Makes the current position durable."""

@@ -13,6 +13,7 @@ from secateur.calibration.activations import Activations
 from secateur.calibration.precision import gram_products
 from secateur.calibration.runner import BlockRunner
 from secateur.network.network import Layer
+from secateur.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,43 @@ class Moments:
         return Moments(self.count, G, C, torch.zeros_like(self.x), torch.zeros_like(self.t), energy)
 
 
+class MomentSums:
+    """Moments in the making, batch by batch."""
+
+    def __init__(self, layer: Layer, device: torch.device) -> None:
+        rows, columns = layer.shape
+        self._exact = torch.float32 if device.type == "mps" else torch.float64
+        self._G = torch.zeros(columns, columns, device=device)
+        self._C = torch.zeros(rows, columns, device=device)
+        self._x = torch.zeros(columns, dtype=self._exact, device=device)
+        self._t = torch.zeros(rows, dtype=self._exact, device=device)
+        self._sums = torch.zeros(2, dtype=torch.float64)  # tokens, energy
+
+    def add(self, x: Tensor, t: Tensor, compute: str) -> None:
+        """Adds a batch.
+
+        Args:
+            x: (tokens, in) what the layer reads.
+            t: (tokens, out) what it should give.
+            compute: See `products`.
+        """
+        x, t = x.float(), t.float()
+        with gram_products(compute):
+            self._G.addmm_(x.T, x)
+            self._C.addmm_(t.T, x)
+        self._x += x.sum(0)
+        self._t += t.sum(0)
+        energy = float(t.square().sum(dtype=self._exact))
+        self._sums += torch.tensor([float(x.shape[0]), energy], dtype=torch.float64)
+
+    def total(self, team: Processes) -> Moments:
+        """Returns the sums over all processes."""
+        for part in (self._G, self._C, self._x, self._t, self._sums):
+            team.sum(part)
+        count, energy = self._sums.tolist()
+        return Moments(int(count), self._G, self._C, self._x.float(), self._t.float(), energy)
+
+
 def output_moments(runner: BlockRunner, layer: Layer, targets: Activations, tick: Callable[[], None]) -> Moments:
     """Passes every batch through the next block and holds a layer's output against what would make the block's right.
 
@@ -66,12 +104,7 @@ def output_moments(runner: BlockRunner, layer: Layer, targets: Activations, tick
         tick: Called after each batch.
     """
     assert layer.module is not None
-    rows, columns = layer.shape
-    device = runner.network.device
-    G, C = torch.zeros(columns, columns, device=device), torch.zeros(rows, columns, device=device)
-    exact = torch.float32 if device.type == "mps" else torch.float64
-    x_sum, t_sum = torch.zeros(columns, dtype=exact, device=device), torch.zeros(rows, dtype=exact, device=device)
-    sums = torch.zeros(2, dtype=torch.float64)  # tokens, energy
+    sums = MomentSums(layer, runner.network.device)
     seen: list[tuple[Tensor, Tensor]] = []
 
     def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
@@ -80,17 +113,10 @@ def output_moments(runner: BlockRunner, layer: Layer, targets: Activations, tick
     handle = layer.module.register_forward_hook(hook)
     try:
         for batch, output in runner.block_outputs():
-            x, y = (one.float() for one in seen.pop())
-            t = y + (targets[batch].to(device).float() - output.float()).flatten(0, -2)
-            sums += torch.tensor([float(x.shape[0]), float(t.square().sum(dtype=exact))], dtype=torch.float64)
-            x_sum += x.sum(0)
-            t_sum += t.sum(0)
-            with gram_products(runner.compute):
-                G.addmm_(x.T, x)
-                C.addmm_(t.T, x)
+            x, y = seen.pop()
+            lacking = targets[batch].to(output.device).float() - output.float()
+            sums.add(x, y.float() + lacking.flatten(0, -2), runner.compute)
             tick()
     finally:
         handle.remove()
-    for part in (G, C, x_sum, t_sum, sums):
-        runner.team.sum(part)
-    return Moments(int(sums[0]), G, C, x_sum.float(), t_sum.float(), float(sums[1]))
+    return sums.total(runner.team)

@@ -273,8 +273,8 @@ def _attention(
     prefix = network.block_name(block)
     shared = None
     if not cross:
-        every = {name for name, _ in network.model.named_parameters()} if _tensors(network) else set()
-        for path, axis in _tensors(network):
+        every = {name for name, _ in network.model.named_parameters()} if network.family.head_tensors else set()
+        for path, axis in network.family.head_tensors:
             if f"{prefix}.{path}" in every:
                 produces.append(Slice(f"{prefix}.{path}", axis, _span(0, heads, 1)))
         if network.stack_of(block).carries:
@@ -294,10 +294,6 @@ def _attention(
         network=network,
         shared=shared,
     )
-
-
-def _tensors(network: Network) -> tuple[tuple[str, int], ...]:
-    return network.family.head_tensors
 
 
 def _kv_heads(found: list[tuple[Projection, Layer]], heads: int, width: int, cross: str) -> int:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from secateur.allocation.widths import Budget
-from secateur.evaluation.costs import costs, unit_costs
+from secateur.evaluation.costs import Costs, costs, unit_costs
 from secateur.network.units import UnitGroup
-from secateur.recipe import bytes_of
+from secateur.recipe import Prune, bytes_of
 from secateur.structure.job import Job
 from secateur.structure.latency import latency_costs
 
@@ -31,14 +31,25 @@ def budget_of(job: Job, groups: Sequence[UnitGroup]) -> tuple[Budget, list[Tenso
         left = total * (1 - stage.sparsity) if stage.sparsity is not None else total - stage.remove  # type: ignore[operator]
         words = f"--sparsity {stage.sparsity:g}" if stage.sparsity is not None else f"--remove {stage.remove}"
         return Budget(words, total, left, "units"), [torch.ones(group.count, dtype=torch.float64) for group in groups]
-    name = next(name for name in SHARES if getattr(stage, name) is not None)
-    what = SHARES[name]
     length = job.first.length
-    now = getattr(costs(job.network, length), what)
-    if name == "memory":
-        assert stage.memory is not None
-        limit = float(bytes_of(stage.memory))
-    else:
-        limit = getattr(stage, name) * getattr(job.first, what)
-    budget = Budget(f"--{name} {getattr(stage, name)}", float(now), limit, UNITS[what])
+    what = SHARES[_share(stage)]
+    budget = share_of(stage, job.first, costs(job.network, length))
     return budget, [unit_costs(group, what, length).double() for group in groups]
+
+
+def share_of(stage: Prune, first: Costs, now: Costs) -> Budget:
+    """Returns the budget of `params`, `macs` or `memory`.
+
+    Args:
+        stage: What was asked for.
+        first: What the run's first model costs, which shares are shares of.
+        now: What the model costs now.
+    """
+    name = _share(stage)
+    what = SHARES[name]
+    limit = bytes_of(stage.memory) if stage.memory is not None else getattr(stage, name) * getattr(first, what)
+    return Budget(f"--{name} {getattr(stage, name)}", float(getattr(now, what)), float(limit), UNITS[what])
+
+
+def _share(stage: Prune) -> str:
+    return next(name for name in SHARES if getattr(stage, name) is not None)

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from math import prod
+from math import lcm, prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from secateur.allocation.widths import Place, even_widths
-from secateur.calibration.precision import gram_products
 from secateur.calibration.runner import BlockRunner
-from secateur.calibration.statistics import INPUTS, Needs, Statistics
-from secateur.calibration.targets import Moments
+from secateur.calibration.statistics import GRADIENTS, INPUTS, Needs, Statistics
+from secateur.calibration.targets import MomentSums
 from secateur.errors import UsageError
-from secateur.evaluation.costs import costs, linear_names
+from secateur.evaluation.costs import costs, linear_names, used
 from secateur.network.network import Layer, Network
 from secateur.network.surgery import Cut
 from secateur.network.units import INNER_COLUMNS, UnitGroup, head_dim, unit_groups
 from secateur.scores.units import scored
-from secateur.solvers.removal import refit
 from secateur.structure.budget import budget_of
-from secateur.structure.inner import kept_by_score
-from secateur.structure.job import GRADIENT_NEEDS, Job
+from secateur.structure.inner import ALIGNED, kept_by_score, refit_layer
+from secateur.structure.job import Job
 
 
 def choose_channels(job: Job) -> list[Cut]:
@@ -52,7 +50,8 @@ def choose_channels(job: Job) -> list[Cut]:
 def _step(job: Job) -> int:
     """Returns what the number of channels is a multiple of."""
     if not job.network.family.tied_width:
-        return job.stage.round_to
+        experts = any(layer.expert is not None for layer in job.network.layers())
+        return lcm(job.stage.round_to, ALIGNED) if experts else job.stage.round_to
     width = head_dim(job.network)
     if job.stage.round_to > 1 and width % job.stage.round_to:
         raise UsageError(
@@ -103,10 +102,11 @@ def _cost(job: Job, group: UnitGroup, heads: Sequence[UnitGroup], width: int) ->
     total: float = 0.0
     for name, parameter in network.model.named_parameters():
         if not macs or name in linear:
-            total += prod(length - lost[name][axis] for axis, length in enumerate(parameter.shape))
+            left_of_it = prod(length - lost[name][axis] for axis, length in enumerate(parameter.shape))
+            total += left_of_it * (used(network, name) if macs else 1.0)
     if macs:
         attention: float = costs(network, length).macs - sum(
-            network.model.get_parameter(name).numel() for name in linear
+            used(network, name) * network.model.get_parameter(name).numel() for name in linear
         )
         return total + attention * (width / group.count if heads else 1.0)
     size: int = network.model.dtype.itemsize if job.stage.memory is not None else 1
@@ -116,7 +116,7 @@ def _cost(job: Job, group: UnitGroup, heads: Sequence[UnitGroup], width: int) ->
 def _statistics(job: Job, groups: Sequence[UnitGroup]) -> dict[str, Statistics]:
     """Returns moments of every reader's input in the dense model, by the input's name."""
     needs = job.score.needs
-    if needs & GRADIENT_NEEDS:
+    if needs & GRADIENTS:
         raise UsageError(f"--score {job.score.name} isn't for channels; take l2, wanda or activation.")
     if not needs & INPUTS:
         return {}
@@ -130,8 +130,9 @@ def _statistics(job: Job, groups: Sequence[UnitGroup]) -> dict[str, Statistics]:
                 readers.setdefault(layer.reads, (layer, needs))
         with job.timed("gather"):
             found |= runner.gather(readers, lambda: None)
-        with job.timed("propagate"):
-            runner.advance(lambda: None)
+        if block < len(job.network.blocks) - 1:
+            with job.timed("propagate"):
+                runner.advance(lambda: None)
     return found
 
 
@@ -161,8 +162,9 @@ def repair_channels(job: Job, dense: Network, small: Network, keep: Tensor) -> N
                     and big.shape[0] == (little.shape[0] if not writes else len(keep))
                 ]
                 _match(job, runners, pairs, channels if writes else None)
-        for runner in runners:
-            runner.advance(lambda: None)
+        if block < len(small.blocks) - 1:
+            for runner in runners:
+                runner.advance(lambda: None)
 
 
 def _match(
@@ -179,18 +181,7 @@ def _match(
     if not pairs:
         return
     dense, small = runners
-    device = small.network.device
-    sums: list[list[Any]] = [
-        [
-            0,
-            torch.zeros(b.shape[1], b.shape[1], device=device),
-            torch.zeros(b.shape[0], b.shape[1], device=device),
-            torch.zeros(b.shape[1], device=device),
-            torch.zeros(b.shape[0], device=device),
-            0.0,
-        ]
-        for _, b in pairs
-    ]
+    sums = [MomentSums(little, small.network.device) for _, little in pairs]
     outputs: dict[int, Tensor] = {}
     reads: dict[int, Tensor] = {}
     handles = []
@@ -208,29 +199,9 @@ def _match(
     try:
         for (_, _), (_, _) in zip(dense.block_outputs(), small.block_outputs(), strict=True):
             for number, one in enumerate(sums):
-                x, t = reads[number].float(), outputs[number].float()
-                t = t if rows is None else t[:, rows]
-                with gram_products(small.compute):
-                    one[1].addmm_(x.T, x)
-                    one[2].addmm_(t.T, x)
-                one[0] += x.shape[0]
-                one[3] += x.sum(0)
-                one[4] += t.sum(0)
-                one[5] += float(t.square().sum(dtype=torch.float64))
+                one.add(reads[number], outputs[number] if rows is None else outputs[number][:, rows], small.compute)
     finally:
         for handle in handles:
             handle.remove()
-    for (_, little), (count, G, C, x_sum, t_sum, energy) in zip(pairs, sums, strict=True):
-        for part in (G, C, x_sum, t_sum):
-            job.team.sum(part)
-        numbers = torch.tensor([float(count), energy], dtype=torch.float64)
-        job.team.sum(numbers)
-        moments = Moments(int(numbers[0]), G, C, x_sum, t_sum, float(numbers[1]))
-        bias = getattr(little.module, "bias", None)
-        W = little.matrix().to(device, torch.float32)
-        b = None if bias is None else bias.detach().to(device, torch.float32)
-        done = refit(W, b, moments, torch.ones(W.shape[1], dtype=torch.bool))
-        with torch.no_grad():
-            little.matrix().copy_(done.W.to(little.parameter.dtype))
-            if bias is not None and done.bias is not None:
-                bias.copy_(done.bias.to(bias.dtype))
+    for (_, little), one in zip(pairs, sums, strict=True):
+        refit_layer(job, little, one.total(job.team), torch.ones(little.shape[1], dtype=torch.bool))

@@ -60,11 +60,12 @@ def _usage(job: Job, groups: Sequence[UnitGroup]) -> dict[str, ExpertUsage]:
     """Returns what each block's experts add in the dense model, by the group's name."""
     runner = job.runner()
     found: dict[str, ExpertUsage] = {}
-    names = {group.block: group.name for group in groups}
-    for block in job.progress.track(range(len(job.network.blocks)), "looking at the experts"):
+    names = {group.block: group.name for group in groups if group.block is not None}
+    for block in job.progress.track(range(max(names) + 1), "looking at the experts"):
         if block in names:
             with job.timed("gather"):
                 found[names[block]] = runner.expert_usage(lambda: None)
-        with job.timed("propagate"):
-            runner.advance(lambda: None)
+        if block < max(names):
+            with job.timed("propagate"):
+                runner.advance(lambda: None)
     return found

@@ -7,7 +7,7 @@ the blocks behind see the smaller model's activations.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import lcm
 
 import torch
@@ -16,26 +16,28 @@ from torch import Tensor
 from secateur.allocation.amounts import Threshold
 from secateur.allocation.widths import Budget, Place, even_widths, ramp, ranked_widths
 from secateur.calibration.runner import BlockRunner, loss_gradients
-from secateur.calibration.statistics import INPUTS, Needs, Statistics
+from secateur.calibration.statistics import GRADIENTS, INPUTS, Needs, Statistics
 from secateur.calibration.targets import Moments, output_moments
 from secateur.errors import NothingPrunedError, UsageError
 from secateur.linear_algebra import DAMPING
+from secateur.network.network import Layer
 from secateur.network.surgery import Cut
 from secateur.network.units import Reader, UnitGroup, unit_groups
 from secateur.scores.units import scored
 from secateur.solvers.removal import elimination, refit
 from secateur.structure.budget import budget_of
-from secateur.structure.job import GRADIENT_NEEDS, Job
+from secateur.structure.job import Job
 from secateur.training.reconstruction import reconstruct
 
 ORDER = ("head", "query-head", "neuron")  # in which a block computes them
 PLAN_ROUNDS = 32
+ALIGNED = 8  # widths of experts are multiples of it: the product of all experts at once takes aligned rows only
 
 
 def choose_inner(job: Job) -> list[Cut]:
     """Chooses, repairs and zeroes neurons and heads; returns what is to be cut."""
     groups = _groups(job)
-    if job.score.needs & GRADIENT_NEEDS and job.stage.gradient == "loss":
+    if job.score.needs & GRADIENTS and job.stage.gradient == "loss":
         layers = [reader.layer for group in groups for reader in group.readers]
         assert job.windows is not None
         with job.timed("gradients"):
@@ -85,9 +87,9 @@ def _counts(job: Job, groups: Sequence[UnitGroup]) -> dict[str, int] | None:
 
 
 def _step(job: Job, groups: Sequence[UnitGroup]) -> int:
-    """Returns what widths are a multiple of; those of experts of 8, as their products take aligned rows only."""
+    """Returns what widths are a multiple of."""
     experts = any(reader.layer.expert is not None for group in groups for reader in group.readers)
-    return lcm(job.stage.round_to, 8) if experts else job.stage.round_to
+    return lcm(job.stage.round_to, ALIGNED) if experts else job.stage.round_to
 
 
 def _own_width(job: Job, group: UnitGroup) -> int:
@@ -141,31 +143,22 @@ def _ramped(job: Job, groups: Sequence[UnitGroup], places: Sequence[Place], budg
 def _values(job: Job, groups: Sequence[UnitGroup]) -> list[tuple[float, ...]]:
     """Returns what each group's removals cost in quality, in the order in which they would go, from the dense model."""
     by_error = job.stage.allocation == "error" or job.stage.solver == "obs"
-    needs = Needs.GRAM if by_error else job.score.needs
+    if by_error and any(len(group.readers) > 1 for group in groups):
+        raise UsageError("the neurons of experts share one budget evenly; leave --allocation out.")
     found: dict[str, Tensor] = {}
-    by_block = _by_block(groups)
-    runner = job.runner() if needs & (INPUTS | GRADIENT_NEEDS) else None
-    with job.timed("plan"):
-        for block in job.progress.track(range(max(by_block) + 1), "looking at the dense model"):
-            some = by_block.get(block, [])
-            inputs = job.gather(runner, some, needs) if runner is not None and some else {}
-            for group in some:
-                if by_error:
-                    if len(group.readers) > 1:
-                        raise UsageError("the neurons of experts share one budget evenly; leave --allocation out.")
-                    reader = group.readers[0]
-                    W = reader.layer.matrix().to(job.network.device, torch.float32)
-                    least = max(1, job.stage.min_units)
-                    path = elimination(
-                        W, inputs[reader.layer.reads].G, reader.index, group.count - least, rounds=PLAN_ROUNDS
-                    )
-                    scale = path.energy if job.stage.allocation == "error" and path.energy > 0 else 1.0
-                    found[group.name] = path.losses / scale
-                else:
-                    scores = scored(job.score, group, job.statistics(group, inputs))
-                    found[group.name] = scores.sort().values.double()
-            if runner is not None:
-                runner.advance(lambda: None)
+    for group, inputs in _dense(job, groups, Needs.GRAM if by_error else job.score.needs):
+        with job.timed("plan"):
+            if by_error:
+                (reader,) = group.readers
+                W = reader.layer.matrix().to(job.network.device, torch.float32)
+                most = group.count - max(1, job.stage.min_units)
+                G = inputs[reader.layer.reads].G
+                path = elimination(W, G, reader.index, most, _damping(job), PLAN_ROUNDS)
+                scale = path.energy if job.stage.allocation == "error" and path.energy > 0 else 1.0
+                found[group.name] = path.losses / scale
+            else:
+                scores = scored(job.score, group, job.statistics(group, inputs))
+                found[group.name] = scores.sort().values.double()
     for kind in {group.unit for group in groups}:  # kinds are on different scales
         if job.stage.allocation != "error":
             names = [group.name for group in groups if group.unit == kind]
@@ -173,6 +166,22 @@ def _values(job: Job, groups: Sequence[UnitGroup]) -> list[tuple[float, ...]]:
             for name in names:
                 found[name] = found[name] / (mean or 1.0)
     return [tuple(found[group.name].tolist()) for group in groups]
+
+
+def _dense(job: Job, groups: Sequence[UnitGroup], needs: Needs) -> Iterator[tuple[UnitGroup, dict[str, Statistics]]]:
+    """Yields each group with statistics of what its readers read in the model as it is now."""
+    by_block = _by_block(groups)
+    by_block_loss = job.stage.gradient == "block"
+    runner = job.runner() if needs & (INPUTS | GRADIENTS if by_block_loss else INPUTS) else None
+    last = max(by_block)
+    for block in job.progress.track(range(last + 1), "looking at the dense model"):
+        some = by_block.get(block, [])
+        inputs = job.gather(runner, some, needs) if runner is not None and some else {}
+        for group in some:
+            yield group, inputs
+        if runner is not None and block < last:
+            with job.timed("propagate"):
+                runner.advance(lambda: None)
 
 
 def _shared(job: Job, groups: Sequence[UnitGroup], counts: dict[str, int] | None) -> dict[str, Tensor]:
@@ -185,18 +194,13 @@ def _shared(job: Job, groups: Sequence[UnitGroup], counts: dict[str, int] | None
         return {}
     if counts is None:
         raise UsageError("a --threshold can't choose units that several blocks lose together; give another target.")
-    needs = job.score.needs
-    runner = job.runner() if needs & INPUTS else None
-    by_block = _by_block(some)
+    if job.stage.solver == "obs":
+        job.notes.append("Heads that several blocks lose together go by the score obs at once, not in rounds.")
     total: dict[str, Tensor] = {}
-    for block in job.progress.track(range(max(by_block) + 1), "looking at the dense model"):
-        inputs = job.gather(runner, by_block.get(block, []), needs) if runner is not None and block in by_block else {}
-        for group in by_block.get(block, []):
-            assert group.shared is not None
-            scores = scored(job.score, group, job.statistics(group, inputs))
-            total[group.shared] = total.get(group.shared, torch.zeros(group.count)) + scores
-        if runner is not None:
-            runner.advance(lambda: None)
+    for group, inputs in _dense(job, some, job.score.needs):
+        assert group.shared is not None
+        scores = scored(job.score, group, job.statistics(group, inputs))
+        total[group.shared] = total.get(group.shared, torch.zeros(group.count)) + scores
     return {
         group.shared: kept_by_score(total[group.shared], counts[group.name], None, job, group)
         for group in some
@@ -302,10 +306,10 @@ def _adds(job: Job) -> bool:
     return job.stage.repair and job.network.family.adds and pre_norm
 
 
-def _weights(job: Job, reader: Reader) -> tuple[Tensor, Tensor | None]:
+def _weights(job: Job, layer: Layer) -> tuple[Tensor, Tensor | None]:
     """Returns a layer's weight (out, in) and bias (out,), float32, on the compute device; experts have no bias."""
-    W = reader.layer.matrix().to(job.network.device, torch.float32)
-    bias = None if reader.layer.expert is not None else getattr(reader.layer.module, "bias", None)
+    W = layer.matrix().to(job.network.device, torch.float32)
+    bias = None if layer.expert is not None else getattr(layer.module, "bias", None)
     return W, None if bias is None else bias.detach().to(job.network.device, torch.float32)
 
 
@@ -313,21 +317,38 @@ def _moments(job: Job, reader: Reader, inputs: dict[str, Statistics]) -> Moments
     known = inputs.get(reader.layer.reads)
     if known is None or known.gram is None:
         return None
-    W, b = _weights(job, reader)
+    W, b = _weights(job, reader.layer)
     return Moments.of_outputs(W, b, known.count, known.G, known.total.float())
 
 
 def _refitted(job: Job, reader: Reader, moments: Moments, keep: Tensor) -> tuple[float, float]:
     """Fits a layer anew on the units that stay; returns the relative error before and after."""
-    W, b = _weights(job, reader)
-    columns = torch.zeros(W.shape[1], dtype=torch.bool)
+    columns = torch.zeros(reader.layer.shape[1], dtype=torch.bool)
     columns[reader.index[keep].flatten()] = True
+    return refit_layer(job, reader.layer, moments, columns)
+
+
+def refit_layer(job: Job, layer: Layer, moments: Moments, columns: Tensor) -> tuple[float, float]:
+    """Fits a layer's weight, and its bias if it has one, anew on some of its inputs, in place.
+
+    Args:
+        job: The stage's work.
+        layer: The layer.
+        moments: Of what it reads and should give.
+        columns: (in,) bool: the inputs that stay.
+
+    Returns:
+        The relative error before and after.
+    """
+    W, b = _weights(job, layer)
     done = refit(W, b, moments, columns, _damping(job))
-    reader.layer.matrix().copy_(done.W.to(reader.layer.parameter.dtype))
+    with torch.no_grad():
+        layer.matrix().copy_(done.W.to(layer.parameter.dtype))
     if done.bias is not None:
-        bias = reader.layer.module.bias  # type: ignore[union-attr]
+        bias = layer.module.bias  # type: ignore[union-attr]
         assert isinstance(bias, Tensor)
-        bias.copy_(done.bias.to(bias.dtype))
+        with torch.no_grad():
+            bias.copy_(done.bias.to(bias.dtype))
     return done.error_before, done.error
 
 
@@ -346,7 +367,7 @@ def _chosen(
     if job.stage.solver == "obs" and counts is not None and len(moments) == 1:
         (reader,), (own,) = group.readers, moments
         assert own is not None
-        W, b = _weights(job, reader)
+        W, b = _weights(job, reader.layer)
         every = torch.ones(W.shape[1], dtype=torch.bool)
         start = refit(W, b, own, every, _damping(job)).W if job.stage.repair else W
         G = own.G if b is None else own.centred().G
@@ -356,7 +377,10 @@ def _chosen(
         keep[path.order] = False
         return keep
     scores = scored(job.score, group, job.statistics(group, inputs))
-    return kept_by_score(scores, None if counts is None else counts[group.name], job.stage.threshold, job, group)
+    if counts is not None:
+        return kept_by_score(scores, counts[group.name], None, job, group)
+    left, step = int(kept_by_score(scores, None, job.stage.threshold, job, group).sum()), _step(job, [group])
+    return kept_by_score(scores, min(group.count, -(-left // step) * step), None, job, group)
 
 
 def kept_by_score(scores: Tensor, left: int | None, threshold: str | None, job: Job, group: UnitGroup) -> Tensor:
@@ -368,13 +392,16 @@ def kept_by_score(scores: Tensor, left: int | None, threshold: str | None, job: 
     scores = scores.cpu()
     if left is None:
         assert threshold is not None
-        keep = scores >= Threshold.parse(threshold).value(scores)
+        free = scores[scores.isfinite()]  # protected units are infinite
+        if not len(free):
+            raise UsageError("--protect-first and --protect-last leave no block to prune.")
+        keep = scores >= Threshold.parse(threshold).value(free)
         least = max(1, job.stage.min_units)
         if int(keep.sum()) < least:
             raise UsageError(
                 f"--threshold {threshold} leaves {int(keep.sum())} of the {group.count} units of {group.name}, and at "
-                f"least {least} have to stay; their scores lie between {float(scores.min()):.4g} and "
-                f"{float(scores.max()):.4g}."
+                f"least {least} have to stay; their scores lie between {float(free.min()):.4g} and "
+                f"{float(free.max()):.4g}."
             )
         return keep
     keep = torch.zeros(len(scores), dtype=torch.bool)

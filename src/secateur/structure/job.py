@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from secateur.calibration.activations import IN_MEMORY, Storage
 from secateur.calibration.runner import BlockRunner
-from secateur.calibration.statistics import INPUTS, Gradients, Needs, Statistics
+from secateur.calibration.statistics import GRADIENTS, INPUTS, Gradients, Needs, Statistics
 from secateur.calibration.windows import Windows
 from secateur.errors import CalibrationError
 from secateur.evaluation.costs import Costs
@@ -24,8 +25,6 @@ from secateur.recipe import Calibration, Prune
 from secateur.result import BlockReport, GroupReport
 from secateur.scores.unit_score import Usage
 from secateur.scores.units import UnitScore, UnitStatistics, unit_score_named
-
-GRADIENT_NEEDS = Needs.GRADIENT | Needs.GRADIENT_SIZE | Needs.GRADIENT_SQUARE
 
 
 @dataclass
@@ -41,6 +40,8 @@ class Job:
         progress: Shows progress.
         first: What the run's first model costs, which shares are shares of.
         team: The processes that share the calibration.
+        storage: Where calibration activations may be kept.
+        runners: How many there have been; each keeps its activations under a name of its own.
         gradients: By layer, where a score asks for gradients of the next-token loss.
     """
 
@@ -52,6 +53,8 @@ class Job:
     progress: Progress
     first: Costs
     team: Processes = ALONE
+    storage: Storage = IN_MEMORY
+    runners: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     notes: list[str] = field(default_factory=list)
     groups: list[GroupReport] = field(default_factory=list)
@@ -80,8 +83,11 @@ class Job:
         """
         if self.windows is None:
             raise CalibrationError("this needs calibration windows; give --calibration.")
+        name = f"units-{self.runners}-{self.team.rank}"
+        self.runners += 1
+        given = (self.windows, self.calibration.compute, self.storage, name)
         with self.timed("prelude"):
-            return BlockRunner(network or self.network, self.windows, self.calibration.compute, team=self.team)
+            return BlockRunner(network or self.network, *given, team=self.team)
 
     def random(self, group: UnitGroup) -> torch.Generator:
         """Returns a source of random numbers of a group's own."""
@@ -115,7 +121,7 @@ class Job:
                 readers.setdefault(layer.reads, (layer, needs))
             with self.timed("gather"):
                 inputs = runner.gather(readers, lambda: None)
-        if needs & GRADIENT_NEEDS and self.stage.gradient == "block":
+        if needs & GRADIENTS and self.stage.gradient == "block":
             with self.timed("gradients"):
                 self.gradients = runner.gradients(layers, needs, lambda: None)
         return inputs

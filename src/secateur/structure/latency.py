@@ -25,8 +25,8 @@ LEAST_WIDTH = 0.5  # the smaller of the two widths that are timed, relative to w
 def latency_costs(job: Job, groups: Sequence[UnitGroup]) -> tuple[Budget, list[Tensor]]:
     """Returns the budget of `--latency` in milliseconds, and by group what goes with each unit.
 
-    Timed is the reading of one calibration window by the model with all of its units, and with fewer of them in its
-    first block, by turns: what a unit saves is taken to be the same in every block.
+    Timed is the reading of one calibration window by the model with all of its units and with half of them, by turns:
+    what a unit saves is taken to be the same in every block.
     """
     assert job.stage.latency is not None
     if job.windows is None:

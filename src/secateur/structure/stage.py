@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from secateur.calibration.statistics import Needs
+from secateur.calibration.activations import IN_MEMORY, Storage
+from secateur.calibration.statistics import GRADIENTS, Needs
 from secateur.calibration.windows import Windows
 from secateur.errors import UsageError
 from secateur.evaluation.costs import Costs, costs
@@ -14,6 +15,7 @@ from secateur.progress import Progress
 from secateur.recipe import INNER_UNITS, Calibration, Prune
 from secateur.result import StageReport
 from secateur.scores.units import check_fit, unit_score_named
+from secateur.structure.budget import SHARES, share_of
 from secateur.structure.channels import choose_channels, repair_channels
 from secateur.structure.depth import choose_depth
 from secateur.structure.experts import choose_experts
@@ -54,7 +56,9 @@ def check_units(network: Network, stage: Prune) -> None:
     """
     score = unit_score_named(stage.score or "obs", stage.combine)
     if network.store is not None:
-        raise UsageError("units are removed from models in memory; leave --stream out.")
+        raise UsageError("units are removed from models in memory: give --no-stream, on a machine that can hold it.")
+    if stage.gradient == "loss" and not score.needs & GRADIENTS:
+        raise UsageError("--gradient loss is for gradient scores: add --score taylor, fisher or snip.")
     for kind in stage.kinds:
         unit_groups(network, kind)
         check_fit(score, kind)
@@ -69,6 +73,7 @@ def prune_units(
     progress: Progress,
     first: Costs,
     team: Processes = ALONE,
+    storage: Storage = IN_MEMORY,
 ) -> tuple[Network, StageReport]:
     """Removes units of a model for good.
 
@@ -81,6 +86,7 @@ def prune_units(
         progress: Shows progress.
         first: What the run's first model costs: shares are shares of it.
         team: The processes that share the calibration.
+        storage: Where calibration activations may be kept.
 
     Returns:
         The smaller model, and what was done.
@@ -89,7 +95,7 @@ def prune_units(
         UsageError: The target can't be met; the message says the nearest.
         NothingPrunedError: Nothing would go.
     """
-    job = Job(network, stage, windows, calibration, seed, progress, first, team)
+    job = Job(network, stage, windows, calibration, seed, progress, first, team, storage)
     cuts = (choose_inner if set(stage.kinds) <= INNER_UNITS else CHOOSE[stage.unit])(job)
     if stage.pad:
         cuts = pad_to_plain(cuts)
@@ -104,6 +110,8 @@ def prune_units(
         repair_channels(job, network, small, cuts[0].keep)
     if stage.unit == "token":
         small = with_new_vocabulary(network, small, cuts[0].keep)
+    before, after = costs(network, first.length), costs(small, first.length)
+    _check_target(job, before, after)
     report = StageReport(
         {"prune": stage.model_dump(mode="json")},
         (),
@@ -111,15 +119,25 @@ def prune_units(
         tuple(job.notes),
         tuple(job.blocks),
         tuple(job.groups),
-        _budget(job, network, small),
+        {"first": vars(first), "before": vars(before), "after": vars(after)},
     )
     return small, report
 
 
-def _budget(job: Job, before: Network, after: Network) -> dict[str, object]:
-    old, new = costs(before, job.first.length), costs(after, job.first.length)
-    return {
-        "first": vars(job.first),
-        "before": vars(old),
-        "after": vars(new),
-    }
+def _check_target(job: Job, before: Costs, after: Costs) -> None:
+    """Raises if the cut model costs more than was asked for; zeros that --pad added are merely noted.
+
+    Raises:
+        UsageError: The target was missed.
+    """
+    stage = job.stage
+    if stage.params is None and stage.macs is None and stage.memory is None:
+        return
+    budget = share_of(stage, job.first, before)
+    left = getattr(after, SHARES[next(name for name in SHARES if getattr(stage, name) is not None)])
+    if left <= budget.limit:
+        return
+    words = f"{budget.words}: {left:,.0f} {budget.unit} are left, and {budget.limit:,.0f} were asked for"
+    if not stage.pad:
+        raise UsageError(f"{words}. Ask for less.")
+    job.notes.append(f"{words}; without the zeros of --pad the target is met.")
