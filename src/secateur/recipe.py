@@ -131,7 +131,8 @@ class Prune(_Settings):
             a threshold, or `none`. For weights one solver, or several that follow each other: `sparsegpt+refit`; None
             is `auto` without a score, `none` with one. `auto` is written out as the chain that it stands for.
         gradient: What gradient scores differentiate: `block`, each block's own reconstruction loss, or `loss`, the
-            next-token loss through the whole model.
+            next-token loss through the whole model. With the solver obs of units, `loss` weighs errors by what they
+            add to that loss, so that those of all layers can be compared.
         allocation: `uniform` (every layer the same share), `global` (the model's lowest scores), `error` (by measured
             error), for weights `owl` and `alpha` (see secateur.allocation), for units `ramp` (later layers give more).
         reconstruct: Whether each block's kept weights are tuned to give the dense block's outputs.

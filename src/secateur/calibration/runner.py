@@ -362,23 +362,88 @@ def loss_gradients(
     Raises:
         UsageError: The model has no next-token head.
     """
-    if network.store is not None:
-        raise UsageError("--gradient loss needs the whole model in memory; a streamed one takes --gradient block.")
-    if not network.generates:
-        raise UsageError(f"--gradient loss needs a next-token loss, which {network.architecture} hasn't; use block.")
+    _check_loss(network)
     cpu = torch.device("cpu")
     found = {layer.name: Gradients.empty(layer.shape, needs, cpu) for layer in layers}
     with products(compute, network.model.dtype, cpu), _differentiating(layers) as parameters:
         for part in progress.track(windows.batches(1)[team.rank :: team.size], "gradients of the loss"):
-            first, others = model_inputs(network, part)
-            logits = network.model(first, **others).logits[:, part.given - 1 : -1].float()
-            targets = predicted_ids(network, part)[:, part.given :]
-            loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-            _add(found, layers, parameters, torch.autograd.grad(loss, parameters))
+            _add(found, layers, parameters, torch.autograd.grad(_loss(network, part), parameters))
     for layer in layers:
         found[layer.name].add_up(team)
         found[layer.name].check(layer.name)
     return found
+
+
+def output_sensitivity(
+    network: Network,
+    layers: Sequence[Layer],
+    windows: Windows,
+    compute: str,
+    progress: Progress,
+    team: Processes = ALONE,
+) -> dict[str, Tensor]:
+    """Returns how much an error of each of the layers' outputs costs, by the layer's name: (out,) float32.
+
+    An error e at a token's outputs raises the loss of all tokens by about half the sum of s e², s being the mean over
+    tokens of the squared gradient of that loss: the diagonal of the empirical Fisher information of the outputs.
+
+    Raises:
+        UsageError: The model has no next-token head.
+    """
+    _check_loss(network)
+    cpu = torch.device("cpu")
+    found = {layer.name: torch.zeros(layer.shape[0]) for layer in layers}
+    tokens = torch.zeros(1, dtype=torch.float64)
+    with products(compute, network.model.dtype, cpu), _differentiating(layers), _outputs_of(layers) as outputs:
+        for part in progress.track(windows.batches(1)[team.rank :: team.size], "gradients of the loss"):
+            loss = _loss(network, part, "sum")
+            seen = [outputs.pop(layer.name) for layer in layers]
+            for layer, gradient in zip(layers, torch.autograd.grad(loss, seen), strict=True):
+                found[layer.name] += gradient.flatten(0, -2).float().square().sum(0)
+            tokens += part.tokens
+    team.sum(tokens)
+    for total in found.values():
+        team.sum(total)
+        total /= tokens.item()
+    return found
+
+
+def _check_loss(network: Network) -> None:
+    if network.store is not None:
+        raise UsageError("--gradient loss needs the whole model in memory; a streamed one takes --gradient block.")
+    if not network.generates:
+        raise UsageError(f"--gradient loss needs a next-token loss, which {network.architecture} hasn't; use block.")
+
+
+def _loss(network: Network, windows: Windows, reduction: str = "mean") -> Tensor:
+    """Returns the next-token loss of windows."""
+    first, others = model_inputs(network, windows)
+    logits = network.model(first, **others).logits[:, windows.given - 1 : -1].float()
+    targets = predicted_ids(network, windows)[:, windows.given :]
+    return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
+
+
+@contextmanager
+def _outputs_of(layers: Sequence[Layer]) -> Iterator[dict[str, Tensor]]:
+    """Takes up what layers give in each forward, by their names."""
+    outputs: dict[str, Tensor] = {}
+    handles = []
+    for layer in layers:
+        if layer.module is None:
+            raise UsageError(
+                f"{layer.name} isn't a linear layer of its own, so its outputs can't be weighed by --gradient loss; "
+                "leave it out."
+            )
+
+        def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor, name: str = layer.name) -> None:
+            outputs[name] = output
+
+        handles.append(layer.module.register_forward_hook(hook))
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from secateur.allocation.amounts import Threshold
 from secateur.allocation.widths import Budget, Place, even_widths, ramp, ranked_widths
-from secateur.calibration.runner import BlockRunner, loss_gradients
+from secateur.calibration.runner import BlockRunner, loss_gradients, output_sensitivity
 from secateur.calibration.statistics import GRADIENTS, INPUTS, Needs, Statistics
 from secateur.calibration.targets import Moments, output_moments
 from secateur.errors import NothingPrunedError, UsageError
@@ -37,15 +37,21 @@ ALIGNED = 8  # widths of experts are multiples of it: the product of all experts
 def choose_inner(job: Job) -> list[Cut]:
     """Chooses, repairs and zeroes neurons and heads; returns what is to be cut."""
     groups = _groups(job)
-    if job.score.needs & GRADIENTS and job.stage.gradient == "loss":
-        layers = [reader.layer for group in groups for reader in group.readers]
-        assert job.windows is not None
-        with job.timed("gradients"):
-            job.gradients = loss_gradients(
-                job.network, layers, job.windows, job.score.needs, job.calibration.compute, job.progress, job.team
-            )
+    if job.stage.gradient == "loss":
+        _differentiate_loss(job, [reader.layer for group in groups for reader in group.readers])
     counts = _counts(job, groups)
     return _walk(job, groups, counts)
+
+
+def _differentiate_loss(job: Job, layers: Sequence[Layer]) -> None:
+    """Finds what the score or the solver needs of the next-token loss."""
+    assert job.windows is not None
+    rest = (job.calibration.compute, job.progress, job.team)
+    with job.timed("gradients"):
+        if job.stage.solver == "obs":
+            job.sensitivity = output_sensitivity(job.network, layers, job.windows, *rest)
+        else:
+            job.gradients = loss_gradients(job.network, layers, job.windows, job.score.needs, *rest)
 
 
 def _groups(job: Job) -> list[UnitGroup]:
@@ -150,17 +156,17 @@ def _values(job: Job, groups: Sequence[UnitGroup]) -> list[tuple[float, ...]]:
         with job.timed("plan"):
             if by_error:
                 (reader,) = group.readers
-                W = reader.layer.matrix().to(job.network.device, torch.float32)
+                W = _weighed(job, reader.layer, _weights(job, reader.layer)[0])
                 most = group.count - max(1, job.stage.min_units)
                 G = inputs[reader.layer.reads].G
                 path = elimination(W, G, reader.index, most, _damping(job), PLAN_ROUNDS)
-                scale = path.energy if job.stage.allocation == "error" and path.energy > 0 else 1.0
-                found[group.name] = path.losses / scale
+                relative = job.stage.allocation == "error" and not job.sensitivity and path.energy > 0
+                found[group.name] = path.losses / (path.energy if relative else 1.0)
             else:
                 scores = scored(job.score, group, job.statistics(group, inputs))
                 found[group.name] = scores.sort().values.double()
     for kind in {group.unit for group in groups}:  # kinds are on different scales
-        if job.stage.allocation != "error":
+        if job.stage.allocation != "error" and not job.sensitivity:
             names = [group.name for group in groups if group.unit == kind]
             mean = float(torch.cat([found[name] for name in names]).mean())
             for name in names:
@@ -352,6 +358,12 @@ def refit_layer(job: Job, layer: Layer, moments: Moments, columns: Tensor) -> tu
     return done.error_before, done.error
 
 
+def _weighed(job: Job, layer: Layer, W: Tensor) -> Tensor:
+    """Returns (out, in): rows as large as an error of theirs is dear, where the solver goes by the next-token loss."""
+    known = job.sensitivity.get(layer.name)
+    return W if known is None else W * known.sqrt().to(W.device)[:, None]
+
+
 def _damping(job: Job) -> float:
     return DAMPING if job.stage.damping is None else job.stage.damping
 
@@ -369,7 +381,7 @@ def _chosen(
         assert own is not None
         W, b = _weights(job, reader.layer)
         every = torch.ones(W.shape[1], dtype=torch.bool)
-        start = refit(W, b, own, every, _damping(job)).W if job.stage.repair else W
+        start = _weighed(job, reader.layer, refit(W, b, own, every, _damping(job)).W if job.stage.repair else W)
         G = own.G if b is None else own.centred().G
         remove = group.count - counts[group.name]
         path = elimination(start, G, reader.index, remove, _damping(job))

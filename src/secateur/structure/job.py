@@ -43,6 +43,7 @@ class Job:
         storage: Where calibration activations may be kept.
         runners: How many there have been; each keeps its activations under a name of its own.
         gradients: By layer, where a score asks for gradients of the next-token loss.
+        sensitivity: By layer, where the solver weighs its outputs' errors by that loss; see `output_sensitivity`.
     """
 
     network: Network
@@ -60,6 +61,7 @@ class Job:
     groups: list[GroupReport] = field(default_factory=list)
     blocks: list[BlockReport] = field(default_factory=list)
     gradients: dict[str, Gradients] = field(default_factory=dict)
+    sensitivity: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def score(self) -> UnitScore:

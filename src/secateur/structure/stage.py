@@ -57,8 +57,8 @@ def check_units(network: Network, stage: Prune) -> None:
     score = unit_score_named(stage.score or "obs", stage.combine)
     if network.store is not None:
         raise UsageError("units are removed from models in memory: give --no-stream, on a machine that can hold it.")
-    if stage.gradient == "loss" and not score.needs & GRADIENTS:
-        raise UsageError("--gradient loss is for gradient scores: add --score taylor, fisher or snip.")
+    if stage.gradient == "loss" and stage.solver != "obs" and not score.needs & GRADIENTS:
+        raise UsageError("--gradient loss is for the solver obs and for the scores taylor, fisher and snip.")
     for kind in stage.kinds:
         unit_groups(network, kind)
         check_fit(score, kind)
