@@ -19,7 +19,8 @@ from secateur.allocation.selection import keep_mask, lowest
 from secateur.allocation.uniform import uniform
 from secateur.calibration.activations import IN_MEMORY, Activations, Storage
 from secateur.calibration.data import Windows
-from secateur.calibration.runner import BlockRunner, loss_gradients
+from secateur.calibration.loss import loss_gradients
+from secateur.calibration.runner import BlockRunner
 from secateur.calibration.statistics import GRADIENTS, INPUTS, Gradients, Needs, Statistics
 from secateur.errors import NothingPrunedError, SecateurError, UsageError
 from secateur.journal import Journal, layer_report

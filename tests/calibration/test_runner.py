@@ -17,8 +17,9 @@ from torch.overrides import TorchFunctionMode
 from feeding import random_windows, run
 from secateur.calibration.activations import Storage
 from secateur.calibration.inputs import model_inputs
+from secateur.calibration.loss import loss_gradients, output_sensitivity
 from secateur.calibration.precision import COMPUTE, products
-from secateur.calibration.runner import BlockRunner, loss_gradients
+from secateur.calibration.runner import BlockRunner
 from secateur.calibration.statistics import GRADIENTS, Needs, Statistics
 from secateur.calibration.windows import Windows
 from secateur.errors import CalibrationError, UsageError
@@ -542,6 +543,28 @@ def test_gradients_of_the_decoders_loss_are_those_of_transformers_own(family: st
     for layer, gradient in zip(layers, gradients, strict=True):
         mean = found[layer.name].total / found[layer.name].count
         torch.testing.assert_close(mean, layer.as_matrix(gradient), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+def test_sensitivity_is_the_squared_gradient_of_the_loss_by_what_is_added_to_the_outputs(family: str) -> None:
+    one, whole = network(family), windows(family)
+    layer = one.block_layers(0)[-1]
+    found = output_sensitivity(one, one.block_layers(0), whole, "float32", Progress())
+    added: list[torch.Tensor] = []
+
+    def add(_: torch.nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        added.append(torch.zeros_like(output, requires_grad=True))
+        return output + added[-1]
+
+    layer.module.register_forward_hook(add)
+    first, others = model_inputs(one, whole)
+    ids = others.get("decoder_input_ids", first)
+    logits = one.model(first, **others).logits[:, :-1]
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, added)
+    expected = gradient.flatten(0, -2).square().sum(0) / whole.tokens
+    assert float(expected.max()) > 0
+    torch.testing.assert_close(found[layer.name], expected, rtol=1e-3, atol=1e-9)
 
 
 def test_gradients_of_the_loss_need_a_head() -> None:

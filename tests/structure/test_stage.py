@@ -161,6 +161,25 @@ def test_uniform_refuses_what_no_config_can_say(text: str, tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
 
 
+def test_heads_that_blocks_share_have_to_be_as_many_in_all_of_them(text: str, tmp_path: Path) -> None:
+    model = save_tiny("t5", tmp_path / "dense", tokenizer=True)
+    with pytest.raises(UsageError, match="all have to keep as many"):
+        prune(model, text, tmp_path / "out", unit="head", remove=1, protect_first=1)
+    result = prune(model, text, tmp_path / "even", unit="head", remove=1)
+    assert {group.left for group in result.stages[0].groups} == {3}
+    assert any("not in rounds" in note for note in result.stages[0].notes)
+
+
+def test_errors_weighed_by_the_loss_choose_other_units_and_widths(text: str, tmp_path: Path) -> None:
+    model = save_tiny("llama", tmp_path / "dense", tokenizer=True)
+    options = {"unit": "neuron,head", "params": 0.8, "allocation": "global"}
+    plain, weighed = (prune(model, text, gradient=gradient, **options) for gradient in ("block", "loss"))
+    one, two = ([group.left for group in result.stages[0].groups] for result in (plain, weighed))
+    assert one != two
+    assert plain.stages[0].budget["after"]["parameters"] <= 0.8 * plain.stages[0].budget["first"]["parameters"]
+    assert weighed.stages[0].budget["after"]["parameters"] <= 0.8 * plain.stages[0].budget["first"]["parameters"]
+
+
 def test_protected_blocks_keep_everything(text: str, tmp_path: Path) -> None:
     model = save_tiny("llama", tmp_path / "dense", tokenizer=True)
     result = prune(model, text, unit="neuron", params=0.95, protect_first=1)

@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from secateur.calibration.inputs import model_inputs, predicted_ids
 from secateur.calibration.precision import products
-from secateur.calibration.runner import BlockRunner, skipped
+from secateur.calibration.runner import BlockRunner
+from secateur.calibration.stand_ins import skipped
 from secateur.calibration.windows import Windows
 from secateur.errors import CalibrationError, UsageError
 from secateur.network.network import Layer, Network

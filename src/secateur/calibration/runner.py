@@ -11,33 +11,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from secateur.calibration.activations import IN_MEMORY, Activations, Storage
 from secateur.calibration.experts import ExpertUsage, Routing, add_usage, expert_inputs, watching_experts
-from secateur.calibration.inputs import model_inputs, predicted_ids
+from secateur.calibration.inputs import model_inputs
+from secateur.calibration.loss import add_gradients, differentiating
 from secateur.calibration.precision import gram_products, products
+from secateur.calibration.stand_ins import Call, record, standing_in
 from secateur.calibration.statistics import INPUTS, Gradients, Needs, Statistics
+from secateur.calibration.watching import LastInputSeen, watching
 from secateur.calibration.windows import Windows
-from secateur.errors import CalibrationError, UsageError
-from secateur.network.family import Stack
+from secateur.errors import CalibrationError
 from secateur.network.network import Layer, Network
 from secateur.processes import ALONE, Processes
-from secateur.progress import Progress
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]  # a block's arguments, but for the hidden states
 
 TOKENS_PER_BATCH = 2048
-
-
-class _LastInputSeen(Exception):
-    """Ends a gathering pass: the rest of the block would compute what nobody reads."""
 
 
 class BlockRunner:
@@ -84,7 +76,7 @@ class BlockRunner:
         self.hidden = Activations(name, storage, 0)
         for number, part in enumerate(self._windows):
             with torch.inference_mode():
-                hidden, calls = _record(network, part, self._ranges[0])
+                hidden, calls = record(network, part, self._ranges[0])
             if number == 0:
                 self.hidden = Activations(name, storage, hidden.nbytes * sum(map(len, self._windows)) // len(part))
             self.hidden.append(hidden)
@@ -102,7 +94,7 @@ class BlockRunner:
         """Runs the prelude of a stack of blocks on what the block before it gave; returns their hidden states."""
         dtype = self.network.model.dtype
         with torch.inference_mode(), products("float32", dtype, torch.device("cpu")):
-            hidden, calls = _record(self.network, self._windows[batch], blocks, {blocks.start - 1: encoded})
+            hidden, calls = record(self.network, self._windows[batch], blocks, {blocks.start - 1: encoded})
         self._take_up(batch, calls, blocks)
         return hidden
 
@@ -182,7 +174,7 @@ class BlockRunner:
             return {}
         with self._on_device(self.block), self._watching_inputs(layers, found):
             for batch in range(len(self.hidden)):
-                with suppress(_LastInputSeen):
+                with suppress(LastInputSeen):
                     self.forward(batch)
                 tick()
         for name, (layer, _) in layers.items():
@@ -199,7 +191,7 @@ class BlockRunner:
         plain = {name: entry for name, entry in layers.items() if entry[0].expert is None}
         routed = {name: layer for name, (layer, _) in layers.items() if layer.expert is not None}
         if not routed:
-            with _watching(plain, found, self.compute):
+            with watching(plain, found, self.compute):
                 yield
             return
 
@@ -207,10 +199,10 @@ class BlockRunner:
             for name, x in expert_inputs(self.block, self.network.family, routed, routing):
                 with gram_products(self.compute):
                     found[name].add(x)
-            raise _LastInputSeen
+            raise LastInputSeen
 
         with (
-            _watching(plain, found, self.compute, stop=False),
+            watching(plain, found, self.compute, stop=False),
             watching_experts(self._experts(), look, len(self.hidden)),
         ):
             yield
@@ -241,11 +233,11 @@ class BlockRunner:
 
         def look(routing: Routing) -> None:
             add_usage(usage, experts, routing)
-            raise _LastInputSeen
+            raise LastInputSeen
 
         with self._on_device(self.block), watching_experts(experts, look, len(self.hidden)):
             for batch in range(len(self.hidden)):
-                with suppress(_LastInputSeen):
+                with suppress(LastInputSeen):
                     self.forward(batch)
                 tick()
         usage.add_up(self.team)
@@ -266,13 +258,13 @@ class BlockRunner:
         found = {layer.name: Gradients.empty(layer.shape, needs, device) for layer in layers}
         if not layers:
             return found
-        with self.differentiable(), _differentiating(layers) as parameters:
+        with self.differentiable(), differentiating(layers) as parameters:
             for batch in range(len(self.hidden)):
                 x, args, kwargs = self.ordinary_call(batch)
                 output = self.block(x, *args, **kwargs)
                 y = output if isinstance(output, Tensor) else output[0]
                 loss = 0.5 * (y.float() - x.float()).square().sum(-1).mean()
-                _add(found, layers, parameters, torch.autograd.grad(loss, parameters))
+                add_gradients(found, layers, parameters, torch.autograd.grad(loss, parameters))
                 tick()
         for layer in layers:
             found[layer.name].add_up(self.team)
@@ -322,7 +314,7 @@ class BlockRunner:
         last = len(self.network.blocks) - 1
         assert self.position == last + 1
         first, others = model_inputs(self.network, self._windows[batch])
-        with torch.inference_mode(), _standing_in(self.network, [], range(0), {last: self.hidden[batch]}):
+        with torch.inference_mode(), standing_in(self.network, [], range(0), {last: self.hidden[batch]}):
             found: Tensor = self.network.model(first, **others)[0]
         return found
 
@@ -336,7 +328,7 @@ class BlockRunner:
             return {}
         cpu = torch.device("cpu")
         found = {name: Statistics.empty(layer.shape[1], needs, cpu) for name, (layer, needs) in wanted.items()}
-        with products(self.compute, self.network.model.dtype, cpu), _watching(wanted, found, self.compute, stop=False):
+        with products(self.compute, self.network.model.dtype, cpu), watching(wanted, found, self.compute, stop=False):
             for batch in range(len(self.hidden)):
                 self.output(batch)
                 tick()
@@ -344,252 +336,6 @@ class BlockRunner:
             found[name].add_up(self.team)
             found[name].check(layer.name)
         return found
-
-
-def loss_gradients(
-    network: Network,
-    layers: Sequence[Layer],
-    windows: Windows,
-    needs: Needs,
-    compute: str,
-    progress: Progress,
-    team: Processes = ALONE,
-) -> dict[str, Gradients]:
-    """Returns the layers' gradients of the next-token loss, by name: one pass through the whole model and back.
-
-    The sums of all layers are held at once, in main memory.
-
-    Raises:
-        UsageError: The model has no next-token head.
-    """
-    _check_loss(network)
-    cpu = torch.device("cpu")
-    found = {layer.name: Gradients.empty(layer.shape, needs, cpu) for layer in layers}
-    with products(compute, network.model.dtype, cpu), _differentiating(layers) as parameters:
-        for part in progress.track(windows.batches(1)[team.rank :: team.size], "gradients of the loss"):
-            _add(found, layers, parameters, torch.autograd.grad(_loss(network, part), parameters))
-    for layer in layers:
-        found[layer.name].add_up(team)
-        found[layer.name].check(layer.name)
-    return found
-
-
-def output_sensitivity(
-    network: Network,
-    layers: Sequence[Layer],
-    windows: Windows,
-    compute: str,
-    progress: Progress,
-    team: Processes = ALONE,
-) -> dict[str, Tensor]:
-    """Returns how much an error of each of the layers' outputs costs, by the layer's name: (out,) float32.
-
-    An error e at a token's outputs raises the loss of all tokens by about half the sum of s e², s being the mean over
-    tokens of the squared gradient of that loss: the diagonal of the empirical Fisher information of the outputs.
-
-    Raises:
-        UsageError: The model has no next-token head.
-    """
-    _check_loss(network)
-    cpu = torch.device("cpu")
-    found = {layer.name: torch.zeros(layer.shape[0]) for layer in layers}
-    tokens = torch.zeros(1, dtype=torch.float64)
-    with products(compute, network.model.dtype, cpu), _differentiating(layers), _outputs_of(layers) as outputs:
-        for part in progress.track(windows.batches(1)[team.rank :: team.size], "gradients of the loss"):
-            loss = _loss(network, part, "sum")
-            seen = [outputs.pop(layer.name) for layer in layers]
-            for layer, gradient in zip(layers, torch.autograd.grad(loss, seen), strict=True):
-                found[layer.name] += gradient.flatten(0, -2).float().square().sum(0)
-            tokens += part.tokens
-    team.sum(tokens)
-    for total in found.values():
-        team.sum(total)
-        total /= tokens.item()
-    return found
-
-
-def _check_loss(network: Network) -> None:
-    if network.store is not None:
-        raise UsageError("--gradient loss needs the whole model in memory; a streamed one takes --gradient block.")
-    if not network.generates:
-        raise UsageError(f"--gradient loss needs a next-token loss, which {network.architecture} hasn't; use block.")
-
-
-def _loss(network: Network, windows: Windows, reduction: str = "mean") -> Tensor:
-    """Returns the next-token loss of windows."""
-    first, others = model_inputs(network, windows)
-    logits = network.model(first, **others).logits[:, windows.given - 1 : -1].float()
-    targets = predicted_ids(network, windows)[:, windows.given :]
-    return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
-
-
-@contextmanager
-def _outputs_of(layers: Sequence[Layer]) -> Iterator[dict[str, Tensor]]:
-    """Takes up what layers give in each forward, by their names."""
-    outputs: dict[str, Tensor] = {}
-    handles = []
-    for layer in layers:
-        if layer.module is None:
-            raise UsageError(
-                f"{layer.name} isn't a linear layer of its own, so its outputs can't be weighed by --gradient loss; "
-                "leave it out."
-            )
-
-        def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor, name: str = layer.name) -> None:
-            outputs[name] = output
-
-        handles.append(layer.module.register_forward_hook(hook))
-    try:
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _differentiating(layers: Sequence[Layer]) -> Iterator[list[nn.Parameter]]:
-    """Gives the layers' stored weights, each once, of which gradients can be taken for as long as it lasts."""
-    parameters = list({id(layer.parameter): layer.parameter for layer in layers}.values())  # experts share one
-    before = [parameter.requires_grad for parameter in parameters]
-    try:
-        with torch.enable_grad():
-            for parameter in parameters:
-                parameter.requires_grad_(True)
-            yield parameters
-    finally:
-        for parameter, required in zip(parameters, before, strict=True):
-            parameter.requires_grad_(required)
-
-
-def _add(
-    found: Mapping[str, Gradients],
-    layers: Sequence[Layer],
-    parameters: Sequence[nn.Parameter],
-    gradients: Sequence[Tensor],
-) -> None:
-    of = {id(parameter): gradient for parameter, gradient in zip(parameters, gradients, strict=True)}
-    for layer in layers:
-        found[layer.name].add(layer.as_matrix(of[id(layer.parameter)]))
-
-
-class _StandIn(nn.Module):
-    """Stands in for a block: hands the hidden states on, or others instead, and may note the arguments of the call."""
-
-    def __init__(self, block: nn.Module, stack: Stack, instead: Tensor | None) -> None:
-        super().__init__()
-        self._block = [block]  # in a list, so that it isn't registered as a child
-        self._stack = stack
-        self._instead = instead
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.__dict__["_block"][0], name)  # such as `attention_type`
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if not args:
-            raise CalibrationError(
-                f"{type(self.__dict__['_block'][0]).__name__} gets its hidden states by keyword, "
-                "which this version of secateur doesn't know."
-            )
-        hidden = args[0] if self._instead is None else self._instead
-        return hidden if self._stack.block_returns == 0 else (hidden, *self._others(args, kwargs))
-
-    def _others(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterable[Any]:
-        """What a block returns beside its hidden states; nobody reads it."""
-        return [None] * (self._stack.block_returns - 1)
-
-
-class _Recorder(_StandIn):
-    """A stand-in that notes the arguments of the call."""
-
-    def __init__(
-        self, block: nn.Module, stack: Stack, instead: Tensor | None, calls: list[Call], carried: list[Any]
-    ) -> None:
-        super().__init__(block, stack, instead)
-        self._calls = calls
-        self._carried = carried
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        returned = super().forward(*args, **kwargs)
-        self._calls.append((args, kwargs))
-        return returned
-
-    def _others(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterable[Any]:
-        """With a stack that carries something from block to block: what its first block makes, for all of them."""
-        if not self._stack.carries:
-            return super()._others(args, kwargs)
-        if not self._carried:
-            self._carried.extend(self._block[0](*args, **kwargs)[1:])
-        return self._carried
-
-
-class _Bypass(_StandIn):
-    """A stand-in for a block that is left out: hands on what its stack carries from block to block, too."""
-
-    def _others(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterable[Any]:
-        """What the block makes of it or hands on itself: the next block needs it."""
-        if not self._stack.carries:
-            return super()._others(args, kwargs)
-        others: tuple[Any, ...] = self._block[0](*args, **kwargs)[1:]
-        return others
-
-
-@contextmanager
-def _standing_in(
-    network: Network, calls: list[Call], recorded: range, instead: Mapping[int, Tensor] = MappingProxyType({})
-) -> Iterator[None]:
-    """Has stand-ins in the place of a model's blocks.
-
-    Args:
-        network: The model.
-        calls: Takes up the recorded blocks' calls.
-        recorded: Those blocks: all of one stack, or none.
-        instead: By block: hidden states to return whatever came in.
-    """
-    blocks = list(network.blocks)
-    carried: list[Any] = []
-    try:
-        for index, block in enumerate(blocks):
-            about = (block, network.stack_of(index), instead.get(index))
-            network.put_block(index, _Recorder(*about, calls, carried) if index in recorded else _StandIn(*about))
-        yield
-    finally:
-        for index, block in enumerate(blocks):
-            network.put_block(index, block)
-
-
-@contextmanager
-def skipped(network: Network, block: int) -> Iterator[None]:
-    """Has a block hand its hidden states on as they are while it lasts."""
-    whole = network.blocks[block]
-    network.put_block(block, _Bypass(whole, network.stack_of(block), None))
-    try:
-        yield
-    finally:
-        network.put_block(block, whole)
-
-
-def _record(
-    network: Network, windows: Windows, blocks: range, instead: Mapping[int, Tensor] = MappingProxyType({})
-) -> tuple[Tensor, list[Call]]:
-    """Runs the prelude of a stack of blocks on windows without padding.
-
-    Returns:
-        The hidden states before the first of the blocks, and each block's call.
-    """
-    calls: list[Call] = []
-    first, others = model_inputs(network, windows)
-    options = {"use_cache": False} if network.family.objective in ("causal", "seq2seq") else {}
-    with _standing_in(network, calls, blocks, instead):
-        network.base(first, **others, **options)
-    if len(calls) != len(blocks):
-        raise CalibrationError(
-            f"{network.architecture} called {len(calls)} of its {len(blocks)} blocks; "
-            "only models that run each block once can be calibrated."
-        )
-    return calls[0][0][0], [(args[1:], kwargs) for args, kwargs in calls]
 
 
 def _shared(call: Call, seen: list[Tensor]) -> Call:
@@ -632,58 +378,3 @@ def _ordinary(value: Any, device: torch.device) -> Any:
     if isinstance(value, dict):
         return {name: _ordinary(item, device) for name, item in value.items()}
     return value
-
-
-class _RawInputs(TorchFunctionMode):
-    """Sees the inputs of bare parameters, which are applied by einsum instead of by a module."""
-
-    def __init__(self, watched: dict[int, Statistics], compute: str) -> None:
-        super().__init__()
-        self.watched, self.compute = watched, compute
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is torch.einsum:
-            operands = [operand for operand in args[1:] if isinstance(operand, Tensor)]
-            for operand in operands:
-                statistics = self.watched.get(id(operand))
-                if statistics is not None:
-                    other = next(tensor for tensor in operands if tensor is not operand)
-                    with gram_products(self.compute):
-                        statistics.add(other.reshape(-1, statistics.total.shape[0]))
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def _watching(
-    layers: Mapping[str, tuple[Layer, Needs]], found: Mapping[str, Statistics], compute: str, stop: bool = True
-) -> Iterator[None]:
-    """Adds the inputs of `layers` to `found` while it lasts; with `stop`, ends a forward after the last one."""
-    raw = {id(layer.parameter): found[name] for name, (layer, _) in layers.items() if layer.module is None}
-    modules = [(name, layer.module) for name, (layer, _) in layers.items() if layer.module is not None]
-    last = modules[-1][0] if stop and modules and not raw else None
-    handles = []
-    for name, module in modules:
-
-        def hook(
-            _: nn.Module,
-            args: tuple[Any, ...],
-            statistics: Statistics = found[name],
-            end: bool = name == last,
-        ) -> None:
-            with gram_products(compute):
-                statistics.add(args[0].flatten(0, -2))
-            if end:
-                raise _LastInputSeen
-
-        handles.append(module.register_forward_pre_hook(hook))
-    try:
-        if raw:
-            with _RawInputs(raw, compute):
-                yield
-        else:
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()

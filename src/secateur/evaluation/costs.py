@@ -19,7 +19,8 @@ class Costs:
         parameters: Their number, ties counted once.
         macs: Multiply-accumulates per token in a forward over windows of `length` tokens: a weight of a block or of an
             output head counts once (those of experts by the share of the experts that a token is sent to), and each
-            query head meets half of the window's keys and values (all of them where the model looks both ways).
+            query head meets half of the window's keys and values; all of them where the model looks both ways, and in
+            models with an encoder, whose decoder counts as if it read a window of this length, too.
         bytes: Of the weights in the model's dtype.
         length: Tokens per window.
     """

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from secateur.allocation.amounts import Threshold
 from secateur.allocation.widths import Budget, Place, even_widths, ramp, ranked_widths
-from secateur.calibration.runner import BlockRunner, loss_gradients, output_sensitivity
+from secateur.calibration.loss import loss_gradients, output_sensitivity
+from secateur.calibration.runner import BlockRunner
 from secateur.calibration.statistics import GRADIENTS, INPUTS, Needs, Statistics
 from secateur.calibration.targets import Moments, output_moments
 from secateur.errors import NothingPrunedError, UsageError
@@ -200,6 +201,13 @@ def _shared(job: Job, groups: Sequence[UnitGroup], counts: dict[str, int] | None
         return {}
     if counts is None:
         raise UsageError("a --threshold can't choose units that several blocks lose together; give another target.")
+    every = [group for kind in {group.unit for group in some} for group in unit_groups(job.network, kind)]
+    for name in {group.shared for group in some}:
+        if len({counts.get(group.name, group.count) for group in every if group.shared == name}) > 1:
+            raise UsageError(
+                f"the blocks of {job.network.architecture} share what belongs to a head, so all have to keep as many: "
+                "leave --allocation, --protect-first and --protect-last out, or give --uniform."
+            )
     if job.stage.solver == "obs":
         job.notes.append("Heads that several blocks lose together go by the score obs at once, not in rounds.")
     total: dict[str, Tensor] = {}
@@ -228,9 +236,9 @@ def _walk(job: Job, groups: Sequence[UnitGroup], counts: dict[str, int] | None) 
         raise NothingPrunedError("nothing was pruned: every group keeps all of its units. Ask for more.")
     stage, by_block = job.stage, _by_block(groups)
     needs = job.score.needs | (Needs.GRAM if stage.repair or stage.solver == "obs" else Needs.NOTHING)
+    fixed = _shared(job, groups, counts)
     runner = job.runner() if needs or stage.reconstruct else None
     towards_dense = _adds(job) and "neuron" in stage.kinds
-    fixed = _shared(job, groups, counts)
     dense = job.runner() if runner is not None and (towards_dense or stage.reconstruct) else None
     last = max(by_block)
     cuts = []
