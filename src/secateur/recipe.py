@@ -128,8 +128,9 @@ class Prune(_Settings):
         score: Importance; None lets the solver choose by its own. For units also `module:function` or
             `file.py:function`, a function of a group and its statistics.
         solver: For units `obs` (rounds of optimal brain surgeon), the default for neurons and heads without a score or
-            a threshold, or `none`. For weights one solver, or several that follow each other: `sparsegpt+refit`; None
-            is `auto` without a score, `none` with one. `auto` is written out as the chain that it stands for.
+            a threshold; `greedy` (scored again after each removal) for layers and their halves; or `none`. For weights
+            one solver, or several that follow each other: `sparsegpt+refit`; None is `auto` without a score, `none`
+            with one. `auto` is written out as the chain that it stands for.
         gradient: What gradient scores differentiate: `block`, each block's own reconstruction loss, or `loss`, the
             next-token loss through the whole model. With the solver obs of units, `loss` weighs errors by what they
             add to that loss, so that those of all layers can be compared.
@@ -224,6 +225,8 @@ class Prune(_Settings):
         in_rounds = inner and not data.get("score") and data.get("threshold") is None
         if data.get("solver") in (None, "", "auto"):
             data["solver"] = "obs" if in_rounds else "none"
+        if not data.get("score") and data["solver"] == "greedy":
+            data["score"] = "loo-kl"
         if not data.get("score") and data["solver"] == "none":
             data["score"] = "wanda" if inner else DEFAULT_SCORES.get(kinds[0])
         if kinds == ["token"] and not any(data.get(name) is not None for name in TARGETS):
@@ -293,8 +296,10 @@ class Prune(_Settings):
             )
         if len(set(self.kinds)) < len(self.kinds) or {"head", "query-head"} <= set(self.kinds):
             raise UsageError(f"--unit {self.unit} names heads or another kind twice.")
-        if self.solver not in ("obs", "none"):
-            raise UsageError(f"units are removed by the solvers obs and none, not '{self.solver}'.")
+        if self.solver not in ("obs", "none", "greedy"):
+            raise UsageError(f"units are removed by the solvers obs, greedy and none, not '{self.solver}'.")
+        if self.solver == "greedy" and (not set(self.kinds) <= DEPTH_UNITS or self.threshold is not None):
+            raise UsageError("--solver greedy removes layers, or halves of them, one by one: a number or a budget.")
         if self.solver == "obs" and not set(self.kinds) <= INNER_UNITS:
             raise UsageError(f"--solver obs removes neurons and heads, not {self.unit}; leave it out.")
         if self.solver == "obs" and self.score not in (None, "obs"):

@@ -187,6 +187,30 @@ def test_leaving_out_a_unit_costs_what_evaluation_measures_after_its_removal(fam
         assert float(found[number]) == pytest.approx(quality.kl / quality.count, rel=1e-3)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+@pytest.mark.parametrize("unit", ["layer", "mlp"])
+def test_beside_units_that_are_gone_the_others_are_judged_as_in_the_smaller_model(family: str, unit: str) -> None:
+    def without(*gone: int) -> Network:
+        one = network(family)
+        (group,) = unit_groups(one, unit)
+        keep = torch.ones(group.count, dtype=torch.bool)
+        keep[list(gone)] = False
+        return cut(one, [Cut(group, keep)])
+
+    one = network(family)
+    (group,) = unit_groups(one, unit)
+    found = leave_one_out(one, group, windows(family), Progress(), gone=[0])
+    turns = block_influence(one, group, BlockRunner(one, windows(family), "float32"), nothing, gone=[0])
+    assert float(found[0]) == torch.inf
+    assert float(turns[0]) == pytest.approx(0.0, abs=1e-6)
+    last = group.count - 1
+    if unit == "mlp" or group.count > LAYERS:  # a model of no layers is none
+        quality = measure([network(family), without(0, last)], windows(family), Progress())[1]
+        assert float(found[last]) == pytest.approx(quality.kl / quality.count, rel=1e-3)
+    smaller = influence(without(0), unit)
+    torch.testing.assert_close(turns[1:], smaller if unit == "layer" else smaller[-last:], atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("held", [1, 10, LENGTH, 2 * LENGTH + 1])
 def test_how_many_tokens_are_held_at_once_does_not_matter(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
     one = network("gpt2")

@@ -196,6 +196,22 @@ def test_a_threshold_takes_what_scores_below_it(text: str, tmp_path: Path) -> No
     assert [group.left for group in prune(model, text, unit="neuron", threshold="p25").stages[0].groups] == [33, 33]
 
 
+@pytest.mark.parametrize("unit", ["layer", "mlp"])
+def test_greedy_goes_on_from_what_is_left(unit: str, text: str, tmp_path: Path) -> None:
+    model = save_tiny("llama", tmp_path / "dense", tokenizer=True)
+    config = AutoConfig.from_pretrained(model)
+    config.num_hidden_layers = 4
+    AutoModelForCausalLM.from_config(config).save_pretrained(model)
+    one, two = (prune(model, text, unit=unit, remove=n, solver="greedy").stages[0].groups[0].removed for n in (1, 2))
+    assert len(two) == 2
+    assert set(one) < set(two)
+    assert prune(model, text, unit=unit, remove=1, score="loo-kl").stages[0].groups[0].removed == one
+    budget = prune(model, text, unit=unit, params=0.95, solver="greedy").stages[0].groups[0]
+    assert budget.removed == one
+    with pytest.raises(UsageError, match="can't be removed"):
+        prune(model, text, unit=unit, remove=3, solver="greedy", protect_first=2)
+
+
 def test_a_threshold_is_taken_among_the_blocks_that_may_go(text: str, tmp_path: Path) -> None:
     model = save_tiny("t5", tmp_path / "dense", tokenizer=True)
     result = prune(model, text, unit="layer", threshold="p50", score="l2", protect_first=1)
@@ -297,7 +313,8 @@ def test_damping_changes_what_channels_are_fitted_to(text: str, tmp_path: Path) 
         ({"unit": "neuron"}, "exactly one"),
         ({"unit": "layer,neuron", "params": 0.5}, "share a budget"),
         ({"unit": "layer", "remove": 1, "score": "apoz"}, "doesn't fit"),
-        ({"unit": "neuron", "params": 0.9, "solver": "admm"}, "obs and none"),
+        ({"unit": "neuron", "params": 0.9, "solver": "admm"}, "obs, greedy and none"),
+        ({"unit": "neuron", "params": 0.9, "solver": "greedy"}, "layers, or halves of them"),
         ({"unit": "neuron", "params": 0.9, "pattern": "2:4"}, "exactly one"),
         ({"unit": "neuron", "params": 0.9, "include": ["*"]}, "--include goes with --unit weight"),
         ({"unit": "neuron", "params": 0.9, "allocation": "owl"}, "is for weights"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
 from torch import Tensor
@@ -23,7 +23,9 @@ DENSE_TOKENS = 2048  # tokens whose distributions in the dense model are held at
 COLUMNS = {"attention": ("head",), "mlp": ("neuron", "expert neuron")}  # what the outputs of a half read
 
 
-def block_influence(network: Network, group: UnitGroup, runner: BlockRunner, tick: Callable[[], None]) -> Tensor:
+def block_influence(
+    network: Network, group: UnitGroup, runner: BlockRunner, tick: Callable[[], None], gone: Sequence[int] = ()
+) -> Tensor:
     """Returns each unit's influence on the hidden states, from one walk through the dense model.
 
     Of a layer: 1 - E cos(x, y), x its input and y its output (Men et al. 2024, arXiv 2403.03853, eq. 1). Of half of a
@@ -34,6 +36,7 @@ def block_influence(network: Network, group: UnitGroup, runner: BlockRunner, tic
         group: Of layers, or of halves of layers.
         runner: Stands before the first block; afterwards behind the last one.
         tick: Called after each batch of each block.
+        gone: Units that are left out already; their influence is 0.
 
     Returns:
         (units,) float32, between 0 and 2.
@@ -48,6 +51,7 @@ def block_influence(network: Network, group: UnitGroup, runner: BlockRunner, tic
     tokens = torch.zeros(group.count, dtype=torch.int64)  # an encoder's blocks see others than a decoder's
     for block in range(len(network.blocks)):
         unit = units.get(block)
+        out = [unit] if unit is not None and unit in gone else []
 
         def watch(batch: int, output: Tensor, block: int = block, unit: int | None = unit) -> None:
             if unit is None:
@@ -60,7 +64,7 @@ def block_influence(network: Network, group: UnitGroup, runner: BlockRunner, tic
             sums[unit] += cosines.sum(dtype=torch.float64).cpu()
             tokens[unit] += cosines.numel()
 
-        with network.resident(block):
+        with network.resident(block), _all_left_out(network, group, out):
             runner.advance(tick, watch)
         runner.hidden.forget()
     runner.team.sum(sums)
@@ -74,7 +78,14 @@ def block_influence(network: Network, group: UnitGroup, runner: BlockRunner, tic
     return (1 - sums / tokens.clamp_min(1)).float()
 
 
-def leave_one_out(network: Network, group: UnitGroup, windows: Windows, progress: Progress) -> Tensor:
+def leave_one_out(
+    network: Network,
+    group: UnitGroup,
+    windows: Windows,
+    progress: Progress,
+    compute: str = "auto",
+    gone: Sequence[int] = (),
+) -> Tensor:
     """Returns what leaving out each unit does to the output: the mean of KL(dense || without it), in nats per token.
 
     A layer is passed by; half of a layer adds nothing. The model runs once per unit and 2048 tokens of windows. Of the
@@ -85,6 +96,8 @@ def leave_one_out(network: Network, group: UnitGroup, windows: Windows, progress
         group: Of layers, or of halves of layers.
         windows: What to feed it; like perplexity this leaves out what the last token of a window predicts.
         progress: Shows progress.
+        compute: See `products`.
+        gone: Units that are left out already: the others are left out beside them, and these have no figure (infinity).
 
     Returns:
         (units,) float32.
@@ -93,7 +106,7 @@ def leave_one_out(network: Network, group: UnitGroup, windows: Windows, progress
         UsageError: The model has no next-token head, isn't in memory, or the group is of another kind.
         CalibrationError: There is nothing to predict, or the outputs are NaN or infinite.
     """
-    units = _units(group)
+    units = {block: unit for block, unit in _units(group).items() if unit not in gone}
     if not network.generates:
         raise UsageError(
             f"leaving out units one by one needs a next-token head, which {network.architecture} hasn't; "
@@ -108,20 +121,23 @@ def leave_one_out(network: Network, group: UnitGroup, windows: Windows, progress
     if not parts:
         raise CalibrationError(f"{tuple(windows.ids.shape)} tokens (windows, length) leave nothing to predict.")
     sums = torch.zeros(group.count, dtype=torch.float64)
-    step = progress.bar(f"leaving out each {group.unit}", len(parts) * (group.count + 1))
-    with torch.inference_mode(), products("auto", network.model.dtype, torch.device("cpu")):
+    step = progress.bar(f"leaving out each {group.unit}", len(parts) * (len(units) + 1))
+    with torch.inference_mode(), products(compute, network.model.dtype, torch.device("cpu")):
         for part, positions in parts:
             dense = _log_probabilities(network, part, positions)
             step()
-            for block, unit in units.items():
-                with _left_out(network, group, block):
-                    other = _log_probabilities(network, part, positions)
-                sums[unit] += functional.kl_div(other, dense, reduction="sum", log_target=True).double()
-                step()
+            with _all_left_out(network, group, gone):
+                for block, unit in units.items():
+                    with _left_out(network, group, block):
+                        other = _log_probabilities(network, part, positions)
+                    sums[unit] += functional.kl_div(other, dense, reduction="sum", log_target=True).double()
+                    step()
     if not bool(torch.isfinite(sums).all()):
         raise CalibrationError(f"the outputs of {network.architecture} are NaN or infinite on the calibration data.")
     predicted = sum(len(part) * len(range(positions.start, positions.stop)) for part, positions in parts)
-    return (sums / predicted).float()
+    found = (sums / predicted).float()
+    found[list(gone)] = torch.inf
+    return found
 
 
 def _units(group: UnitGroup) -> dict[int, int]:
@@ -159,6 +175,15 @@ def _left_out(network: Network, group: UnitGroup, block: int) -> AbstractContext
     if isinstance(group, Halves):
         return _silenced(_outputs(network, block, group.unit))
     return skipped(network, block)
+
+
+@contextmanager
+def _all_left_out(network: Network, group: UnitGroup, units: Sequence[int]) -> Iterator[None]:
+    blocks = {unit: block for block, unit in _units(group).items()}
+    with ExitStack() as stack:
+        for unit in units:
+            stack.enter_context(_left_out(network, group, blocks[unit]))
+        yield
 
 
 def _parts(network: Network, windows: Windows) -> Iterator[tuple[Windows, slice]]:

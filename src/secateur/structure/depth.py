@@ -1,6 +1,12 @@
-"""Whole layers and halves of layers: scored on the dense model, the least important ones go."""
+"""Whole layers and halves of layers: scored on the dense model, the least important ones go.
+
+With the solver `greedy` they are scored again after each removal (Song et al. 2024, arXiv 2402.09025, algorithm 1).
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -21,9 +27,7 @@ def choose_depth(job: Job) -> list[Cut]:
     """Returns which layers, or which halves of layers, stay."""
     cuts = []
     for group in unit_groups(job.network, job.stage.unit):
-        scores = _scores(job, group)
-        scores[_protected(job, group)] = torch.inf
-        keep = _kept(job, group, scores)
+        keep = _kept(job, group)
         if bool(keep.all()):
             raise NothingPrunedError("nothing was pruned: the target keeps every unit. Ask for more.")
         job.report(group, keep)
@@ -31,20 +35,25 @@ def choose_depth(job: Job) -> list[Cut]:
     return cuts
 
 
-def _scores(job: Job, group: UnitGroup) -> Tensor:
+def _scores(job: Job, group: UnitGroup, gone: Sequence[int] = ()) -> Tensor:
+    """Returns (units,) float32; infinite for units that are protected or gone."""
     name = job.score.name
     influence: Tensor | None = None
     with job.timed("score"):
         if name == "block-influence":
             runner = job.runner()
             bar = job.progress.bar("scoring layers", len(job.network.blocks) * len(runner.hidden))
-            influence = block_influence(job.network, group, runner, bar)
+            influence = block_influence(job.network, group, runner, bar, gone)
         elif name == "loo-kl":
             if job.windows is None:
                 raise UsageError("--score loo-kl needs calibration windows; give --calibration.")
-            windows = max(1, JUDGED // job.windows.length)
-            influence = leave_one_out(job.network, group, job.windows.part(0, windows), job.progress)
-        return scored(job.score, group, job.statistics(group, {}, influence)).clone()
+            some = job.windows.part(0, max(1, JUDGED // job.windows.length))
+            influence = leave_one_out(job.network, group, some, job.progress, job.calibration.compute, gone)
+            influence[list(gone)] = 0.0
+        scores = scored(job.score, group, job.statistics(group, {}, influence)).clone()
+    scores[list(gone)] = torch.inf
+    scores[_protected(job, group)] = torch.inf
+    return scores
 
 
 def _protected(job: Job, group: UnitGroup) -> Tensor:
@@ -54,22 +63,35 @@ def _protected(job: Job, group: UnitGroup) -> Tensor:
     return torch.tensor([not job.stage.protect_first <= block < last for block in blocks])
 
 
-def _kept(job: Job, group: UnitGroup, scores: Tensor) -> Tensor:
+def _order(job: Job, group: UnitGroup) -> Iterator[int]:
+    """Yields units in the order in which they go."""
+    if job.stage.solver == "greedy":
+        gone: list[int] = []
+        while bool((scores := _scores(job, group, gone)).isfinite().any()):
+            gone.append(int(scores.argmin()))
+            yield gone[-1]
+    else:
+        scores = _scores(job, group)
+        yield from scores.argsort(stable=True)[: int(scores.isfinite().sum())].tolist()
+
+
+def _kept(job: Job, group: UnitGroup) -> Tensor:
     """Returns (units,) bool: which units stay under the stage's target."""
     stage = job.stage
     if stage.threshold is not None:
-        return kept_by_score(scores, None, stage.threshold, job, group)
-    if stage.sparsity is not None:
-        return kept_by_score(scores, _left(job, group, scores, round(group.count * stage.sparsity)), None, job, group)
-    if stage.remove is not None:
-        return kept_by_score(scores, _left(job, group, scores, stage.remove), None, job, group)
-    budget, (each,) = budget_of(job, [group])
+        return kept_by_score(_scores(job, group), None, stage.threshold, job, group)
     keep = torch.ones(group.count, dtype=torch.bool)
-    now = budget.now
-    for unit in scores.argsort(stable=True).tolist():
-        if now <= budget.limit:
-            break
-        if int(keep.sum()) == max(1, stage.min_units) or scores[unit] == torch.inf:
+    if stage.remove is not None or stage.sparsity is not None:
+        number = stage.remove if stage.remove is not None else round(group.count * (stage.sparsity or 0))
+        _check_number(job, group, number)
+        keep[list(islice(_order(job, group), number))] = False
+        return keep
+    budget, (each,) = budget_of(job, [group])
+    now, order = budget.now, _order(job, group)
+    while now > budget.limit:
+        last = int(keep.sum()) == max(1, stage.min_units)
+        unit = -1 if last else next(order, -1)
+        if unit < 0:
             raise UsageError(
                 f"{budget.words} can't be met by removing units of the kind '{group.unit}': {budget.limit:,.0f} "
                 f"{budget.unit} were asked for, and {now:,.0f} is the least that can be reached."
@@ -79,11 +101,10 @@ def _kept(job: Job, group: UnitGroup, scores: Tensor) -> Tensor:
     return keep
 
 
-def _left(job: Job, group: UnitGroup, scores: Tensor, remove: int) -> int:
-    most = min(group.count - max(1, job.stage.min_units), int((scores != torch.inf).sum()))
+def _check_number(job: Job, group: UnitGroup, remove: int) -> None:
+    most = min(group.count - max(1, job.stage.min_units), int((~_protected(job, group)).sum()))
     if remove > most:
         raise UsageError(
             f"{remove} of the {group.count} units of the kind '{group.unit}' can't be removed: {most} is the most "
             "(--min-units, --protect-first and --protect-last keep the others)."
         )
-    return group.count - remove
