@@ -1,11 +1,11 @@
 """Which solver gives the lowest perplexity, and at what price: solver x sparsity on SmolLM2-135M.
 
 The protocol of bench/protocol.py: 32 calibration windows of 1,024 tokens of C4, perplexity on the first 20 windows
-of 1,024 tokens of WikiText-2 raw test; calibration's forward passes in bf16. Each run is a process of its own. Rows
-that were measured before stay unless --again is given. Figures go to bench/results/solvers.json, and with --table the
-table in docs/solvers.md is printed from them.
+of 1,024 tokens of WikiText-2 raw test, all in float32. Each run is a process of its own; --jobs of them run at a time,
+with so many processors less each, and all seconds are of that kind. Rows that were measured before stay unless --again
+is given. Figures go to bench/results/solvers.json, and with --table the table in docs/solvers.md is printed from them.
 
-    python bench/solvers.py --data DATA
+    python bench/solvers.py --data DATA --jobs 2
     python bench/solvers.py --table
 """
 
@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import statistics
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +53,12 @@ ALLOCATED = ("60 %", "70 %")  # where layers may give different shares, and need
 def measure(options: list[str], data: Path, out: Path) -> dict[str, Any]:
     """Prunes and evaluates; returns perplexity, mean relative layer error, seconds and peak memory."""
     calibration = ["--calibration", str(data / "text/c4_sample.jsonl"), "--samples", "32", "--length", "1024"]
-    options = [*options, "--compute", "bfloat16"]
     found = secateur("prune", MODEL, "-o", str(out), *options, *calibration, "--no-evaluate", "--overwrite")
     layers = found["stages"][0]["layers"]
+    quality = perplexity(str(out), data)
+    shutil.rmtree(out)
     return {
-        **perplexity(str(out), data),
+        **quality,
         "layer_error": statistics.mean(layer["error"] for layer in layers) if layers[0]["error"] is not None else None,
         "seconds": round(found["seconds"]["calibrate"] + found["seconds"]["prune"], 1),
         "solve": round(found["stages"][0]["seconds"]["solve"], 1),
@@ -83,6 +87,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
     parser.add_argument("--only", action="append", choices=CHAINS, help="Run only this chain; repeatable.")
     parser.add_argument("--amount", action="append", choices=AMOUNTS, help="Run only this amount; repeatable.")
+    parser.add_argument("--jobs", type=int, default=1, help="Runs at a time.")
     parser.add_argument("--table", action="store_true", help="Print the table of what was measured.")
     parser.add_argument("--again", action="store_true", help="Measure rows again that are there.")
     arguments = parser.parse_args()
@@ -92,18 +97,26 @@ def main() -> None:
         return
     if not (arguments.data / "text/wiki.test.raw").is_file():
         sys.exit(f"{arguments.data} has no text/wiki.test.raw; name the folder with --data.")
-    results["command"] = "python bench/solvers.py --data DATA"
-    with tempfile.TemporaryDirectory() as scratch:
+    results["command"] = f"python bench/solvers.py --data DATA --jobs {arguments.jobs}"
+    threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    results["threads"] = threads
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(arguments.jobs) as pool:
+        wanted = {}
         for amount in arguments.amount or AMOUNTS:
             for chain in arguments.only or CHAINS:
                 there = amount in results["rows"].get(chain, {}) and not arguments.again
                 if there or ("--allocation" in CHAINS[chain] and amount not in ALLOCATED):
                     continue
                 compared = ["--per", "output"] if "--score" in CHAINS[chain] and amount != "2:4" else []
-                row = measure([*AMOUNTS[amount], *CHAINS[chain], *compared], arguments.data, Path(scratch) / "out")
-                results["rows"].setdefault(chain, {})[amount] = row
-                print(amount, chain, row, flush=True)
-                RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+                options = [*AMOUNTS[amount], *CHAINS[chain], *compared]
+                out = Path(scratch) / f"{amount}, {chain}"
+                wanted[pool.submit(measure, options, arguments.data, out)] = (amount, chain)
+        for done in as_completed(wanted):
+            amount, chain = wanted[done]
+            results["rows"].setdefault(chain, {})[amount] = done.result()
+            print(amount, chain, done.result(), flush=True)
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

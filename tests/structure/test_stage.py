@@ -290,6 +290,16 @@ def test_the_cost_of_channels_counts_experts_by_their_share_of_the_tokens(text: 
     assert 0.8 - 8 / 32 < share <= 0.8  # channels of experts go by eights
 
 
+@pytest.mark.parametrize("unit", ["neuron", "channel", "layer"])
+def test_gradients_can_be_taken_afterwards(unit: str, text: str, tmp_path: Path) -> None:
+    model = save_tiny("llama", tmp_path / "dense", tokenizer=True)
+    result = prune(model, text, unit=unit, remove=1)
+    assert not torch.is_inference_mode_enabled()
+    assert torch.is_grad_enabled()
+    result.model.requires_grad_(True)
+    result.model(IDS, labels=IDS).loss.backward()
+
+
 def test_damping_changes_what_channels_are_fitted_to(text: str, tmp_path: Path) -> None:
     model = save_tiny("llama", tmp_path / "dense", tokenizer=True)
     soft, hard = (prune(model, text, unit="channel", remove=8, damping=damping) for damping in (1e-3, 1.0))
@@ -325,7 +335,7 @@ def test_damping_changes_what_channels_are_fitted_to(text: str, tmp_path: Path) 
         ({"unit": "layer", "remove": 1, "damping": 0.1}, "--damping says nothing about --unit layer"),
         ({"unit": "token", "pad": True}, "--pad says nothing about --unit token"),
         ({"unit": "neuron", "remove": 1, "score": "l2", "repair": False, "damping": 0.1}, "nothing is damped"),
-        ({"unit": "neuron", "remove": 1, "gradient": "loss"}, "--gradient loss is for gradient scores"),
+        ({"unit": "neuron", "remove": 1, "score": "l2", "gradient": "loss"}, "--gradient loss is for"),
         ({"unit": "neuron", "threshold": "p20", "solver": "obs"}, "needs a --score"),
     ],
     ids=str,

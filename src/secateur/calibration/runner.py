@@ -9,7 +9,7 @@ more, with what that block gave, so that the decoder's blocks get what the encod
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -283,10 +283,17 @@ class BlockRunner:
         return self.hidden[batch].to(self.network.device).clone(), args, kwargs
 
     def block_outputs(self) -> Iterator[tuple[int, Tensor]]:
-        """Yields each batch's number and what the next block gives for it, without moving on."""
-        with self._on_device(self.block):
+        """Yields each batch's number and what the next block gives for it, without moving on.
+
+        Until it ends no gradients are taken (`ready`), so it has to be used up, and not beside another one.
+        """
+        with self.ready():
             for batch in range(len(self.hidden)):
                 yield batch, self.forward(batch)
+
+    def ready(self) -> AbstractContextManager[None]:
+        """Has the next block on the compute device, for `forward`."""
+        return self._on_device(self.block)
 
     def advance(self, tick: Callable[[], None], watch: Callable[[int, Tensor], None] | None = None) -> None:
         """Passes every batch through the next block as it is now, and stands before the one after it.

@@ -197,9 +197,12 @@ def _match(
         assert little.module is not None
         handles += [big.module.register_forward_hook(give), little.module.register_forward_pre_hook(read)]
     try:
-        for (_, _), (_, _) in zip(dense.block_outputs(), small.block_outputs(), strict=True):
-            for number, one in enumerate(sums):
-                one.add(reads[number], outputs[number] if rows is None else outputs[number][:, rows], small.compute)
+        with dense.ready(), small.ready():
+            for batch in range(len(small.hidden)):
+                dense.forward(batch)
+                small.forward(batch)
+                for number, one in enumerate(sums):
+                    one.add(reads[number], outputs[number] if rows is None else outputs[number][:, rows], small.compute)
     finally:
         for handle in handles:
             handle.remove()
