@@ -21,6 +21,7 @@ import torch
 from secateur.calibration.activations import IN_MEMORY, Storage
 from secateur.calibration.audio import sound_shape
 from secateur.calibration.data import Windows, calibration_windows, read_windows, window_length
+from secateur.calibration.precision import bf16_pays
 from secateur.errors import CalibrationError, ProcessError, ResumeError, SaveError, UsageError
 from secateur.evaluation.comparison import compare_networks
 from secateur.evaluation.costs import costs
@@ -186,6 +187,8 @@ class Run:
     ) -> tuple[Network, Windows | None, tuple[StageReport, ...]]:
         """Carries out the stages that aren't done yet; returns the model, its calibration windows and the reports."""
         recipe = self.recipe
+        if recipe.calibration.compute == "bfloat16" and calibration is not None and not bf16_pays(network.device):
+            self.notes.append("bf16 products aren't faster than float32 ones on this processor, which has no AMX.")
         done = [] if journal is None else list(journal.finished)
         length = calibration.length if calibration is not None else CHECKED_TOKENS
         structured = any(stage.prune.structured for stage in recipe.stages)

@@ -33,6 +33,12 @@ def products(compute: str, dtype: torch.dtype, device: torch.device) -> Iterator
         yield
 
 
+def bf16_pays(device: torch.device) -> bool:
+    """Whether bf16 products are faster than float32 ones: not on x86 processors without AMX."""
+    known = getattr(torch.cpu, "get_capabilities", None)  # new in torch 2.13
+    return device.type != "cpu" or known is None or bool(known().get("amx_bf16", True))
+
+
 def gram_products(compute: str) -> AbstractContextManager[None]:
     """Lets the processor's bf16 units, where it has them, multiply for Gram matrices; sums are float32.
 
