@@ -44,6 +44,7 @@ CHAINS: dict[str, list[str]] = {
     "admm, owl": ["--solver", "admm", "--allocation", "owl"],
     "admm, alpha": ["--solver", "admm", "--allocation", "alpha"],
     "admm, error": ["--solver", "admm", "--allocation", "error"],
+    "admm, error by the loss": ["--solver", "admm", "--allocation", "error", "--gradient", "loss"],
     "admm, reconstruct": ["--solver", "admm", "--reconstruct"],
     "admm, alpha, reconstruct": ["--solver", "admm", "--allocation", "alpha", "--reconstruct"],
 }

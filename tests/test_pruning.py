@@ -528,6 +528,17 @@ def test_an_allocation_meets_the_models_budget_to_the_weight(allocation: str, st
     assert max(shares) > min(shares)
 
 
+def test_errors_weighed_by_the_loss_share_the_budget_out_otherwise() -> None:
+    plain, weighed = (
+        prune(network("llama"), sparsity=0.6, allocation="error", gradient=gradient, solver="admm")
+        for gradient in ("block", "loss")
+    )
+    assert plain.zeros == weighed.zeros
+    assert [layer.zeros for layer in plain.layers] != [layer.zeros for layer in weighed.layers]
+    with pytest.raises(UsageError, match="--gradient loss needs a next-token loss"):
+        prune(network("bert"), sparsity=0.6, allocation="error", gradient="loss", solver="admm")
+
+
 @pytest.mark.parametrize("score", ["taylor", "fisher", "snip"])
 @pytest.mark.parametrize("gradient", ["block", "loss"])
 def test_gradient_scores_prune_by_either_loss(score: str, gradient: str) -> None:

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-from secateur.allocation import ALLOCATORS
+from secateur.allocation import ALLOCATORS, MarginalError
 from secateur.allocation.allocator import Allocator
 from secateur.allocation.amounts import Amount, Pattern, Threshold
 from secateur.allocation.ranking import ScoreRanking
@@ -19,7 +19,7 @@ from secateur.allocation.selection import keep_mask, lowest
 from secateur.allocation.uniform import uniform
 from secateur.calibration.activations import IN_MEMORY, Activations, Storage
 from secateur.calibration.data import Windows
-from secateur.calibration.loss import loss_gradients
+from secateur.calibration.loss import loss_gradients, output_sensitivity
 from secateur.calibration.runner import BlockRunner
 from secateur.calibration.statistics import GRADIENTS, INPUTS, Gradients, Needs, Statistics
 from secateur.errors import NothingPrunedError, SecateurError, UsageError
@@ -178,7 +178,7 @@ class _Work:
         counts = (
             self._rank(stage.sparsity)
             if stage.allocation == "global"
-            else self._allocate(ALLOCATORS[stage.allocation](stage.sparsity))
+            else self._allocate(self._allocator(stage.sparsity))
         )
         rest = {name: size for name, size in sizes.items() if name not in counts}  # of experts that weren't reached
         counts |= even_counts(rest, round(stage.sparsity * sum(sizes.values())) - sum(counts.values()))
@@ -222,6 +222,14 @@ class _Work:
                 f"The global threshold takes every weight of {', '.join(emptied)}; --min-per-output prevents that."
             )
         return counts
+
+    def _allocator(self, sparsity: float) -> Allocator:
+        if self.stage.allocation != MarginalError.name or self.stage.gradient != "loss":
+            return ALLOCATORS[self.stage.allocation](sparsity)
+        assert self.windows is not None
+        rest = (self.windows, self.calibration.compute, self.progress, self.team)
+        with self._timed("gradients"):
+            return MarginalError(sparsity, output_sensitivity(self.network, self.layers, *rest))
 
     def _allocate(self, allocator: Allocator) -> dict[str, int]:
         """Shows an allocator every layer of the dense model."""

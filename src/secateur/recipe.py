@@ -132,8 +132,8 @@ class Prune(_Settings):
             one solver, or several that follow each other: `sparsegpt+refit`; None is `auto` without a score, `none`
             with one. `auto` is written out as the chain that it stands for.
         gradient: What gradient scores differentiate: `block`, each block's own reconstruction loss, or `loss`, the
-            next-token loss through the whole model. With the solver obs of units, `loss` weighs errors by what they
-            add to that loss, so that those of all layers can be compared.
+            next-token loss through the whole model. With the solver obs of units, and with `--allocation error` of
+            weights, `loss` weighs errors by what they add to that loss, so that those of all layers can be compared.
         allocation: `uniform` (every layer the same share), `global` (the model's lowest scores), `error` (by measured
             error), for weights `owl` and `alpha` (see secateur.allocation), for units `ramp` (later layers give more).
         reconstruct: Whether each block's kept weights are tuned to give the dense block's outputs.
@@ -281,8 +281,11 @@ class Prune(_Settings):
         if self.per == "output" and self.sparsity is None:
             raise UsageError(f"--per output needs --sparsity; a --{target} doesn't compare weights with each other.")
         first = chain_named(self.solver)[0]
-        if self.gradient == "loss" and not (self.score and score_named(self.score).needs & GRADIENTS):
-            raise UsageError("--gradient loss is for gradient scores: add --score taylor, fisher or snip.")
+        by_gradients = self.score is not None and bool(score_named(self.score).needs & GRADIENTS)
+        if self.gradient == "loss" and not by_gradients and self.allocation != "error":
+            raise UsageError(
+                "--gradient loss is for gradient scores and --allocation error: add --score taylor, fisher or snip."
+            )
         if self.score is not None:
             score_named(self.score)
         elif not first.chooses:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from secateur.allocation import ALLOCATORS
+from secateur.allocation import ALLOCATORS, MarginalError
 from secateur.allocation.allocator import HIGHEST, SPREAD, Allocator, meet
 from secateur.allocation.alpha import hill_exponent
 from secateur.allocation.error import hull
@@ -108,6 +108,19 @@ def test_error_spends_the_budget_where_it_costs_least() -> None:
         return total
 
     assert errors(counts) < errors({"cheap": 200, "dear": 200})
+
+
+def test_errors_that_the_loss_feels_more_are_spared() -> None:
+    W, known = weight(20, 20, 0), statistics(20, 3)
+    plain, weighed = (
+        MarginalError(0.5, sensitivity)
+        for sensitivity in (None, {"deaf": torch.full((20,), 0.01), "fine": torch.full((20,), 1.0)})
+    )
+    for allocator in (plain, weighed):
+        for name in ("deaf", "fine"):
+            allocator.add(name, name, W, known)
+    assert weighed.counts()["deaf"] > plain.counts()["deaf"]
+    assert sum(weighed.counts().values()) == sum(plain.counts().values()) == 400
 
 
 def test_the_hull_is_convex_and_below_the_points() -> None:

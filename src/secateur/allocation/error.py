@@ -3,11 +3,16 @@
 Every layer's relative reconstruction error ||(W - W ⊙ M)X||² / ||WX||² is measured at several sparsities, from one
 and the same Gram matrix. The lower convex hulls of these curves are then climbed in the order of their slopes
 (error per weight removed) until the budget is met: for convex piecewise linear curves that is the optimum.
+
+Where it is known what an error of each output adds to the model's loss (`sensitivity`, see
+`secateur.calibration.loss.output_sensitivity`), that takes the place of the relative error: s_i (E X Xᵀ Eᵀ)_ii, the
+mean over tokens, summed over outputs i.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import pairwise
 
 from torch import Tensor
@@ -27,8 +32,10 @@ class MarginalError(Allocator):
     needs = Needs.GRAM
     about = "more where the measured layer error grows least"
 
-    def __init__(self, sparsity: float) -> None:
+    def __init__(self, sparsity: float, sensitivity: Mapping[str, Tensor] | None = None) -> None:
+        """Begins; `sensitivity` is (out,) float32 by layer: what an error of each output costs."""
         super().__init__(sparsity)
+        self._sensitivity = sensitivity or {}
         self._curves: dict[str, list[tuple[int, float]]] = {}
 
     def add(self, layer: str, block: str, W: Tensor, statistics: Statistics | None) -> None:
@@ -36,11 +43,12 @@ class MarginalError(Allocator):
         self.sizes[layer] = W.numel()
         low, high = self.bounds
         G, scores = statistics.G, W.abs() * statistics.norms
-        whole = float(row_errors(W, G).sum()) or 1.0
+        known = self._sensitivity.get(layer)
+        weights = 1 / (row_errors(W, G).sum() or 1.0) if known is None else known.to(G.device) / statistics.count
         levels = {math.ceil((low + (high - low) * step / STEPS) * W.numel()) for step in range(1, STEPS + 1)}
         removed = sorted(levels | {int(low * W.numel())})
         self._curves[layer] = hull(
-            [(count, float(row_errors(W * lowest(scores, count), G).sum()) / whole) for count in removed]
+            [(count, float((weights * row_errors(W * lowest(scores, count), G)).sum())) for count in removed]
         )
 
     def counts(self) -> dict[str, int]:
