@@ -11,9 +11,10 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-from secateur.allocation import ALLOCATORS, MarginalError
+from secateur.allocation import ALLOCATORS
 from secateur.allocation.allocator import Allocator
 from secateur.allocation.amounts import Amount, Pattern, Threshold
+from secateur.allocation.error import MarginalError
 from secateur.allocation.ranking import ScoreRanking
 from secateur.allocation.selection import keep_mask, lowest
 from secateur.allocation.uniform import uniform

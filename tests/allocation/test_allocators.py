@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from secateur.allocation import ALLOCATORS, MarginalError
+from secateur.allocation import ALLOCATORS
 from secateur.allocation.allocator import HIGHEST, SPREAD, Allocator, meet
 from secateur.allocation.alpha import hill_exponent
-from secateur.allocation.error import hull
+from secateur.allocation.error import MarginalError, hull
 from secateur.calibration.statistics import Needs, Statistics
 from secateur.linear_algebra import relative_error
 
