@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
     parser.add_argument("--only", action="append", choices=CHAINS, help="Run only this chain; repeatable.")
     parser.add_argument("--amount", action="append", choices=AMOUNTS, help="Run only this amount; repeatable.")
+    parser.add_argument("--cell", action="append", nargs=2, metavar=("AMOUNT", "CHAIN"), help="Run this; repeatable.")
     parser.add_argument("--jobs", type=int, default=1, help="Runs at a time.")
     parser.add_argument("--table", action="store_true", help="Print the table of what was measured.")
     parser.add_argument("--again", action="store_true", help="Measure rows again that are there.")
@@ -103,16 +104,16 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)
     results["threads"] = threads
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(arguments.jobs) as pool:
+        cells = [(amount, chain) for amount in arguments.amount or AMOUNTS for chain in arguments.only or CHAINS]
         wanted = {}
-        for amount in arguments.amount or AMOUNTS:
-            for chain in arguments.only or CHAINS:
-                there = amount in results["rows"].get(chain, {}) and not arguments.again
-                if there or ("--allocation" in CHAINS[chain] and amount not in ALLOCATED):
-                    continue
-                compared = ["--per", "output"] if "--score" in CHAINS[chain] and amount != "2:4" else []
-                options = [*AMOUNTS[amount], *CHAINS[chain], *compared]
-                out = Path(scratch) / f"{amount}, {chain}"
-                wanted[pool.submit(measure, options, arguments.data, out)] = (amount, chain)
+        for amount, chain in arguments.cell or cells:
+            there = amount in results["rows"].get(chain, {}) and not arguments.again
+            if there or ("--allocation" in CHAINS[chain] and amount not in ALLOCATED):
+                continue
+            compared = ["--per", "output"] if "--score" in CHAINS[chain] and amount != "2:4" else []
+            options = [*AMOUNTS[amount], *CHAINS[chain], *compared]
+            out = Path(scratch) / f"{amount}, {chain}"
+            wanted[pool.submit(measure, options, arguments.data, out)] = (amount, chain)
         for done in as_completed(wanted):
             amount, chain = wanted[done]
             results["rows"].setdefault(chain, {})[amount] = done.result()
