@@ -31,7 +31,6 @@ MODEL = "demo:smollm2-135m"
 WINDOWS = ["--windows", "20", "--length", "1024"]
 RUNS: dict[str, list[str]] = {
     "admm 50 % (the default)": ["--sparsity", "0.5"],
-    "admm 50 %, bf16 forward": ["--sparsity", "0.5", "--compute", "bfloat16"],
     "sparsegpt 50 %": ["--sparsity", "0.5", "--solver", "sparsegpt"],
     "sparsegpt 50 %, bf16 forward": ["--sparsity", "0.5", "--solver", "sparsegpt", "--compute", "bfloat16"],
     "wanda 50 %, per output": ["--sparsity", "0.5", "--score", "wanda", "--per", "output"],
