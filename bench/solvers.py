@@ -69,7 +69,10 @@ def measure(options: list[str], data: Path, out: Path) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Returns the table in markdown: a row per chain, perplexity / layer error / seconds by amount."""
+    """Returns the table in markdown: a row per chain, perplexity / layer error / seconds by amount.
+
+    Seconds are left out where a row says None: other work took part of the processor.
+    """
     lines = ["| solver | " + " | ".join(AMOUNTS) + " |", "|---|" + "---:|" * len(AMOUNTS)]
     for chain in CHAINS:
         rows = results["rows"].get(chain, {})
@@ -77,8 +80,10 @@ def table(results: dict[str, Any]) -> str:
         for amount in AMOUNTS:
             row = rows.get(amount)
             error = "" if not row or row["layer_error"] is None else f" / {row['layer_error']:.4f}"
-            cells.append(f"{row['perplexity']:.2f}{error} / {row['seconds']:.0f} s" if row else "")
-        lines.append(f"| {chain} | " + " | ".join(cells) + " |")
+            seconds = "" if not row or row["seconds"] is None else f" / {row['seconds']:.0f} s"
+            cells.append(f"{row['perplexity']:.2f}{error}{seconds}" if row else "")
+        if rows:
+            lines.append(f"| {chain} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
