@@ -1,0 +1,112 @@
+"""Batches of whatever a network takes: a DataLoader's, or tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateur.errors import CalibrationError
+
+PER_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Arguments of one forward, and what should come out.
+
+    Attributes:
+        inputs: The network's arguments.
+        target: What a loss or a metric holds the output against; None where there is none.
+    """
+
+    inputs: tuple[Any, ...]
+    target: Any = None
+
+    @property
+    def size(self) -> int:
+        """How many examples it has."""
+        return int(self.inputs[0].shape[0])
+
+
+def batches_of(data: Any, arguments: int, samples: int | None = None) -> list[Batch]:
+    """Returns a data set's batches.
+
+    Args:
+        data: A DataLoader or another iterable of batches; or a tensor, or a tuple of tensors of the same length. A
+            batch is a tensor, or a tuple of the network's arguments and perhaps a target behind them.
+        arguments: How many arguments the network takes.
+        samples: Examples at most, in whole batches; None takes all.
+
+    Raises:
+        CalibrationError: There are no batches, or they don't fit the network.
+    """
+    found, seen = [], 0
+    for item in _parts(data):
+        if samples is not None and seen >= samples:
+            break
+        batch = _batch(item, arguments)
+        found.append(batch)
+        seen += batch.size
+    if not found:
+        raise CalibrationError("the calibration data has no batch.")
+    return found
+
+
+def _parts(data: Any) -> Iterator[Any]:
+    if isinstance(data, Tensor):
+        yield from data.split(PER_BATCH)
+    elif isinstance(data, tuple) and data and all(isinstance(one, Tensor) for one in data):
+        if len({len(one) for one in data}) > 1:
+            raise CalibrationError(f"the tensors have different lengths: {[len(one) for one in data]}.")
+        yield from zip(*(one.split(PER_BATCH) for one in data), strict=True)
+    elif isinstance(data, Iterable):
+        yield from data
+    else:
+        raise CalibrationError(f"a {type(data).__name__} gives no batches; bring a DataLoader or tensors.")
+
+
+def _batch(item: Any, arguments: int) -> Batch:
+    parts = tuple(item) if isinstance(item, tuple | list) else (item,)
+    if len(parts) not in (arguments, arguments + 1) or not isinstance(parts[0], Tensor):
+        raise CalibrationError(
+            f"a batch has {len(parts)} parts, and the network takes {arguments} arguments: a batch is the arguments, "
+            "perhaps with a target behind them."
+        )
+    return Batch(parts[:arguments], parts[arguments] if len(parts) > arguments else None)
+
+
+def first_examples(batches: list[Batch], number: int) -> list[Batch]:
+    """Returns batches with the first so many examples, or with all if there are fewer."""
+    found: list[Batch] = []
+    left = number
+    for batch in islice(batches, None):
+        if left <= 0:
+            break
+        take = min(left, batch.size)
+        inputs = tuple(one[:take] if isinstance(one, Tensor) else one for one in batch.inputs)
+        target = batch.target[:take] if isinstance(batch.target, Tensor) else batch.target
+        found.append(Batch(inputs, target))
+        left -= take
+    return found
+
+
+def default_loss(output: Any, target: Any) -> Tensor:
+    """Returns cross-entropy for classes, half the squared error for other targets, and for none half the output's size.
+
+    Raises:
+        CalibrationError: The output isn't a tensor.
+    """
+    if isinstance(output, tuple | list):
+        output = output[0]
+    if not isinstance(output, Tensor):
+        raise CalibrationError(f"the network gives a {type(output).__name__}; give loss=, a function (output, target).")
+    if isinstance(target, Tensor) and not target.is_floating_point() and output.ndim > target.ndim:
+        return torch.nn.functional.cross_entropy(output, target)
+    if isinstance(target, Tensor):
+        return 0.5 * torch.nn.functional.mse_loss(output, target)
+    return 0.5 * output.float().square().mean()

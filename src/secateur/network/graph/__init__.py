@@ -1,0 +1,1 @@
+"""Structure of any network, found by tracing it with torch.fx."""

@@ -1,0 +1,322 @@
+"""A network whose structure was found by tracing it, and its unit groups."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from secateur.errors import UsageError
+from secateur.network.family import Layout
+from secateur.network.graph.rules import CONVOLUTIONS, Edit, Found, Walker
+from secateur.network.graph.tracing import check_inputs, traced
+from secateur.network.network import Layer
+from secateur.network.units import Reader, Slice, UnitGroup
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Units that can't be cut.
+
+    Attributes:
+        name: The module that makes them.
+        count: How many they are.
+        reason: Why.
+    """
+
+    name: str
+    count: int
+    reason: str
+
+
+class GraphNetwork:
+    """Any network, with what tracing it says of its units.
+
+    Attributes:
+        model: The network. It isn't changed.
+        device: Where it is computed.
+        inputs: Example inputs.
+        groups: Units that can be cut, in the order of computation.
+        fixed: Those that can't.
+    """
+
+    store = None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        leaf_modules: Sequence[type[nn.Module] | str] = (),
+    ) -> None:
+        """Traces a network.
+
+        Args:
+            model: The network.
+            example_inputs: What it takes: a tensor, or a tuple of arguments.
+            leaf_modules: Modules, by kind or name, that aren't looked into.
+
+        Raises:
+            UsageError: The network doesn't take the example inputs.
+            ModelError: It can't be traced; the message says where.
+        """
+        self.model = model
+        self.inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+        self.device = next(model.parameters()).device
+        self.leaf_modules = tuple(leaf_modules)
+        training = model.training
+        model.eval()
+        try:
+            check_inputs(model, self.inputs)
+            self._traced = traced(model, leaf_modules)
+            walker = Walker(self._traced)
+            with torch.no_grad():
+                walker.run(*self.inputs)
+        finally:
+            model.train(training)
+        self.found: Found = walker.found
+        self._tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        self.groups, self.fixed = _groups(self)
+
+    @property
+    def architecture(self) -> str:
+        """The model's class name."""
+        return type(self.model).__name__
+
+    def tensor(self, name: str) -> Tensor:
+        """Returns a parameter or a buffer by its full name."""
+        return self._tensors[name].detach()
+
+    def layer(self, name: str) -> Layer:
+        """Returns a linear or convolutional layer."""
+        module = self.model.get_submodule(name)
+        parameter = module.weight
+        assert isinstance(parameter, nn.Parameter)
+        return Layer(name, parameter, Layout.OUT_IN, name, module)
+
+    @contextmanager
+    def resident(self, block: int | None) -> Iterator[None]:
+        """All weights are in memory."""
+        yield
+
+    def visit(self, layers: Iterable[Layer]) -> Iterator[Layer]:
+        """Yields layers; all weights are in memory."""
+        yield from layers
+
+    def parameters(self) -> int:
+        """Returns the number of parameters."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+def _groups(network: GraphNetwork) -> tuple[list[UnitGroup], list[Fixed]]:
+    """Gathers units that have the same slices; those that are frozen are listed with the reason."""
+    found = network.found
+    roots = {key: found.labels.roots(place.labels) for key, place in found.places.items()}
+    members: dict[int, dict[tuple[str, int], list[int]]] = defaultdict(dict)
+    for key, labels in roots.items():
+        for position, label in enumerate(labels.tolist()):
+            if label:
+                members[label].setdefault(key, []).append(position)
+    alike: dict[tuple[tuple[str, int, int], ...], list[int]] = defaultdict(list)
+    fixed: dict[tuple[str, str], int] = defaultdict(int)
+    for label, places in members.items():
+        producer = _producer(network, places)
+        if producer is None:
+            continue
+        reason = found.labels.reasons.get(found.labels.root(label))
+        if reason is not None:
+            fixed[producer, reason] += 1
+        else:
+            alike[tuple(sorted((name, axis, len(at)) for (name, axis), at in places.items()))].append(label)
+    order = {module: place for place, module in enumerate(found.order)}
+    groups = []
+    for some in alike.values():
+        first = _first(network, members[some[0]])
+        some.sort(key=lambda label: min(members[label][first]))
+        groups.append(_group(network, some, members))
+    groups.sort(key=lambda group: order[group.name.rpartition("/")[0].partition("#")[0]])
+    groups = _numbered(groups)
+    lists = [Fixed(name, count, reason) for (name, reason), count in fixed.items()]
+    return groups, sorted(lists, key=lambda one: order[one.name])
+
+
+def _first(network: GraphNetwork, places: dict[tuple[str, int], list[int]]) -> tuple[str, int]:
+    """Returns the first tensor that makes some units."""
+    order = {module: place for place, module in enumerate(network.found.order)}
+    made = [key for key in places if network.found.places[key].role == "produces" and _module(key[0]) in order]
+    return min(made, key=lambda key: (order[_module(key[0])], key))
+
+
+def _module(tensor: str) -> str:
+    return tensor.rpartition(".")[0]
+
+
+def _producer(network: GraphNetwork, places: dict[tuple[str, int], list[int]]) -> str | None:
+    made = [key for key in places if network.found.places[key].role == "produces"]
+    return _module(_first(network, places)[0]) if made else None
+
+
+def _group(
+    network: GraphNetwork, labels: Sequence[int], members: dict[int, dict[tuple[str, int], list[int]]]
+) -> UnitGroup:
+    first = members[labels[0]]
+    producer = _producer(network, first)
+    assert producer is not None
+    parts: dict[str, list[Slice]] = {"produces": [], "consumes": [], "follows": []}
+    for key in first:
+        index = torch.tensor([members[label][key] for label in labels])
+        parts[network.found.places[key].role].append(Slice(*key, index))
+    kind = _kind(network.model.get_submodule(producer))
+    return UnitGroup(
+        name=f"{producer}/{kind}",
+        unit=kind,
+        count=len(labels),
+        block=None,
+        produces=tuple(parts["produces"]),
+        consumes=tuple(parts["consumes"]),
+        follows=tuple(parts["follows"]),
+        readers=tuple(_readers(network, labels)),
+        network=network,  # type: ignore[arg-type]
+    )
+
+
+def _kind(module: nn.Module) -> str:
+    if isinstance(module, CONVOLUTIONS):
+        return "filter"
+    return "hidden" if isinstance(module, nn.RNNBase) else "neuron"
+
+
+def _readers(network: GraphNetwork, labels: Sequence[int]) -> Iterator[Reader]:
+    """Yields the layers that read units through their matrix, with each unit's columns of it."""
+    wanted = {label: place for place, label in enumerate(labels)}
+    for name, columns in network.found.readers:
+        at: list[list[int]] = [[] for _ in labels]
+        for column, label in enumerate(network.found.labels.roots(columns).tolist()):
+            if label in wanted:
+                at[wanted[label]].append(column)
+        if at[0]:
+            yield Reader(network.layer(name), torch.tensor(at))
+
+
+def _numbered(groups: Sequence[UnitGroup]) -> list[UnitGroup]:
+    """Gives groups of the same producer different names."""
+    seen: dict[str, int] = defaultdict(int)
+    found = []
+    for group in groups:
+        seen[group.name] += 1
+        name = group.name if seen[group.name] == 1 else f"{group.name}#{seen[group.name]}"
+        object.__setattr__(group, "name", name)
+        found.append(group)
+    return found
+
+
+def cut_graph(network: GraphNetwork, keep: dict[str, Tensor]) -> nn.Module:
+    """Returns a smaller copy of a network: of its own class, or a traced one where its code has sizes as constants.
+
+    Args:
+        network: The network; it isn't changed.
+        keep: (units,) bool, by the name of a group.
+
+    Raises:
+        UsageError: A tensor would lose all of its units.
+    """
+    stays = {key: torch.ones(len(place.labels), dtype=torch.bool) for key, place in network.found.places.items()}
+    gone: set[int] = set()
+    for group in network.groups:
+        kept = keep.get(group.name)
+        if kept is None or bool(kept.all()):
+            continue
+        for part in group.slices:
+            stays[part.name, part.axis][part.index[~kept].flatten()] = False
+        part = group.produces[0]
+        labels = network.found.places[part.name, part.axis].labels[part.index[~kept][:, 0]]
+        gone |= set(network.found.labels.roots(labels).tolist())
+    for (name, axis), places in stays.items():
+        if not bool(places.any()):
+            raise UsageError(f"{name} would lose all of its {len(places)} units on axis {axis}; keep at least one.")
+    small = copy.deepcopy(network.model)
+    for (name, axis), places in stays.items():
+        if not bool(places.all()):
+            _shrink(small, name, axis, places)
+    for module in small.modules():
+        describe(module)
+    edits = [edit for edit in network.found.edits if _changes(network, edit.value, gone)]
+    return small if not edits else _edited(network, small, edits, gone)
+
+
+def _shrink(model: nn.Module, name: str, axis: int, places: Tensor) -> None:
+    path, _, attribute = name.rpartition(".")
+    module = model.get_submodule(path)
+    old = getattr(module, attribute)
+    new = old.detach().index_select(axis, places.nonzero().flatten().to(old.device)).clone()
+    if isinstance(old, nn.Parameter):
+        setattr(module, attribute, nn.Parameter(new, requires_grad=old.requires_grad))
+    else:
+        setattr(module, attribute, new)
+
+
+def describe(module: nn.Module) -> None:
+    """Has a module's attributes say the shapes of its weights."""
+    weight = getattr(module, "weight", None)
+    if isinstance(module, CONVOLUTIONS):
+        assert isinstance(weight, Tensor)
+        transposed = isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
+        if module.groups > 1 and weight.shape[1] == 1 and not transposed and module.groups == module.in_channels:
+            module.groups = module.in_channels = weight.shape[0]
+        out, inputs = (1, 0) if transposed else (0, 1)
+        per_group = (weight.shape[out], weight.shape[inputs])
+        module.out_channels = per_group[0] * (module.groups if transposed else 1)
+        module.in_channels = per_group[1] * (1 if transposed else module.groups)
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        known = [one for one in (weight, module.running_mean) if one is not None]
+        if known:
+            module.num_features = len(known[0])
+    elif isinstance(module, nn.GroupNorm) and weight is not None:
+        module.num_channels = len(weight)
+    elif isinstance(module, nn.LayerNorm) and weight is not None:
+        module.normalized_shape = tuple(weight.shape)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(module.weight)
+    elif isinstance(module, nn.RNNBase):
+        own: Any = module
+        own.hidden_size, own.input_size = own.weight_hh_l0.shape[1], own.weight_ih_l0.shape[1]
+        module.flatten_parameters()
+
+
+def _changes(network: GraphNetwork, value: Any, gone: set[int]) -> bool:
+    if isinstance(value, Tensor):
+        return bool(set(network.found.labels.roots(value).tolist()) & gone)
+    if isinstance(value, slice):
+        return _changes(network, (value.start, value.stop), gone)
+    return isinstance(value, tuple | list) and any(_changes(network, one, gone) for one in value)
+
+
+def _edited(network: GraphNetwork, small: nn.Module, edits: Sequence[Edit], gone: set[int]) -> fx.GraphModule:
+    """Returns a traced model with other numbers in the place of constants that count units."""
+    module = traced(small, network.leaf_modules)
+    nodes = {node.name: node for node in module.graph.nodes}
+    for edit in edits:
+        node, value = nodes[edit.node], _counted(network, edit.value, gone)
+        if isinstance(edit.position, int):
+            node.update_arg(edit.position, value)
+        else:
+            node.update_kwarg(edit.position, value)
+    module.recompile()
+    return module
+
+
+def _counted(network: GraphNetwork, value: Any, gone: set[int]) -> Any:
+    if isinstance(value, Tensor):
+        return sum(label not in gone for label in network.found.labels.roots(value).tolist())
+    if isinstance(value, slice):
+        return slice(_counted(network, value.start, gone), _counted(network, value.stop, gone), value.step)
+    if isinstance(value, tuple | list):
+        return type(value)(_counted(network, one, gone) for one in value)
+    return value

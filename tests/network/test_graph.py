@@ -1,0 +1,125 @@
+"""Structure found by tracing, against what really happens when units are cut."""
+
+from __future__ import annotations
+
+import copy
+import operator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import ModelError, UsageError
+from secateur.network.graph.network import GraphNetwork, cut_graph
+from zoo import ZOO
+
+
+def made(name: str) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    build, inputs = ZOO[name]
+    model = build()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    return model.eval(), inputs()
+
+
+def some_units(network: GraphNetwork, seed: int = 0) -> dict[str, Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    keep = {}
+    for group in network.groups:
+        kept = torch.rand(group.count, generator=random) < 0.6
+        kept[int(torch.randint(group.count, (1,), generator=random))] = True
+        keep[group.name] = kept
+    return keep
+
+
+def silenced(network: GraphNetwork, keep: dict[str, Tensor]) -> nn.Module:
+    """Returns a copy of the network in which nothing reads the units that go."""
+    model = copy.deepcopy(network.model)
+    with torch.no_grad():
+        for group in network.groups:
+            for part in group.consumes:
+                tensor = operator.attrgetter(part.name)(model)
+                tensor.index_fill_(part.axis, part.index[~keep[group.name]].flatten(), 0.0)
+    return model
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("name", ZOO)
+def test_units_that_nobody_reads_can_be_cut(name: str, train: bool) -> None:
+    model, inputs = made(name)
+    network = GraphNetwork(model, inputs)
+    assert network.groups
+    mixed = network.found.mixed
+    keep = some_units(network)
+    for group in network.groups:  # a norm over units reads them: see the next test
+        if any(part.name.rpartition(".")[0] in mixed for part in group.follows):
+            keep[group.name][:] = True
+    dense, small = silenced(network, keep).train(train), cut_graph(network, keep).train(train)
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+    torch.testing.assert_close(small(inputs), dense(inputs), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_cut_network_trains_and_is_left_alone(name: str) -> None:
+    model, inputs = made(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    network = GraphNetwork(model, inputs)
+    small = cut_graph(network, some_units(network)).train()
+    small(inputs).square().mean().backward()
+    torch.optim.SGD(small.parameters(), 0.01).step()
+    assert all(torch.isfinite(parameter).all() for parameter in small.parameters())
+    assert small(inputs).shape == model(inputs).shape
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_the_output_and_the_input_stay() -> None:
+    network = GraphNetwork(*made("fc"))
+    assert [group.count for group in network.groups] == [20, 12]
+    assert [(one.name, one.count) for one in network.fixed] == [("5", 4)]
+    assert "output" in network.fixed[0].reason
+
+
+def test_a_padded_shortcut_is_cut_across() -> None:
+    network = GraphNetwork(*made("resnet20"))
+    residual = {group.name: group.count for group in network.groups if len(group.produces) > 1}
+    assert sum(residual.values()) == 16  # the 8 of the first stage, and the 8 that the second one adds
+
+
+def test_what_cannot_be_traced_is_named_with_its_line() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if x.sum() > 0:
+                return self.fc(x)
+            return x
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.one, self.two = Branches(), nn.Linear(4, 6), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(self.two(self.one(x)))
+
+    with pytest.raises(ModelError, match=r"test_graph\.py:\d+ \(if x\.sum\(\) > 0:\).*leaf_modules"):
+        GraphNetwork(Outer(), torch.ones(2, 4))
+    network = GraphNetwork(Outer(), torch.ones(2, 4), leaf_modules=[Branches])
+    assert [(group.name, group.count) for group in network.groups] == [("one/neuron", 6)]
+    assert "inner" in network.fixed[0].reason
+
+
+def test_example_inputs_of_the_wrong_shape_are_an_error() -> None:
+    with pytest.raises(UsageError, match=r"\(2, 5\)"):
+        GraphNetwork(nn.Linear(4, 4), torch.ones(2, 5))
+
+
+def test_removing_everything_is_an_error() -> None:
+    network = GraphNetwork(*made("fc"))
+    with pytest.raises(UsageError, match="lose all of its 20 units"):
+        cut_graph(network, {"1/neuron": torch.zeros(20, dtype=torch.bool)})
