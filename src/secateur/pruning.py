@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -32,6 +33,7 @@ from secateur.recipe import Calibration, Prune
 from secateur.result import BlockReport, LayerReport, StageReport
 from secateur.scores import SCORES, Score, score_named
 from secateur.solvers import Problem, Solver, Step, chain_named, needs_of_chain, solve_chain
+from secateur.timing import timed
 from secateur.training.reconstruction import reconstruct
 from secateur.unreached import even_counts, notes, unreached
 
@@ -490,21 +492,8 @@ class _Work:
         layer.write(solution.W.to("cpu"), solution.keep.to("cpu"))
         return _report(layer, zeros_before, start, steps, threshold)
 
-    def _timed(self, phase: str) -> _Timer:
-        return _Timer(self.seconds, phase)
-
-
-class _Timer:
-    """Adds the time spent inside to one phase."""
-
-    def __init__(self, seconds: dict[str, float], phase: str) -> None:
-        self.seconds, self.phase = seconds, phase
-
-    def __enter__(self) -> None:
-        self.start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds[self.phase] += time.perf_counter() - self.start
+    def _timed(self, phase: str) -> AbstractContextManager[None]:
+        return timed(self.seconds, phase)
 
 
 class _Route:

@@ -10,7 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -48,6 +48,7 @@ from secateur.report.page import write_page
 from secateur.result import Comparison, Result, StageReport
 from secateur.structure import prune_units
 from secateur.structure.stage import check_units, needs_windows
+from secateur.timing import timed
 
 INTERRUPTIONS = (KeyboardInterrupt, OSError, MemoryError, SaveError, ProcessError)  # a run can go on after them
 CHECKED_TOKENS = 128  # of one window, for comparing logits after reloading
@@ -66,14 +67,9 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
+    def timed(self, phase: str) -> AbstractContextManager[None]:
         """Adds the time spent inside to a phase."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+        return timed(self.seconds, phase)
 
     def in_memory(self) -> Result:
         """Carries out a recipe that names no output."""

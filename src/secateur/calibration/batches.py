@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
@@ -78,21 +77,6 @@ def _batch(item: Any, arguments: int) -> Batch:
             "perhaps with a target behind them."
         )
     return Batch(parts[:arguments], parts[arguments] if len(parts) > arguments else None)
-
-
-def first_examples(batches: list[Batch], number: int) -> list[Batch]:
-    """Returns batches with the first so many examples, or with all if there are fewer."""
-    found: list[Batch] = []
-    left = number
-    for batch in islice(batches, None):
-        if left <= 0:
-            break
-        take = min(left, batch.size)
-        inputs = tuple(one[:take] if isinstance(one, Tensor) else one for one in batch.inputs)
-        target = batch.target[:take] if isinstance(batch.target, Tensor) else batch.target
-        found.append(Batch(inputs, target))
-        left -= take
-    return found
 
 
 def default_loss(output: Any, target: Any) -> Tensor:

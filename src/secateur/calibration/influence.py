@@ -97,7 +97,7 @@ def leave_one_out(
         windows: What to feed it; like perplexity this leaves out what the last token of a window predicts.
         progress: Shows progress.
         compute: See `products`.
-        gone: Units that are left out already: the others are left out beside them, and these have no figure (infinity).
+        gone: Units that are left out already: the others are left out beside them, and these have 0.
 
     Returns:
         (units,) float32.
@@ -135,9 +135,7 @@ def leave_one_out(
     if not bool(torch.isfinite(sums).all()):
         raise CalibrationError(f"the outputs of {network.architecture} are NaN or infinite on the calibration data.")
     predicted = sum(len(part) * len(range(positions.start, positions.stop)) for part, positions in parts)
-    found = (sums / predicted).float()
-    found[list(gone)] = torch.inf
-    return found
+    return (sums / predicted).float()
 
 
 def _units(group: UnitGroup) -> dict[int, int]:

@@ -102,10 +102,10 @@ def _outputs_of(layers: Sequence[Layer]) -> Iterator[dict[str, Tensor]]:
     outputs: dict[str, Tensor] = {}
     handles = []
     for layer in layers:
-        if layer.module is None:
+        if layer.module is None or layer.expert is not None:
             raise UsageError(
-                f"{layer.name} isn't a linear layer of its own, so its outputs can't be weighed by --gradient loss; "
-                "leave it out."
+                f"{layer.name} isn't a linear layer of its own, so its outputs can't be weighed by the next-token "
+                "loss; leave --gradient loss out."
             )
 
         def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor, name: str = layer.name) -> None:

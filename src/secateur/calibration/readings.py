@@ -83,7 +83,6 @@ def gather(
         return {}
     found: dict[str, Statistics] = {}
     acts: dict[nn.Module, Callable[[tuple[Any, ...], Any], None]] = {}
-    number = 0
     for layer in layers:
         statistics = Statistics.empty(layer.shape[1], needs, layer.parameter.device)
         found[layer.reads] = statistics
@@ -91,11 +90,11 @@ def gather(
         assert module is not None
 
         def add(args: tuple[Any, ...], _: Any, module: nn.Module = module, own: Statistics = statistics) -> None:
-            own.add(_picked(columns(module, args[0]), number))
+            own.add(_picked(columns(module, args[0]), own.count))
 
         acts[module] = add
     with _hooked(acts), torch.inference_mode():
-        for number, batch in enumerate(batches):  # noqa: B007 (the hooks read it)
+        for batch in batches:
             model(*batch.inputs)
             tick()
     for layer in layers:

@@ -9,7 +9,7 @@ more, with what that block gave, so that the decoder's blocks get what the encod
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -123,9 +123,9 @@ class BlockRunner:
         return self._encoded if any(self.position == blocks.start for blocks in self._ranges[1:]) else self.hidden
 
     @contextmanager
-    def _on_device(self, block: nn.Module) -> Iterator[None]:
-        """Has a block on the compute device for as long as it is used."""
-        device = self.network.device
+    def ready(self) -> Iterator[None]:
+        """Has the next block on the compute device, for `forward`, for as long as it lasts."""
+        block, device = self.block, self.network.device
         with torch.inference_mode(), products(self.compute, self.network.model.dtype, device):
             if device.type == "cpu":
                 yield
@@ -172,7 +172,7 @@ class BlockRunner:
         layers = {name: entry for name, entry in layers.items() if entry[1] & INPUTS}
         if not layers:
             return {}
-        with self._on_device(self.block), self._watching_inputs(layers, found):
+        with self.ready(), self._watching_inputs(layers, found):
             for batch in range(len(self.hidden)):
                 with suppress(LastInputSeen):
                     self.forward(batch)
@@ -235,7 +235,7 @@ class BlockRunner:
             add_usage(usage, experts, routing)
             raise LastInputSeen
 
-        with self._on_device(self.block), watching_experts(experts, look, len(self.hidden)):
+        with self.ready(), watching_experts(experts, look, len(self.hidden)):
             for batch in range(len(self.hidden)):
                 with suppress(LastInputSeen):
                     self.forward(batch)
@@ -274,7 +274,7 @@ class BlockRunner:
     @contextmanager
     def differentiable(self) -> Iterator[None]:
         """Has the next block on the compute device, and lets gradients be taken."""
-        with self._on_device(self.block), torch.inference_mode(False), torch.enable_grad():
+        with self.ready(), torch.inference_mode(False), torch.enable_grad():
             yield
 
     def ordinary_call(self, batch: int) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
@@ -291,10 +291,6 @@ class BlockRunner:
             for batch in range(len(self.hidden)):
                 yield batch, self.forward(batch)
 
-    def ready(self) -> AbstractContextManager[None]:
-        """Has the next block on the compute device, for `forward`."""
-        return self._on_device(self.block)
-
     def advance(self, tick: Callable[[], None], watch: Callable[[int, Tensor], None] | None = None) -> None:
         """Passes every batch through the next block as it is now, and stands before the one after it.
 
@@ -303,7 +299,7 @@ class BlockRunner:
             watch: Called with each batch's number and the block's output, while `hidden` still has its input.
         """
         follows = next((blocks for blocks in self._ranges[1:] if blocks.start == self.position + 1), None)
-        with self._on_device(self.block):
+        with self.ready():
             for batch in range(len(self.hidden)):
                 hidden = self.forward(batch)
                 if watch is not None:

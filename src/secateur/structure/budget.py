@@ -32,7 +32,7 @@ def budget_of(job: Job, groups: Sequence[UnitGroup]) -> tuple[Budget, list[Tenso
         words = f"--sparsity {stage.sparsity:g}" if stage.sparsity is not None else f"--remove {stage.remove}"
         return Budget(words, total, left, "units"), [torch.ones(group.count, dtype=torch.float64) for group in groups]
     length = job.first.length
-    what = SHARES[_share(stage)]
+    what = SHARES[share_named(stage)]
     budget = share_of(stage, job.first, costs(job.network, length))
     return budget, [unit_costs(group, what, length).double() for group in groups]
 
@@ -45,11 +45,12 @@ def share_of(stage: Prune, first: Costs, now: Costs) -> Budget:
         first: What the run's first model costs, which shares are shares of.
         now: What the model costs now.
     """
-    name = _share(stage)
+    name = share_named(stage)
     what = SHARES[name]
     limit = bytes_of(stage.memory) if stage.memory is not None else getattr(stage, name) * getattr(first, what)
     return Budget(f"--{name} {getattr(stage, name)}", float(getattr(now, what)), float(limit), UNITS[what])
 
 
-def _share(stage: Prune) -> str:
+def share_named(stage: Prune) -> str:
+    """Returns which of `params`, `macs` and `memory` a stage names."""
     return next(name for name in SHARES if getattr(stage, name) is not None)

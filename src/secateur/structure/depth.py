@@ -49,7 +49,6 @@ def _scores(job: Job, group: UnitGroup, gone: Sequence[int] = ()) -> Tensor:
                 raise UsageError("--score loo-kl needs calibration windows; give --calibration.")
             some = job.windows.part(0, max(1, JUDGED // job.windows.length))
             influence = leave_one_out(job.network, group, some, job.progress, job.calibration.compute, gone)
-            influence[list(gone)] = 0.0
         scores = scored(job.score, group, job.statistics(group, {}, influence)).clone()
     scores[list(gone)] = torch.inf
     scores[_protected(job, group)] = torch.inf

@@ -39,6 +39,11 @@ def choose_inner(job: Job) -> list[Cut]:
     """Chooses, repairs and zeroes neurons and heads; returns what is to be cut."""
     groups = _groups(job)
     if job.stage.gradient == "loss":
+        if job.stage.solver == "obs" and any(group.shared is not None for group in groups):
+            raise UsageError(
+                f"heads that several blocks of {job.network.architecture} lose together go by a score, not in "
+                "rounds, so their errors can't be weighed; leave --gradient loss out."
+            )
         _differentiate_loss(job, [reader.layer for group in groups for reader in group.readers])
     counts = _counts(job, groups)
     return _walk(job, groups, counts)

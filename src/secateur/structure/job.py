@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -25,6 +23,7 @@ from secateur.recipe import Calibration, Prune
 from secateur.result import BlockReport, GroupReport
 from secateur.scores.unit_score import Usage
 from secateur.scores.units import UnitScore, UnitStatistics, unit_score_named
+from secateur.timing import timed
 
 
 @dataclass
@@ -68,14 +67,9 @@ class Job:
         """The score that the stage names; `obs` where the solver goes by its own."""
         return unit_score_named(self.stage.score or "obs", self.stage.combine)
 
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
+    def timed(self, phase: str) -> AbstractContextManager[None]:
         """Adds the time spent inside to a phase."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[phase] += time.perf_counter() - start
+        return timed(self.seconds, phase)
 
     def runner(self, network: Network | None = None) -> BlockRunner:
         """Returns a runner that stands before the first block.

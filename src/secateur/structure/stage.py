@@ -15,7 +15,7 @@ from secateur.progress import Progress
 from secateur.recipe import INNER_UNITS, Calibration, Prune
 from secateur.result import StageReport
 from secateur.scores.units import check_fit, unit_score_named
-from secateur.structure.budget import SHARES, share_of
+from secateur.structure.budget import SHARES, share_named, share_of
 from secateur.structure.channels import choose_channels, repair_channels
 from secateur.structure.depth import choose_depth
 from secateur.structure.experts import choose_experts
@@ -134,7 +134,7 @@ def _check_target(job: Job, before: Costs, after: Costs) -> None:
     if stage.params is None and stage.macs is None and stage.memory is None:
         return
     budget = share_of(stage, job.first, before)
-    left = getattr(after, SHARES[next(name for name in SHARES if getattr(stage, name) is not None)])
+    left = getattr(after, SHARES[share_named(stage)])
     if left <= budget.limit:
         return
     words = f"{budget.words}: {left:,.0f} {budget.unit} are left, and {budget.limit:,.0f} were asked for"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from statistics import median
 
@@ -21,6 +21,7 @@ from secateur.evaluation.costs import Costs
 from secateur.linear_algebra import DAMPING
 from secateur.network.graph.costs import GraphCosts
 from secateur.network.graph.network import GraphNetwork, cut_graph
+from secateur.network.graph.tracing import evaluating
 from secateur.network.network import Layer
 from secateur.network.units import UnitGroup
 from secateur.progress import Progress
@@ -28,6 +29,7 @@ from secateur.recipe import Prune, bytes_of
 from secateur.result import GroupReport, StageReport
 from secateur.scores.units import UnitScore, UnitStatistics, check_fit, scored, unit_score_named
 from secateur.solvers.removal import elimination, refit
+from secateur.timing import timed
 
 REPEATS = 5  # of timings for --latency
 
@@ -54,14 +56,9 @@ class TracedJob:
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     notes: list[str] = field(default_factory=list)
 
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
+    def timed(self, phase: str) -> AbstractContextManager[None]:
         """Adds the time spent inside to a phase."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[phase] += time.perf_counter() - start
+        return timed(self.seconds, phase)
 
 
 def prune_traced(job: TracedJob) -> tuple[nn.Module, dict[str, Tensor], StageReport]:
@@ -71,6 +68,11 @@ def prune_traced(job: TracedJob) -> tuple[nn.Module, dict[str, Tensor], StageRep
         UsageError: The target can't be met, or an option makes no sense here.
         NothingPrunedError: Nothing would go.
     """
+    with evaluating(job.network.model):
+        return _pruned(job)
+
+
+def _pruned(job: TracedJob) -> tuple[nn.Module, dict[str, Tensor], StageReport]:
     stage, network = job.stage, job.network
     groups = _groups(job)
     counter = GraphCosts(network)
@@ -133,7 +135,7 @@ def _scores(job: TracedJob, groups: Sequence[UnitGroup]) -> dict[str, Tensor]:
     statistics: dict[str, Statistics] = {}
     with job.timed("gather"):
         bar = job.progress.bar("looking at the dense network", len(job.batches))
-        statistics = gather(job.network.model.eval(), layers, needs, job.batches, bar)
+        statistics = gather(job.network.model, layers, needs, job.batches, bar)
     gradients = {}
     if needs & GRADIENTS:
         with job.timed("gradients"):
@@ -282,7 +284,7 @@ def _latency(job: TracedJob, groups: Sequence[UnitGroup]) -> tuple[Callable[[Map
         key = tuple(left[group.name] for group in groups)
         if key not in known:
             keep = {group.name: torch.arange(group.count) < left[group.name] for group in groups}
-            models = (job.network.model.eval(), cut_graph(job.network, keep).eval())
+            models = (job.network.model, cut_graph(job.network, keep))
             ratios = []
             with torch.inference_mode(), job.timed("latency"):
                 for turn in range(REPEATS + 1):
@@ -328,13 +330,13 @@ def _repair(job: TracedJob, small: nn.Module, keep: Mapping[str, Tensor]) -> dic
                 touched[reader.layer.name].append(group)
     order = [name for name, _ in network.found.readers if name in touched]
     errors: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    dense, small = network.model.eval(), small.eval()
+    small.eval()
     with job.timed("repair"):
         for name in job.progress.track(list(dict.fromkeys(order)), "repairing"):
             big, module = network.layer(name), small.get_submodule(name)
             little = Layer(name, module.weight, big.layout, name, module)  # type: ignore[arg-type]
             rows = _rows_left(network, name, keep)
-            moments = match_moments(dense, small, (big, little), rows, job.batches)
+            moments = match_moments(network.model, small, (big, little), rows, job.batches)
             bias = getattr(module, "bias", None)
             W = little.matrix().float()
             every = torch.ones(W.shape[1], dtype=torch.bool)

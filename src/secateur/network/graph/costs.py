@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from secateur.evaluation.costs import Costs
 from secateur.network.graph.network import GraphNetwork
@@ -56,8 +56,3 @@ def _weights(module: nn.Module, name: str) -> list[str]:
 
 def _product(shape: tuple[int, ...]) -> int:
     return int(torch.tensor(shape, dtype=torch.int64).prod()) if shape else 1
-
-
-def keeps(counts: Mapping[str, Tensor]) -> dict[str, int]:
-    """Returns how many units masks keep, by group."""
-    return {name: int(keep.sum()) for name, keep in counts.items()}

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from secateur.errors import UsageError
 from secateur.network.family import Layout
 from secateur.network.graph.rules import CONVOLUTIONS, Edit, Found, Walker
-from secateur.network.graph.tracing import check_inputs, traced
+from secateur.network.graph.tracing import check_inputs, evaluating, traced
 from secateur.network.network import Layer
 from secateur.network.units import Reader, Slice, UnitGroup
 
@@ -69,16 +69,10 @@ class GraphNetwork:
         self.inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
         self.device = next(model.parameters()).device
         self.leaf_modules = tuple(leaf_modules)
-        training = model.training
-        model.eval()
-        try:
+        with evaluating(model), torch.no_grad():
             check_inputs(model, self.inputs)
-            self._traced = traced(model, leaf_modules)
-            walker = Walker(self._traced)
-            with torch.no_grad():
-                walker.run(*self.inputs)
-        finally:
-            model.train(training)
+            walker = Walker(traced(model, leaf_modules))
+            walker.run(*self.inputs)
         self.found: Found = walker.found
         self._tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         self.groups, self.fixed = _groups(self)

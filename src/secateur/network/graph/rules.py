@@ -20,7 +20,6 @@ from secateur.network.graph.labels import Axes, Labels
 from secateur.network.graph.tracing import where
 
 Role = str  # `produces`, `consumes` or `follows`
-Count = Tensor  # in an edit: how many of these places are left
 
 
 @dataclass
@@ -194,7 +193,7 @@ def _conv(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
     reason = f"{where(node)} moves over an axis of units"
     transposed = isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
     if transposed:  # each input place meets the whole kernel
-        walker.applied(name, walker.env[node.args[0]], module.in_channels)  # type: ignore[index]
+        walker.applied(name, walker.value(node.args[0]), module.in_channels)
     else:
         walker.applied(name, value, module.out_channels)
     spatial = value.ndim - 2
@@ -230,30 +229,33 @@ def _conv(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
 
 
 def _batch_norm(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
-    name, axes = str(node.target), walker.of(node.args[0])
+    name = str(node.target)
+    axes: Axes = walker.of(node.args[0])
     module = walker.fetch_attr(name)
     channels = 1 if value.ndim > 1 else 0
     for part in ("weight", "bias", "running_mean", "running_var"):
         if getattr(module, part, None) is not None:
             walker.place(f"{name}.{part}", 0, axes[channels], "follows")
-    return axes  # type: ignore[no-any-return]
+    return axes
 
 
 def _group_norm(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
-    name, axes = str(node.target), walker.of(node.args[0])
+    name = str(node.target)
+    axes: Axes = walker.of(node.args[0])
     module, labels = walker.fetch_attr(name), axes[1]
     if labels is None:
-        return axes  # type: ignore[no-any-return]
+        return axes
     walker.found.labels.tie(labels.reshape(module.num_groups, -1), 0)
     walker.found.mixed.add(name)
     for part in ("weight", "bias"):
         if getattr(module, part, None) is not None:
             walker.place(f"{name}.{part}", 0, labels, "follows")
-    return axes  # type: ignore[no-any-return]
+    return axes
 
 
 def _layer_norm(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
-    name, axes = str(node.target), walker.of(node.args[0])
+    name = str(node.target)
+    axes: Axes = walker.of(node.args[0])
     module = walker.fetch_attr(name)
     over = len(module.normalized_shape)
     for axis in range(over):
@@ -263,14 +265,15 @@ def _layer_norm(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
         for part in ("weight", "bias"):
             if getattr(module, part, None) is not None and (labels is not None or over == 1):
                 walker.place(f"{name}.{part}", axis, labels, "follows")
-    return axes  # type: ignore[no-any-return]
+    return axes
 
 
 def _prelu(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
-    name, axes = str(node.target), walker.of(node.args[0])
+    name = str(node.target)
+    axes: Axes = walker.of(node.args[0])
     if walker.fetch_attr(name).weight.numel() > 1:
         walker.place(f"{name}.weight", 0, axes[1], "follows")
-    return axes  # type: ignore[no-any-return]
+    return axes
 
 
 def _embedding(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
@@ -399,7 +402,7 @@ def _cat(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
     assert isinstance(parts, tuple | list)
     dim = _argument(node, 1, "dim", 0) % value.ndim
     every = [walker.of(part) for part in parts]
-    sizes = [walker.env[part].shape[dim] for part in parts]  # type: ignore[index]
+    sizes = [walker.value(part).shape[dim] for part in parts]
     found: list[Tensor | None] = []
     for axis in range(value.ndim):
         some = [axes[axis] for axes in every]
@@ -415,10 +418,6 @@ def _cat(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
                 walker.found.labels.join(known[0], other, f"{where(node)} joins it with what can't be cut")
             found.append(known[0])
     return tuple(found)
-
-
-def _stack(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
-    return walker.unknown(node, value, f"{where(node)} isn't followed")  # type: ignore[no-any-return]
 
 
 def _pieces(walker: Walker, node: fx.Node, value: Sequence[Tensor], dim: int, parts: list[Tensor]) -> tuple[Axes, ...]:
@@ -465,7 +464,7 @@ def _split(walker: Walker, node: fx.Node, value: Sequence[Tensor]) -> Any:
 
 def _getitem(walker: Walker, node: fx.Node, value: Any) -> Any:
     axes, index = walker.of(node.args[0]), node.args[1]
-    source = walker.env[node.args[0]]  # type: ignore[index]
+    source = walker.value(node.args[0])
     if not isinstance(source, Tensor):
         return axes[index] if isinstance(axes, tuple) and isinstance(index, int) else nothing(value)
     items = list(index) if isinstance(index, tuple) else [index]
@@ -507,7 +506,7 @@ def _getitem(walker: Walker, node: fx.Node, value: Any) -> Any:
 
 
 def _reshape(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
-    axes, source = walker.of(node.args[0]), walker.env[node.args[0]]  # type: ignore[index]
+    axes, source = walker.of(node.args[0]), walker.value(node.args[0])
     reason = f"{where(node)} mixes units of two axes"
     found = walker.found.labels.reshaped(axes, source.shape, value.shape, reason)
     if node.op == "call_module" or node.target in (torch.flatten, "flatten"):
@@ -529,7 +528,7 @@ def _reshape(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
 
 
 def _unflatten(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
-    axes, source = walker.of(node.args[0]), walker.env[node.args[0]]  # type: ignore[index]
+    axes, source = walker.of(node.args[0]), walker.value(node.args[0])
     found = walker.found.labels.reshaped(axes, source.shape, value.shape, f"{where(node)} mixes units of two axes")
     changed = [
         labels for labels, before in zip(found, axes, strict=False) if labels is not before and labels is not None
@@ -556,7 +555,7 @@ def _transposed(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
 
 
 def _squeezed(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
-    axes, source = walker.of(node.args[0]), walker.env[node.args[0]]  # type: ignore[index]
+    axes, source = walker.of(node.args[0]), walker.value(node.args[0])
     dims = _dims(node, source.ndim)
     gone = [axis for axis in dims if source.shape[axis] == 1]
     for axis in gone:
@@ -572,7 +571,7 @@ def _unsqueezed(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
 
 def _expanded(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
     axes = walker.of(node.args[0])
-    source = walker.env[node.args[0]]  # type: ignore[index]
+    source = walker.value(node.args[0])
     padded = [None] * (value.ndim - len(axes)) + list(axes)
     sizes = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], tuple | list) else node.args[1:]
     for axis, labels in enumerate(padded):
@@ -623,7 +622,7 @@ def _padded(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
 
 def _shuffled(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
     """Pixel shuffle: the channels that become neighbours stay or go together."""
-    axes, source = walker.of(node.args[0]), walker.env[node.args[0]]  # type: ignore[index]
+    axes, source = walker.of(node.args[0]), walker.value(node.args[0])
     channels = value.ndim - 3
     labels = axes[channels]
     if labels is None:
@@ -724,10 +723,8 @@ FUNCTIONS: dict[Any, Callable[[Walker, fx.Node, Any], Any]] = {
     **dict.fromkeys((torch.mean, torch.sum, torch.amax, torch.amin), _reduced),
     **dict.fromkeys((torch.softmax, functional.softmax, functional.log_softmax, functional.normalize), _over),
     **dict.fromkeys((torch.cat, torch.concat), _cat),
-    torch.stack: _stack,
     torch.chunk: _chunk,
     torch.split: _split,
-    torch.unbind: lambda walker, node, value: walker.unknown(node, value, f"{where(node)} isn't followed"),
     operator.getitem: _getitem,
     **dict.fromkeys((torch.flatten, torch.reshape), _reshape),
     torch.permute: _permuted,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -55,6 +56,18 @@ def check_inputs(model: nn.Module, inputs: tuple[Any, ...]) -> None:
         raise UsageError(
             f"{type(model).__name__} doesn't take example inputs of the shapes {shapes}: {first_line(error)}"
         ) from error
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Has a model in evaluation mode while it lasts; afterwards each of its modules is in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _place(error: BaseException) -> str:
