@@ -71,12 +71,23 @@ def perplexity(model: str, data: Path) -> dict[str, Any]:
     return {"perplexity": round(found["perplexity"], 2), "sparsity": round(found["zeros"] / found["weights"], 6)}
 
 
+def dense_checkpoint(folder: Path) -> None:
+    """Writes the dense model in float32: the demo's own file is a quantized one."""
+    code = "import sys, secateur; n = secateur.load(sys.argv[1]); n.model.save_pretrained(sys.argv[2]); "
+    code += "n.tokenizer.save_pretrained(sys.argv[2]); print('{}')"
+    call([sys.executable, "-c", code, MODEL, str(folder)])
+
+
+def check_texts(data: Path) -> None:
+    """Ends the program if a folder doesn't hold the texts."""
+    if not (data / "text/wiki.test.raw").is_file():
+        sys.exit(f"{data} has no text/wiki.test.raw; name the folder with --data.")
+
+
 def side_by_side(python: str, script: str, data: Path, scratch: Path, repeats: int) -> dict[str, Any]:
     """Our sparsegpt and the peer's in turns, on one and the same float32 checkpoint folder."""
     dense = scratch / "dense"
-    code = "import sys, secateur; n = secateur.load(sys.argv[1]); n.model.save_pretrained(sys.argv[2]); "
-    code += "n.tokenizer.save_pretrained(sys.argv[2]); print('{}')"
-    call([sys.executable, "-c", code, MODEL, str(dense)])
+    dense_checkpoint(dense)
     ours, fast, theirs = [], [], []
     for _ in range(repeats):
         theirs.append(
@@ -108,8 +119,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", action="append", help="Run only this row; repeatable. The others stay as they were.")
     arguments = parser.parse_args()
-    if not (arguments.data / "text/wiki.test.raw").is_file():
-        sys.exit(f"{arguments.data} has no text/wiki.test.raw; name the folder with --data.")
+    check_texts(arguments.data)
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": {}}
     results |= {"model": MODEL, "machine": f"{platform.machine()}, {os.cpu_count()} processors"}
     results["command"] = "python bench/protocol.py --data DATA [--peer PEER_PYTHON PEER_SCRIPT]"

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from protocol import HERE, MODEL, perplexity, secateur
+from protocol import HERE, MODEL, check_texts, perplexity, secateur
 
 RESULTS = HERE / "results" / "solvers.json"
 AMOUNTS = {
@@ -102,10 +102,14 @@ def main() -> None:
     if arguments.table:
         print(table(results))
         return
-    if not (arguments.data / "text/wiki.test.raw").is_file():
-        sys.exit(f"{arguments.data} has no text/wiki.test.raw; name the folder with --data.")
+    check_texts(arguments.data)
+    for amount, chain in arguments.cell or []:
+        if amount not in AMOUNTS or chain not in CHAINS:
+            parser.error(f"there is no cell '{amount}' '{chain}'; amounts: {', '.join(AMOUNTS)}.")
     results["command"] = f"python bench/solvers.py --data DATA --jobs {arguments.jobs}"
     threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
+    if results["rows"] and results.get("threads") != threads and not arguments.again:
+        sys.exit(f"{RESULTS} holds runs of {results.get('threads')} threads each; give as many --jobs, or --again.")
     os.environ["OMP_NUM_THREADS"] = str(threads)
     results["threads"] = threads
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(arguments.jobs) as pool:

@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from protocol import HERE, MODEL, call, secateur
+from protocol import HERE, call, check_texts, dense_checkpoint, secateur
 
 RESULTS = HERE / "results" / "structure.json"
 Stages = list[dict[str, Any]]
@@ -64,6 +63,7 @@ ROWS |= {
     "vocabulary of the calibration text": [{"unit": "token"}],
 }
 
+PEER_ROW = "neurons 80 %, optipfair"
 PEER = """
 import json, sys, time, torch, transformers, optipfair
 dense, out, percentage = sys.argv[1:4]
@@ -75,15 +75,6 @@ model.save_pretrained(out)
 transformers.AutoTokenizer.from_pretrained(dense).save_pretrained(out)
 print(json.dumps({"seconds": round(seconds, 1), "peer": "optipfair " + optipfair.__version__}))
 """
-
-
-def dense_checkpoint(scratch: Path) -> Path:
-    """Returns a folder with the dense model in float32, as the demo's own file is a quantized one."""
-    folder = scratch / "dense"
-    code = "import sys, secateur; n = secateur.load(sys.argv[1]); n.model.save_pretrained(sys.argv[2]); "
-    code += "n.tokenizer.save_pretrained(sys.argv[2]); print('{}')"
-    call([sys.executable, "-c", code, MODEL, str(folder)])
-    return folder
 
 
 def measure(stages: Stages, dense: Path, data: Path, scratch: Path) -> dict[str, Any]:
@@ -172,24 +163,24 @@ def main() -> None:
     if arguments.table:
         print(table(results))
         return
-    if not (arguments.data / "text/wiki.test.raw").is_file():
-        sys.exit(f"{arguments.data} has no text/wiki.test.raw; name the folder with --data.")
+    check_texts(arguments.data)
     results["command"] = "python bench/structure.py --data DATA [--peer PEER_PYTHON]"
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        dense = dense_checkpoint(scratch)
+        dense = scratch / "dense"
+        dense_checkpoint(dense)
         for name in arguments.only or ROWS:
             if name not in results["rows"] or arguments.again:
                 _take(results, name, measure(ROWS[name], dense, arguments.data, scratch))
         if arguments.peer:
             left = results["rows"]["neurons 80 %, l2, no repair"]["widths"][0][1]
-            _take(results, "neurons 80 %, optipfair", peer(arguments.peer, left, dense, arguments.data, scratch))
+            _take(results, PEER_ROW, peer(arguments.peer, left, dense, arguments.data, scratch))
 
 
 def _take(results: dict[str, Any], name: str, row: dict[str, Any]) -> None:
     results["rows"][name] = row
     print(name, {what: value for what, value in row.items() if what != "widths"}, flush=True)
-    known = [*ROWS, "neurons 80 %, optipfair"]
+    known = [*ROWS, PEER_ROW]
     results["rows"] = {one: results["rows"][one] for one in known if one in results["rows"]}
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -180,6 +180,16 @@ def test_errors_weighed_by_the_loss_choose_other_units_and_widths(text: str, tmp
     assert weighed.stages[0].budget["after"]["parameters"] <= 0.8 * plain.stages[0].budget["first"]["parameters"]
 
 
+def test_what_the_loss_cannot_weigh_is_refused(text: str, tmp_path: Path) -> None:
+    t5 = save_tiny("t5", tmp_path / "t5", tokenizer=True)
+    with pytest.raises(UsageError, match="errors can't be weighed"):
+        prune(t5, text, unit="head", remove=1, gradient="loss")
+    mixtral = save_tiny("mixtral", tmp_path / "mixtral", tokenizer=True)
+    for options in ({"unit": "neuron", "remove": 8}, {"sparsity": 0.5, "solver": "admm", "allocation": "error"}):
+        with pytest.raises(UsageError, match="can't be weighed by the next-token loss"):
+            prune(mixtral, text, gradient="loss", **options)
+
+
 def test_protected_blocks_keep_everything(text: str, tmp_path: Path) -> None:
     model = save_tiny("llama", tmp_path / "dense", tokenizer=True)
     result = prune(model, text, unit="neuron", params=0.95, protect_first=1)

@@ -59,6 +59,16 @@ def test_neurons_go_and_repair_keeps_what_was_learnt(options: dict[str, Any], le
     assert right(learnt) > 0.95
 
 
+def test_the_network_that_was_given_stays_in_its_modes(learnt: nn.Module) -> None:
+    learnt.train()
+    learnt[0].eval()
+    prune(learnt, params=0.5)
+    assert learnt.training
+    assert not learnt[0].training
+    assert learnt[2].training
+    learnt.eval()
+
+
 def test_a_threshold_leaves_a_unit_in_every_layer(learnt: nn.Module) -> None:
     small, _, report = prune(learnt, threshold="1e9", score="l1")
     assert [group.left for group in report.groups] == [1, 1]
