@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -15,6 +15,9 @@ from secateur.calibration.statistics import GRADIENTS
 from secateur.errors import SecateurError, UsageError, did_you_mean
 from secateur.scores import score_named
 from secateur.solvers import AUTO, AUTO_MASKED, chain_named
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _SIZE = re.compile(r"([\d.]+)\s*(k|m|g|t|)(i?)b?", re.IGNORECASE)
 
@@ -38,9 +41,12 @@ def bytes_of(text: str) -> int:
 WEIGHT_TARGETS = ("sparsity", "threshold", "pattern")
 STRUCTURED_TARGETS = ("params", "macs", "memory", "latency", "sparsity", "remove", "threshold")
 TARGETS = (*WEIGHT_TARGETS, "params", "macs", "memory", "latency", "remove")
-INNER_UNITS = {"neuron", "head", "query-head"}  # inside a half of a block, read by one layer
+INNER_UNITS = {"neuron", "head", "query-head", "filter", "hidden"}  # read by linear or convolutional layers
+TRACED_UNITS = ("filter", "neuron", "hidden")  # of networks that aren't described by a family
 DEFAULT_SCORES = {
     "neuron": "wanda",
+    "filter": "wanda",
+    "hidden": "wanda",
     "head": "wanda",
     "query-head": "wanda",
     "channel": "wanda",
@@ -72,6 +78,18 @@ class _Settings(BaseModel):
     """Unknown fields are errors; an option that nobody reads would be worse."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def build(cls, data: object) -> Self:
+        """Makes settings from plain data.
+
+        Raises:
+            UsageError: A field is unknown, missing or out of range; the message names it.
+        """
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise UsageError(_explain(error)) from error
 
 
 class Calibration(_Settings):
@@ -109,7 +127,8 @@ class Prune(_Settings):
 
     Attributes:
         unit: What is removed. `weight` sets single weights to zero; `neuron`, `head`, `query-head`, `channel`, `layer`,
-            `attention`, `mlp`, `expert` and `token` go for good; `neuron,head` share one budget.
+            `attention`, `mlp`, `expert` and `token` go for good, and of networks other than language models `filter`,
+            `neuron` and `hidden` (of recurrent layers); `neuron,head` share one budget.
         sparsity: Share of zeros to end with, or of units to remove, between 0 and 1.
         threshold: Everything that scores below it goes: a number, `p90`, `mean-1std`.
         pattern: `N:M` keeps N of every M consecutive inputs.
@@ -404,18 +423,6 @@ class Recipe(_Settings):
         if not value:
             raise ValueError("a recipe needs at least one stage")
         return value
-
-    @classmethod
-    def build(cls, data: object) -> Recipe:
-        """Makes a recipe from plain data.
-
-        Raises:
-            UsageError: A field is unknown, missing or out of range; the message names it.
-        """
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            raise UsageError(_explain(error)) from error
 
     @classmethod
     def read(cls, path: str | Path) -> Recipe:

@@ -96,9 +96,10 @@ class UnitGroup:
         return [part for part in (*self.produces, *self.consumes) if self.tensor(part.name).ndim > 1]
 
     def tensor(self, name: str) -> Tensor:
-        """Returns a stored tensor by its full name."""
-        found: Tensor = self.network.model.get_parameter(name).detach()
-        return found
+        """Returns a parameter or a buffer by its full name."""
+        module, _, attribute = name.rpartition(".")
+        found: Tensor = getattr(self.network.model.get_submodule(module), attribute)
+        return found.detach()
 
     def vectors(self, part: Slice) -> Tensor:
         """Returns (units, length) float32: what a slice holds of each unit, flattened."""
@@ -118,8 +119,11 @@ class UnitGroup:
         if self.whole:
             return torch.tensor([sum(self.tensor(name).numel() for name in names) for names in self.whole])
         total = torch.zeros(self.count, dtype=torch.int64)
+        known = dict(self.network.model.named_parameters())  # a norm's running statistics aren't parameters
         for part in self.slices:
-            tensor = self.tensor(part.name)
+            if part.name not in known:
+                continue
+            tensor = known[part.name]
             total += part.index.shape[1] * (tensor.numel() // tensor.shape[part.axis])
         return total
 

@@ -14,7 +14,7 @@ from secateur.calibration.statistics import Gradients, Needs, Statistics
 from secateur.errors import ScoreError
 from secateur.network.units import UnitGroup
 
-WIDTHS = frozenset({"neuron", "head", "query-head", "channel"})  # units that linear layers read
+WIDTHS = frozenset({"neuron", "head", "query-head", "channel", "filter", "hidden"})  # that layers with a matrix read
 DEPTHS = frozenset({"layer", "attention", "mlp"})  # units that are whole tensors
 ALL_UNITS = WIDTHS | DEPTHS | {"expert", "token"}
 
