@@ -73,7 +73,7 @@ def large() -> str:
     ]
     lines += [
         f"| {name} | {row['model_gb']:.1f} GB | {row['peak_memory_gib']:.2f} GiB | {row['seconds']} | "
-        f"{row['read_gb']:.1f} GB | {row['written_gb']:.1f} GB |"
+        f"{row['read_from_disk_gb']:.1f} GB | {row['written_to_disk_gb']:.1f} GB |"
         for name, row in read("large")["runs"].items()
     ]
     return "\n".join(lines)

@@ -4,10 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from secateur.api import compare, evaluate, prune
+    from secateur.api import compare, evaluate, prune, units
     from secateur.calibration.data import Windows
     from secateur.errors import SecateurError
     from secateur.mask import Mask
+    from secateur.network.graph.saving import rebuild
     from secateur.network.loading import load
     from secateur.network.network import Network
     from secateur.progress import Progress, TerminalProgress
@@ -31,7 +32,9 @@ _HOMES = {
     "evaluate": "secateur.api",
     "load": "secateur.network.loading",
     "prune": "secateur.api",
+    "rebuild": "secateur.network.graph.saving",
     "run_recipe": "secateur.run",
+    "units": "secateur.api",
 }
 
 __all__ = [
@@ -49,7 +52,9 @@ __all__ = [
     "evaluate",
     "load",
     "prune",
+    "rebuild",
     "run_recipe",
+    "units",
 ]
 
 

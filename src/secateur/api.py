@@ -7,39 +7,60 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
+from torch import nn
 
+from secateur.calibration.batches import Loss
 from secateur.calibration.data import Windows, read_windows, self_generated, window_length
+from secateur.errors import UsageError
 from secateur.evaluation.comparison import compare_networks
+from secateur.evaluation.examples import Metric
 from secateur.network.loading import load
 from secateur.network.network import Network
 from secateur.progress import Progress
 from secateur.recipe import Calibration, Evaluate, Prune, Recipe
 from secateur.result import Comparison, Metrics, Result
 from secateur.run import run_recipe
+from secateur.run_network import prune_network, units
 
 
 def prune(
-    model: str | Path,
+    model: str | Path | nn.Module,
     *,
     output: str | Path | None = None,
-    calibration: str = "self",
-    evaluate: str | bool = True,
+    calibration: Any = None,
+    evaluate: Any = True,
     progress: Progress | None = None,
     resume: bool = False,
+    example_inputs: Any = None,
+    metric: Metric | None = None,
+    loss: Loss | None = None,
+    leaf_modules: Sequence[type[nn.Module] | str] = (),
     **options: Any,
 ) -> Result:
-    """Prunes a model in one stage.
+    """Prunes a language model, or any network that torch.fx can trace, in one stage.
 
     Args:
-        model: A hub id, a checkpoint folder, a .gguf file, or `demo:NAME`.
+        model: A hub id, a checkpoint folder, a .gguf file, or `demo:NAME`; or a network in memory, which is left as it
+            is.
         output: The folder to write; None keeps the result in memory (`result.model`).
-        calibration: `self`, a text or .jsonl file, a hub data set, or for a model that hears a folder of .wav files.
-        evaluate: A text to measure quality on; True takes windows held back from calibration, False skips it.
+        calibration: For language models `self` (the default), a text or .jsonl file, a hub data set, or for a model
+            that hears a folder of .wav files. For a network a DataLoader, or tensors: its arguments, and perhaps a
+            target behind them. Without any, units go by the size of their weights and nothing is repaired.
+        evaluate: What quality is measured on: for language models a text, for a network a DataLoader or tensors. True
+            takes what was held back from a language model's calibration, and of a network measures size and speed;
+            False skips it.
         progress: Shows progress.
         resume: Whether to go on from what an earlier run of the same call left, if it ended early.
+        example_inputs: What a network takes: a tensor, or a tuple of arguments. It is traced with them.
+        metric: For a network, a function of (output, target) that gives the mean over a batch; without it the accuracy
+            is measured where targets are classes, else the loss.
+        loss: For a network, a function of (output, target) that gradient scores differentiate; None takes cross-entropy
+            for classes and half the squared error for other targets.
+        leaf_modules: A network's modules, by kind or name, that aren't looked into.
         **options: Any other field of `Recipe`, `Calibration`, `Prune` or `Evaluate`, by its name there:
             `sparsity=0.5`, `pattern="2:4"`, `solver="sparsegpt"`, `samples=128`, `seed=1` ... `length` is the
-            calibration's, and the evaluation's too.
+            calibration's, and the evaluation's too. For a network the fields of `Prune`, `samples`, `seed` and
+            `overwrite`; without `unit`, all kinds of units that it has go by one budget.
 
     Returns:
         What was done and measured.
@@ -51,8 +72,49 @@ def prune(
         >>> import secateur
         >>> result = secateur.prune("demo:smollm2-135m", sparsity=0.5, output="out/half")
         >>> print(result.table())
+        >>> result = secateur.prune(network, example_inputs=x, unit="filter", macs=0.5, calibration=(images, classes))
+        >>> smaller = result.model
     """
-    return run_recipe(single_stage(model, output, calibration, evaluate, options), progress, resume)
+    if isinstance(model, nn.Module):
+        if resume:
+            raise UsageError("a network in memory is pruned in one go: there is nothing to resume.")
+        return _prune_network(
+            model, example_inputs, calibration, evaluate, metric, loss, leaf_modules, output, progress, options
+        )
+    extras = {"example_inputs": example_inputs, "metric": metric, "loss": loss, "leaf_modules": leaf_modules or None}
+    misplaced = [name for name, value in extras.items() if value is not None]
+    if misplaced:
+        raise UsageError(f"{misplaced[0]} goes with a network in memory, and {model!r} is loaded by name.")
+    data = "self" if calibration is None else calibration
+    return run_recipe(single_stage(model, output, data, evaluate, options), progress, resume)
+
+
+def _prune_network(
+    model: nn.Module,
+    example_inputs: Any,
+    calibration: Any,
+    evaluate: Any,
+    metric: Metric | None,
+    loss: Loss | None,
+    leaf_modules: Sequence[type[nn.Module] | str],
+    output: str | Path | None,
+    progress: Progress | None,
+    options: dict[str, Any],
+) -> Result:
+    own = {name: options.pop(name) for name in ("samples", "seed", "overwrite") if name in options}
+    return prune_network(
+        model,
+        example_inputs,
+        calibration=calibration,
+        evaluate=evaluate,
+        metric=metric,
+        loss=loss,
+        leaf_modules=leaf_modules,
+        output=output,
+        progress=progress,
+        options=options,
+        **own,
+    )
 
 
 def single_stage(
@@ -147,3 +209,6 @@ def evaluate(model: str | Path | Network, *, text: str, windows: int = 20, **opt
         **options: As for `compare`.
     """
     return compare([model], text=text, windows=windows, **options).dense
+
+
+__all__ = ["compare", "evaluate", "prune", "single_stage", "units"]

@@ -148,6 +148,12 @@ class Metrics:
         prefill, decode: Tokens per second, the median of repeats taken in turns with the dense model.
         prefill_one, decode_one: The same on one thread; measured where units were removed.
         macs: Multiply-accumulates per token of a window; see secateur.evaluation.costs.
+        accuracy: Share of examples whose class is right (networks that aren't language models; the next ones, too).
+        metric: What the user's own metric says.
+        loss: Mean loss.
+        examples: Examples that quality was measured on.
+        macs_each: Multiply-accumulates per example.
+        batch_one, batch_many: Examples per second at batches of 1 and of 64, the median of repeats in turns.
         sample: A text that the model wrote from `prompt`.
         mask: What the mask file beside the checkpoint says, and whether the weights hold it; None without one.
         sparsity_by_layer: Share of zeros per layer inside the blocks.
@@ -171,6 +177,13 @@ class Metrics:
     prefill_one: float | None = None
     decode_one: float | None = None
     macs: int | None = None
+    accuracy: float | None = None
+    metric: float | None = None
+    loss: float | None = None
+    examples: int | None = None
+    macs_each: int | None = None
+    batch_one: float | None = None
+    batch_many: float | None = None
     prompt: str | None = None
     sample: str | None = None
     mask: str | None = None
@@ -220,7 +233,8 @@ class Result:
         peak_memory: The same up to the end of the run, the evaluation's second model included.
         versions: Of secateur and of the libraries that the numbers depend on.
         notes: Things that the user should know, in words.
-        network: The pruned network in memory; not written to files.
+        network: The pruned network in memory (of a network that isn't a language model, the model itself); not written
+            to files.
     """
 
     output: str | None
@@ -240,7 +254,7 @@ class Result:
     @property
     def model(self) -> Any:
         """The pruned model."""
-        return None if self.network is None else self.network.model
+        return getattr(self.network, "model", self.network)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain data for JSON, without the network."""

@@ -446,7 +446,10 @@ def test_missing_statistics_are_refused(name: str) -> None:
 def test_a_score_that_does_not_fit_says_which_ones_do() -> None:
     with pytest.raises(UsageError) as error:
         check_fit(UNIT_SCORES["apoz"], "layer")
-    assert "'apoz' doesn't fit units of the kind 'layer', only channel, head, neuron, query-head." in str(error.value)
+    assert (
+        "'apoz' doesn't fit units of the kind 'layer', only channel, filter, head, hidden, neuron, query-head."
+        in str(error.value)
+    )
     assert "block-influence, l1, l2, loo-kl, mean_abs, random, variance" in str(error.value)
     with pytest.raises(UsageError, match="'reap' doesn't fit"):
         scored(UNIT_SCORES["reap"], groups_of("llama", "neuron")[0], UnitStatistics())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch import Tensor
 from secateur.errors import CalibrationError
 
 PER_BATCH = 64
+
+Loss = Callable[[Any, Any], Tensor]  # of (output, target): the mean over a batch
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def _parts(data: Any) -> Iterator[Any]:
         if len({len(one) for one in data}) > 1:
             raise CalibrationError(f"the tensors have different lengths: {[len(one) for one in data]}.")
         yield from zip(*(one.split(PER_BATCH) for one in data), strict=True)
-    elif isinstance(data, Iterable):
+    elif isinstance(data, Iterable) and not isinstance(data, str | bytes | Mapping):
         yield from data
     else:
         raise CalibrationError(f"a {type(data).__name__} gives no batches; bring a DataLoader or tensors.")

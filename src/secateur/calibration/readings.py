@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from secateur.calibration.batches import Batch
+from secateur.calibration.batches import Batch, Loss
 from secateur.calibration.statistics import INPUTS, Gradients, Needs, Statistics
 from secateur.calibration.targets import Moments, MomentSums
 from secateur.network.network import Layer
 from secateur.processes import ALONE
 
 ROWS = 2048  # positions of one batch that are looked at, drawn anew for each
-
-Loss = Callable[[Any, Any], Tensor]
 
 
 def columns(module: nn.Module, x: Tensor) -> Tensor:
@@ -131,30 +130,73 @@ def gather_gradients(
     return found
 
 
-def match_moments(
-    dense: nn.Module, small: nn.Module, layers: tuple[Layer, Layer], rows: Tensor, batches: Sequence[Batch]
-) -> Moments:
-    """Returns moments of what a layer of the smaller network reads, with what the dense one's gives as the target.
+@dataclass(frozen=True)
+class Sample:
+    """What a layer gives for one batch.
+
+    Attributes:
+        positions: At how many positions, over all examples.
+        values: (rows, out) at some of them.
+    """
+
+    positions: int
+    values: Tensor
+
+
+class _Reached(BaseException):
+    """Ends a forward behind the layer that was looked for; no Exception, which a traced module would report."""
+
+
+def sampled_outputs(
+    model: nn.Module, layers: Sequence[Layer], batches: Sequence[Batch], tick: Callable[[], None]
+) -> dict[str, list[Sample]]:
+    """Returns, by layer name, what layers give at some positions of each batch, from one pass."""
+    found: dict[str, list[Sample]] = {layer.name: [] for layer in layers}
+    number = 0
+    acts: dict[nn.Module, Callable[[tuple[Any, ...], Any], None]] = {}
+    for layer in layers:
+        module = layer.module
+        assert module is not None
+
+        def keep(_: Any, output: Any, module: nn.Module = module, own: list[Sample] = found[layer.name]) -> None:
+            if len(own) == number:  # the first use only, where a layer is used again
+                all_of_them = outputs(module, output)
+                own.append(Sample(all_of_them.shape[:2].numel(), _picked(all_of_them, number)))
+
+        acts[module] = keep
+    with _hooked(acts), torch.inference_mode():
+        for number, batch in enumerate(batches):  # noqa: B007 (the hooks read it)
+            model(*batch.inputs)
+            tick()
+    return found
+
+
+def fitting_moments(
+    model: nn.Module, layer: Layer, targets: Sequence[Sample], batches: Sequence[Batch]
+) -> Moments | None:
+    """Returns moments of what a layer reads, with what it should give; None if it reads other positions than before.
 
     Args:
-        dense: The network before the cut.
-        small: The network after it.
-        layers: The same layer in both.
-        rows: (out of the smaller one,) int64: its outputs among the dense one's.
-        batches: What to feed both.
+        model: The network; it is run up to the layer only.
+        layer: The layer.
+        targets: By batch, as `sampled_outputs` gives them.
+        batches: What to feed.
     """
-    big, little = layers
-    assert big.module is not None
-    assert little.module is not None
-    seen: dict[str, Tensor] = {}
-    acts: dict[nn.Module, Callable[[tuple[Any, ...], Any], None]] = {
-        big.module: lambda _, output: seen.update(t=outputs(big.module, output)),  # type: ignore[arg-type]
-        little.module: lambda args, _: seen.update(x=columns(little.module, args[0])),  # type: ignore[arg-type]
-    }
-    sums = MomentSums(little, little.parameter.device)
-    with _hooked(acts), torch.inference_mode():
-        for number, batch in enumerate(batches):
-            dense(*batch.inputs)
-            small(*batch.inputs)
-            sums.add(_picked(seen["x"], number), _picked(seen["t"][..., rows], number), "float32")
+    module = layer.module
+    assert module is not None
+    sums = MomentSums(layer, layer.parameter.device)
+    seen: list[Tensor] = []
+
+    def look(args: tuple[Any, ...], _: Any) -> None:
+        seen.append(columns(module, args[0]))
+        raise _Reached
+
+    with _hooked({module: look}), torch.inference_mode():
+        for number, (batch, target) in enumerate(zip(batches, targets, strict=True)):
+            with suppress(_Reached):
+                model(*batch.inputs)
+            read = seen.pop()
+            if read.shape[:2].numel() != target.positions:
+                return None  # units were cut along the positions, too
+            sums.add(_picked(read, number), target.values, "float32")
     return sums.total(ALONE)

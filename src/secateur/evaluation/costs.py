@@ -22,7 +22,7 @@ class Costs:
             query head meets half of the window's keys and values; all of them where the model looks both ways, and in
             models with an encoder, whose decoder counts as if it read a window of this length, too.
         bytes: Of the weights in the model's dtype.
-        length: Tokens per window.
+        length: Tokens per window; 0 where `macs` is per example, of networks that aren't language models.
     """
 
     parameters: int

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from secateur.recipe import Prune
 from secateur.report.terminal import all_notes, describe_stage, figure_rows, measured_on
 from secateur.result import Result
 
@@ -33,7 +34,7 @@ def model_card(result: Result) -> str:
     `base_model` is given only where the source looks like a hub id (`owner/name`, and no such folder here).
     """
     source = str(result.about.get("source", "a model"))
-    parts = [_front_matter(source), f"# {_code(source)}, pruned", _what_was_done(result)]
+    parts = [_front_matter(result, source), f"# {_code(source)}, pruned", _what_was_done(result)]
     if result.comparison is not None:
         parts += ["## Before and after", _figures_table(result)]
     limited = limits(result)
@@ -62,6 +63,8 @@ def calibration_sentence(calibration: dict[str, Any] | None) -> str:
         return "Nothing was calibrated: the method looks at the weights alone."
     data = calibration.get("data", "self")
     words = "text that the model wrote itself" if data == "self" else str(data)
+    if "examples" in calibration:
+        return f"Calibrated on {words}: {calibration['examples']:,} examples."
     windows = f" {calibration['windows']:,} windows" if "windows" in calibration else ""
     length = f" of {calibration['length']:,} tokens" if windows and "length" in calibration else ""
     tokens = f", {calibration['tokens']:,} tokens in all" if "tokens" in calibration else ""
@@ -75,8 +78,9 @@ def recipe_yaml(result: Result) -> str:
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).strip()
 
 
-def _front_matter(source: str) -> str:
-    matter: dict[str, Any] = {"library_name": "transformers", "tags": ["pruned", "secateur"]}
+def _front_matter(result: Result, source: str) -> str:
+    library = "pytorch" if result.about.get("kind") == "network" else "transformers"
+    matter: dict[str, Any] = {"library_name": library, "tags": ["pruned", "secateur"]}
     if looks_like_hub_id(source):
         matter["base_model"] = source
     return f"---\n{yaml.safe_dump(matter, sort_keys=False).strip()}\n---"
@@ -117,6 +121,16 @@ def _figures_table(result: Result) -> str:
 
 def _how_to_load(result: Result) -> str:
     architecture = str(result.about.get("architecture", ""))
+    if result.about.get("kind") == "network":
+        code = (
+            "import secateur\n\n"
+            f"model = {architecture}(...)  # built as it was before pruning\n"
+            f"model = secateur.rebuild(model, {result.output or 'path/to/this/folder'!r})"
+        )
+        return (
+            "The dense network, freshly built, is brought to the shapes in `shapes.json` and takes the weights.\n\n"
+            + _fenced(code, "python")
+        )
     ending = next((ending for ending in AUTO_CLASSES if architecture.endswith(ending)), None)
     name = AUTO_CLASSES[ending] if ending else architecture or "AutoModel"
     folder = result.output or "path/to/this/folder"
@@ -131,8 +145,20 @@ def _how_to_load(result: Result) -> str:
 def _how_to_reproduce(result: Result) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
     made = f"\n\nMade with {versions}." if versions else ""
+    if not result.recipe:
+        return f"Call this:\n\n{_fenced(_call(result), 'python')}{made}"
     text = "Save this as `recipe.yaml` and run `secateur run recipe.yaml`:"
     return f"{text}\n\n{_fenced(recipe_yaml(result), 'yaml')}{made}"
+
+
+def _call(result: Result) -> str:
+    """Returns the call of the API that does the same to a network in memory."""
+    usual = {name: field.default for name, field in Prune.model_fields.items()}
+    (stage,) = result.stages
+    given = {name: value for name, value in stage.stage["prune"].items() if value != usual[name] and value != []}
+    options = [f"{name}={value!r}" for name, value in given.items()]
+    data = ["calibration=data"] if result.calibration else []
+    return f"secateur.prune(model, example_inputs=inputs, {', '.join([*options, *data])})"
 
 
 def _fenced(text: str, language: str) -> str:

@@ -16,12 +16,14 @@ from plotly.offline import get_plotlyjs
 from secateur.report.card import calibration_sentence, limits, recipe_yaml
 from secateur.report.terminal import (
     FIGURES,
+    SPEEDS,
     Figure,
     describe_reload,
     describe_stage,
     duration,
     figure_rows,
     layer_kind,
+    loaded_again,
     measured_on,
     percent,
     shorten,
@@ -94,7 +96,7 @@ def write_page(result: Result, path: Path) -> None:
     """
     one = result.comparison is not None and len(result.comparison.others) == 1
     context = {
-        **_measurements(result.comparison, ["dense", "pruned"] if one else None, FIGURES[-2:]),
+        **_measurements(result.comparison, ["dense", "pruned"] if one else None, SPEEDS),
         "title": f"{result.about.get('source', 'model')}, pruned",
         "sentences": [describe_stage(stage.stage) for stage in result.stages],
         "limits": limits(result),
@@ -103,7 +105,7 @@ def write_page(result: Result, path: Path) -> None:
         "stages": [_stage(number, stage) for number, stage in enumerate(result.stages, start=1)],
         "seconds": _seconds_plot(result.seconds),
         "facts": _facts(result),
-        "recipe": recipe_yaml(result),
+        "recipe": recipe_yaml(result) if result.recipe else "",
     }
     _write(context, path)
 
@@ -116,7 +118,7 @@ def comparison_page(comparison: Comparison, path: Path) -> None:
     """
     beside = "1 checkpoint" if len(comparison.others) == 1 else f"{len(comparison.others)} checkpoints"
     context = {
-        **_measurements(comparison, None, (FIGURES[0], *FIGURES[-2:])),
+        **_measurements(comparison, None, (FIGURES[0], *SPEEDS)),
         "title": f"{comparison.dense.name}, and what is compared with it",
         "sentences": [f"{beside} beside the dense one, measured in one run."],
         "limits": comparison.notes,
@@ -226,7 +228,7 @@ def _facts(result: Result) -> list[tuple[str, str]]:
         ("Model", model),
         ("Calibration", calibration_sentence(result.calibration)),
         ("Output", result.output),
-        ("Loaded again by plain transformers", reload),
+        (loaded_again(result), reload),
         ("Peak memory", size(result.peak_memory) if result.peak_memory else None),
         ("Versions", versions),
     ]

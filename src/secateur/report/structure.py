@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich import box
@@ -11,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from secateur.errors import UsageError
+from secateur.network.graph.network import Fixed
 from secateur.network.network import Layer, Network
-from secateur.network.units import UNITS
+from secateur.network.units import UNITS, UnitGroup
 from secateur.report.terminal import count, layer_kind, percent
 
 
@@ -78,27 +80,34 @@ def _row(table: Table, name: str, group: list[dict[str, Any]], suffix: str) -> N
 def units(network: Network) -> list[dict[str, Any]]:
     """Returns every group of units that a model has: kind, number of units, parameters that go with one."""
     found: list[dict[str, Any]] = []
-    for unit, groups_of in UNITS.items():
+    for groups_of in UNITS.values():
         try:
             groups = list(groups_of(network))
         except UsageError:
             continue  # query heads where each head has its own keys
-        for group in groups:
-            each = group.parameters_each()
-            found.append(
-                {
-                    "group": group.name,
-                    "unit": unit,
-                    "count": group.count,
-                    "parameters_each": int(each.float().mean().round()),
-                    "parameters": int(each.sum()),
-                }
-            )
+        found += group_rows(groups)
     return found
 
 
-def units_table(found: list[dict[str, Any]]) -> RenderableType:
-    """Returns a table of what `units` gave; groups that are alike share a row."""
+def group_rows(groups: Iterable[UnitGroup]) -> list[dict[str, Any]]:
+    """Returns a row per group: kind, number of units, parameters that go with one."""
+    found: list[dict[str, Any]] = []
+    for group in groups:
+        each = group.parameters_each()
+        found.append(
+            {
+                "group": group.name,
+                "unit": group.unit,
+                "count": group.count,
+                "parameters_each": int(each.float().mean().round()),
+                "parameters": int(each.sum()),
+            }
+        )
+    return found
+
+
+def units_table(found: list[dict[str, Any]], fixed: Sequence[Fixed] = ()) -> RenderableType:
+    """Returns a table of what `units` gave, where groups that are alike share a row, and of what can't be cut."""
     table = Table("group", "unit", "groups", "units each", "parameters per unit", box=box.SIMPLE_HEAD)
     rows: dict[tuple[Any, ...], int] = {}
     for one in found:
@@ -107,4 +116,9 @@ def units_table(found: list[dict[str, Any]]) -> RenderableType:
         rows[key] = rows.get(key, 0) + 1
     for (name, unit, number, each), groups in rows.items():
         table.add_row(Text(name, overflow="fold"), unit, str(groups), f"{number:,}", f"{each:,}")
-    return table
+    if not fixed:
+        return table
+    rest = Table("stays as it is", "units", "why", box=box.SIMPLE_HEAD)
+    for stays in fixed:
+        rest.add_row(Text(stays.name, overflow="fold"), f"{stays.count:,}", Text(stays.reason))
+    return Group(table, rest)

@@ -121,15 +121,22 @@ FIGURES = (
     Figure("KL to dense", "KL", lambda m: m.kl, small),
     Figure("top-1 agreement", "top-1", lambda m: m.top1_agreement, percent),
     Figure("cosine to dense", "cosine", lambda m: m.cosine, lambda v: f"{v:.4f}"),
+    Figure("accuracy", "accuracy", lambda m: m.accuracy, percent, _points),
+    Figure("metric", "metric", lambda m: m.metric, decimal),
+    Figure("loss", "loss", lambda m: m.loss, small, _ratio),
     Figure("sparsity of block weights", "zeros", lambda m: m.sparsity if m.weights else None, percent, _points),
     Figure("parameters", "params", lambda m: m.parameters, count, _ratio),
     Figure("MACs per token", "MACs", lambda m: m.macs, count, _ratio),
+    Figure("MACs per example", "MACs", lambda m: m.macs_each, count, _ratio),
     Figure("bytes on disk", "disk", lambda m: m.bytes_on_disk, size, _ratio),
     Figure("prefill tokens/s, 1 thread", "prefill 1", lambda m: m.prefill_one, decimal, _ratio),
     Figure("decode tokens/s, 1 thread", "decode 1", lambda m: m.decode_one, decimal, _ratio),
     Figure("prefill tokens/s", "prefill", lambda m: m.prefill, decimal, _ratio),
     Figure("decode tokens/s", "decode", lambda m: m.decode, decimal, _ratio),
+    Figure("examples/s, batch of 1", "batch 1", lambda m: m.batch_one, decimal, _ratio),
+    Figure("examples/s, batch of 64", "batch 64", lambda m: m.batch_many, decimal, _ratio),
 )
+SPEEDS = FIGURES[-4:]
 
 
 @dataclass(frozen=True)
@@ -159,6 +166,8 @@ def figure_rows(comparison: Comparison) -> tuple[Row, ...]:
 def measured_on(comparison: Comparison) -> str:
     """Returns on what the quality was measured, in words; empty where it wasn't."""
     dense = comparison.dense
+    if dense.examples is not None:
+        return f"Quality was measured on {dense.examples:,} examples."
     if dense.text is None:
         return ""
     windows = "" if dense.windows is None else f", {dense.windows:,} windows"
@@ -238,11 +247,17 @@ def _describe_removal(unit: str, given: Mapping[str, Any]) -> str:
     return f"{', '.join(words)}. {rest}"
 
 
+def loaded_again(result: Result) -> str:
+    """Returns how what was saved was loaded again, in words."""
+    how = "secateur.rebuild" if result.about.get("kind") == "network" else "plain transformers"
+    return f"Saved, and loaded again by {how}"
+
+
 def describe_reload(difference: float) -> str:
     """Returns how well the saved checkpoint gave the model in memory again, in words."""
     if difference == 0:
-        return "the logits are the same to the last bit"
-    return f"logits differ by at most {small(difference)}"
+        return "the outputs are the same to the last bit"
+    return f"outputs differ by at most {small(difference)}"
 
 
 def final_errors(stage: StageReport) -> list[tuple[float, str]]:
@@ -293,7 +308,7 @@ def _group_lines(stage: StageReport) -> list[str]:
             f"{words} {text(old[name])} to {text(new[name])} ({new[name] / old[name]:.3f})"
             for name, words, text in (
                 ("parameters", "parameters", count),
-                ("macs", "multiply-accumulates per token", count),
+                ("macs", f"multiply-accumulates per {'token' if new['length'] else 'example'}", count),
                 ("bytes", "bytes", size),
             )
         ]
@@ -350,7 +365,7 @@ def result_table(result: Result) -> RenderableType:
     else:
         parts.append(_figures(result.comparison))
     if result.reload is not None:
-        parts.append(Text(f"Saved, and loaded again by plain transformers: {describe_reload(result.reload)}."))
+        parts.append(Text(f"{loaded_again(result)}: {describe_reload(result.reload)}."))
     return Group(*parts, *_notes(all_notes(result)))
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from secateur.allocation.amounts import Threshold
-from secateur.calibration.batches import Batch, default_loss
-from secateur.calibration.readings import Loss, gather, gather_gradients, match_moments
+from secateur.calibration.batches import Batch, Loss, default_loss
+from secateur.calibration.readings import gather, gather_gradients
 from secateur.calibration.statistics import GRADIENTS, INPUTS, Needs, Statistics
 from secateur.errors import NothingPrunedError, UsageError
 from secateur.evaluation.costs import Costs
@@ -22,13 +22,13 @@ from secateur.linear_algebra import DAMPING
 from secateur.network.graph.costs import GraphCosts
 from secateur.network.graph.network import GraphNetwork, cut_graph
 from secateur.network.graph.tracing import evaluating
-from secateur.network.network import Layer
 from secateur.network.units import UnitGroup
 from secateur.progress import Progress
-from secateur.recipe import Prune, bytes_of
+from secateur.recipe import TRACED_UNITS, Prune, bytes_of
 from secateur.result import GroupReport, StageReport
 from secateur.scores.units import UnitScore, UnitStatistics, check_fit, scored, unit_score_named
-from secateur.solvers.removal import elimination, refit
+from secateur.solvers.removal import elimination
+from secateur.structure.traced_repair import renormalize, repair
 from secateur.timing import timed
 
 REPEATS = 5  # of timings for --latency
@@ -69,11 +69,45 @@ def prune_traced(job: TracedJob) -> tuple[nn.Module, dict[str, Tensor], StageRep
         NothingPrunedError: Nothing would go.
     """
     with evaluating(job.network.model):
-        return _pruned(job)
+        small, keep, report = _pruned(job)
+    modes = {name: module.training for name, module in job.network.model.named_modules()}
+    for name, module in small.named_modules():
+        module.training = modes.get(name, module.training)
+    return small, keep, report
+
+
+def check_stage(stage: Prune, calibrated: bool) -> None:
+    """Raises UsageError if a stage asks for what is only there for language models, or for data that isn't there.
+
+    Args:
+        stage: What to do.
+        calibrated: Whether there is calibration data.
+    """
+    unknown = [kind for kind in stage.kinds if kind not in TRACED_UNITS]
+    if unknown:
+        raise UsageError(
+            f"networks other than language models have units of the kinds {', '.join(TRACED_UNITS)}, not "
+            f"'{unknown[0]}'."
+        )
+    if stage.allocation not in ("uniform", "global"):
+        raise UsageError(f"allocation '{stage.allocation}' is for language models; give uniform or global.")
+    for option in ("reconstruct", "pad", "uniform"):
+        if getattr(stage, option):
+            raise UsageError(f"'{option}' is for language models; leave it out.")
+    score = _score(stage)
+    for kind in stage.kinds:
+        check_fit(score, kind)
+    if stage.gradient == "loss" and not score.needs & GRADIENTS:
+        raise UsageError("gradient 'loss' goes with the scores taylor, fisher and snip.")
+    reads = bool(score.needs) and ":" not in score.name  # the user's own may do without
+    if not calibrated and (reads or stage.repair or stage.solver == "obs"):
+        what = f"the score '{score.name}'" if reads or stage.solver == "obs" else "repair"
+        raise UsageError(f"{what} reads calibration data: give calibration=, tensors or a DataLoader.")
 
 
 def _pruned(job: TracedJob) -> tuple[nn.Module, dict[str, Tensor], StageReport]:
     stage, network = job.stage, job.network
+    check_stage(stage, bool(job.batches))
     groups = _groups(job)
     counter = GraphCosts(network)
     first = counter.of()
@@ -87,8 +121,10 @@ def _pruned(job: TracedJob) -> tuple[nn.Module, dict[str, Tensor], StageReport]:
         small = cut_graph(network, keep)
     errors: dict[str, tuple[float, float]] = {}
     if stage.repair:
-        errors = _repair(job, small, keep)
-        _renormalize(job, small)
+        with job.timed("repair"):
+            errors = repair(network, small, keep, job.batches, stage.damping, job.progress, job.notes)
+        with job.timed("renormalize"):
+            renormalize(small, job.batches)
     reports = tuple(
         GroupReport(
             group.name, group.unit, group.count, int(keep[group.name].sum()), (), *errors.get(group.name, (None, None))
@@ -110,19 +146,20 @@ def _groups(job: TracedJob) -> list[UnitGroup]:
             f"{job.network.architecture} has no units of the kind '{job.stage.unit}' that can be cut; it has "
             f"{', '.join(known) or 'none at all'}.{reasons}"
         )
-    return groups
+    first, last = job.stage.protect_first, job.stage.protect_last
+    if first + last >= len(groups):
+        raise UsageError(f"protect_first and protect_last leave none of the {len(groups)} groups to prune.")
+    return groups[first : len(groups) - last]
 
 
-def _score(job: TracedJob) -> UnitScore:
-    return unit_score_named(job.stage.score or "obs", job.stage.combine)
+def _score(stage: Prune) -> UnitScore:
+    return unit_score_named(stage.score or "obs", stage.combine)
 
 
 def _scores(job: TracedJob, groups: Sequence[UnitGroup]) -> dict[str, Tensor]:
     """Returns (units,) float32 by group; groups that no matrix reads are left out where the score needs one."""
-    score = _score(job)
-    for kind in job.stage.kinds:
-        check_fit(score, kind)
-    needs = score.needs
+    score = _score(job.stage)
+    needs = score.needs if job.batches else Needs.NOTHING
     if needs & (INPUTS | GRADIENTS):
         blind = [group.name for group in groups if not group.readers]
         if blind:
@@ -189,31 +226,29 @@ def _widths(
         return None
     if stage.remove is not None or (stage.sparsity is not None and stage.allocation == "uniform"):
         return {group.name: _own(job, group) for group in groups}
-    if stage.allocation == "uniform":
-        most = max(group.count for group in groups)
-        levels = [
-            {group.name: _rounded(job, group, group.count * step / most) for group in groups}
-            for step in range(most, -1, -1)
-        ]
-    elif stage.allocation == "global":
-        levels = _ranked(job, groups, scores)
+    if stage.allocation == "global":
+        high, widths = _ranked(job, groups, scores)
     else:
-        raise UsageError(
-            f"--allocation {stage.allocation} is for language models; other networks take uniform, global."
-        )
+        high, widths = _even(job, groups)
     cost, limit, words = _budget(job, groups, counter)
-    if limit >= cost(levels[0]):
+    if limit >= cost(widths(0)):
         raise NothingPrunedError(f"nothing was pruned: {words} is met as it is. Ask for less.")
-    low, high = 0, len(levels) - 1  # the first level within the budget
-    if cost(levels[high]) > limit:
+    if cost(widths(high)) > limit:
         raise UsageError(
-            f"{words} can't be met: {limit:,.4g} asked for, and {cost(levels[high]):,.4g} are left when all groups "
+            f"{words} can't be met: {limit:,.4g} asked for, and {cost(widths(high)):,.4g} are left when all groups "
             "keep their least."
         )
+    low = 0  # the first step within the budget
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if cost(levels[middle]) <= limit else (middle + 1, high)
-    return levels[low]
+        low, high = (low, middle) if cost(widths(middle)) <= limit else (middle + 1, high)
+    return widths(low)
+
+
+def _even(job: TracedJob, groups: Sequence[UnitGroup]) -> tuple[int, Callable[[int], dict[str, int]]]:
+    """Returns a number of steps, and the widths after so many of them: the same share of every group."""
+    most = max(group.count for group in groups)
+    return most, lambda step: {group.name: _rounded(job, group, group.count * (most - step) / most) for group in groups}
 
 
 def _own(job: TracedJob, group: UnitGroup) -> int:
@@ -233,21 +268,23 @@ def _rounded(job: TracedJob, group: UnitGroup, width: float) -> int:
     return group.count if width >= group.count else max(_least(job, group), int(width + 1e-9) // step * step)
 
 
-def _ranked(job: TracedJob, groups: Sequence[UnitGroup], scores: Mapping[str, Tensor]) -> list[dict[str, int]]:
-    """Returns widths after each of the removals in the order of score per parameter."""
+def _ranked(
+    job: TracedJob, groups: Sequence[UnitGroup], scores: Mapping[str, Tensor]
+) -> tuple[int, Callable[[int], dict[str, int]]]:
+    """Returns how many removals there may be, in the order of score per parameter, and the widths after so many."""
     even = _normalized(groups, scores)
-    rows = []
+    gains, places = [], []
     for place, group in enumerate(groups):
-        each = group.parameters_each().double()
         gain = even[group.name].sort().values[: group.count - _least(job, group)].double()
-        rows += [(float(value / each.mean()), place) for value in gain]
-    gone = [0] * len(groups)
-    levels = [{group.name: group.count for group in groups}]
-    for _, place in sorted(rows):
-        gone[place] += 1
-        group = groups[place]
-        levels.append({**levels[-1], group.name: _rounded(job, group, group.count - gone[place])})
-    return levels
+        gains.append(gain / group.parameters_each().double().mean())
+        places.append(torch.full((len(gain),), place))
+    order = torch.cat(places)[torch.cat(gains).sort(stable=True).indices]
+
+    def widths(removed: int) -> dict[str, int]:
+        gone = torch.bincount(order[:removed], minlength=len(groups)).tolist()
+        return {group.name: _rounded(job, group, group.count - lost) for group, lost in zip(groups, gone, strict=True)}
+
+    return len(order), widths
 
 
 def _budget(
@@ -277,7 +314,7 @@ def _budget(
 def _latency(job: TracedJob, groups: Sequence[UnitGroup]) -> tuple[Callable[[Mapping[str, int]], float], float, str]:
     """Times cut networks as they are asked about, beside the dense one, in turns."""
     assert job.stage.latency is not None
-    inputs = job.batches[0].inputs
+    inputs = job.batches[0].inputs if job.batches else job.network.inputs
     known: dict[tuple[int, ...], float] = {}
 
     def cost(left: Mapping[str, int]) -> float:
@@ -318,71 +355,3 @@ def _kept(
         stays[values.sort(descending=True, stable=True).indices[:number]] = True
         keep[group.name] = stays
     return keep
-
-
-def _repair(job: TracedJob, small: nn.Module, keep: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
-    """Fits every layer that reads units which went to what the dense one gives, in the order of computation."""
-    network = job.network
-    touched: dict[str, list[UnitGroup]] = defaultdict(list)
-    for group in network.groups:
-        if group.name in keep and not bool(keep[group.name].all()):
-            for reader in group.readers:
-                touched[reader.layer.name].append(group)
-    order = [name for name, _ in network.found.readers if name in touched]
-    errors: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    small.eval()
-    with job.timed("repair"):
-        for name in job.progress.track(list(dict.fromkeys(order)), "repairing"):
-            big, module = network.layer(name), small.get_submodule(name)
-            little = Layer(name, module.weight, big.layout, name, module)  # type: ignore[arg-type]
-            rows = _rows_left(network, name, keep)
-            moments = match_moments(network.model, small, (big, little), rows, job.batches)
-            bias = getattr(module, "bias", None)
-            W = little.matrix().float()
-            every = torch.ones(W.shape[1], dtype=torch.bool)
-            done = refit(
-                W, None if bias is None else bias.detach().float(), moments, every, job.stage.damping or DAMPING
-            )
-            with torch.no_grad():
-                little.matrix().copy_(done.W)
-                if bias is not None and done.bias is not None:
-                    bias.copy_(done.bias)
-            for group in touched[name]:
-                errors[group.name].append((done.error_before, done.error))
-    return {
-        name: (sum(a for a, _ in pairs) / len(pairs), sum(b for _, b in pairs) / len(pairs))
-        for name, pairs in errors.items()
-    }
-
-
-def _rows_left(network: GraphNetwork, name: str, keep: Mapping[str, Tensor]) -> Tensor:
-    """Returns which outputs of a layer are left, by their index in the dense network."""
-    stays = torch.ones(network.layer(name).shape[0], dtype=torch.bool)
-    for group in network.groups:
-        if group.name in keep:
-            for part in group.slices:
-                if (part.name, part.axis) == (f"{name}.weight", 0):
-                    stays[part.index[~keep[group.name]].flatten()] = False
-    return stays.nonzero().flatten()
-
-
-def _renormalize(job: TracedJob, small: nn.Module) -> None:
-    """Estimates the statistics of batch norms anew on the calibration batches: means over all of them."""
-    norms = [
-        module for module in small.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
-    ]  # fmt: skip
-    if not norms or sum(batch.size for batch in job.batches) < 2:
-        return
-    before = [(module, module.momentum) for module in norms]
-    with job.timed("renormalize"), torch.no_grad():
-        small.eval()
-        for module in norms:
-            module.reset_running_stats()
-            module.momentum = None  # the mean of all batches
-            module.train()
-        for batch in job.batches:
-            small(*batch.inputs)
-        small.eval()
-    for module, momentum in before:
-        module.momentum = momentum

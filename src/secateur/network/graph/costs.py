@@ -44,7 +44,7 @@ class GraphCosts:
             for module, positions in self.network.found.positions.items()
             for name in _weights(self.network.model.get_submodule(module), module)
         )
-        return Costs(parameters, round(macs), parameters * size, 1)
+        return Costs(parameters, round(macs), parameters * size, 0)
 
 
 def _weights(module: nn.Module, name: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -209,7 +209,7 @@ def _numbered(groups: Sequence[UnitGroup]) -> list[UnitGroup]:
     return found
 
 
-def cut_graph(network: GraphNetwork, keep: dict[str, Tensor]) -> nn.Module:
+def cut_graph(network: GraphNetwork, keep: Mapping[str, Tensor]) -> nn.Module:
     """Returns a smaller copy of a network: of its own class, or a traced one where its code has sizes as constants.
 
     Args:
@@ -220,16 +220,9 @@ def cut_graph(network: GraphNetwork, keep: dict[str, Tensor]) -> nn.Module:
         UsageError: A tensor would lose all of its units.
     """
     stays = {key: torch.ones(len(place.labels), dtype=torch.bool) for key, place in network.found.places.items()}
-    gone: set[int] = set()
-    for group in network.groups:
-        kept = keep.get(group.name)
-        if kept is None or bool(kept.all()):
-            continue
+    for group in _reduced(network, keep):
         for part in group.slices:
-            stays[part.name, part.axis][part.index[~kept].flatten()] = False
-        part = group.produces[0]
-        labels = network.found.places[part.name, part.axis].labels[part.index[~kept][:, 0]]
-        gone |= set(network.found.labels.roots(labels).tolist())
+            stays[part.name, part.axis][part.index[~keep[group.name]].flatten()] = False
     for (name, axis), places in stays.items():
         if not bool(places.any()):
             raise UsageError(f"{name} would lose all of its {len(places)} units on axis {axis}; keep at least one.")
@@ -239,8 +232,41 @@ def cut_graph(network: GraphNetwork, keep: dict[str, Tensor]) -> nn.Module:
             _shrink(small, name, axis, places)
     for module in small.modules():
         describe(module)
-    edits = [edit for edit in network.found.edits if _changes(network, edit.value, gone)]
-    return small if not edits else _edited(network, small, edits, gone)
+    return with_constants(small, constants(network, keep), network.leaf_modules)
+
+
+def _reduced(network: GraphNetwork, keep: Mapping[str, Tensor]) -> list[UnitGroup]:
+    return [group for group in network.groups if group.name in keep and not bool(keep[group.name].all())]
+
+
+def constants(network: GraphNetwork, keep: Mapping[str, Tensor]) -> list[Edit]:
+    """Returns the constants in a network's code that count units which go, with their new values."""
+    gone: set[int] = set()
+    for group in _reduced(network, keep):
+        part = group.produces[0]
+        labels = network.found.places[part.name, part.axis].labels[part.index[~keep[group.name]][:, 0]]
+        gone |= set(network.found.labels.roots(labels).tolist())
+    return [
+        Edit(edit.node, edit.position, _counted(network, edit.value, gone))
+        for edit in network.found.edits
+        if _changes(network, edit.value, gone)
+    ]
+
+
+def with_constants(model: nn.Module, edits: Sequence[Edit], leaf_modules: Sequence[type[nn.Module] | str]) -> nn.Module:
+    """Returns a model with other numbers in its code: a traced one that has its modules, or itself without edits."""
+    if not edits:
+        return model
+    module = traced(model, leaf_modules)
+    nodes = {node.name: node for node in module.graph.nodes}
+    for edit in edits:
+        node, value = nodes[edit.node], fx.map_arg(edit.value, lambda old: nodes[old.name])
+        if isinstance(edit.position, int):
+            node.update_arg(edit.position, value)
+        else:
+            node.update_kwarg(edit.position, value)
+    module.recompile()
+    return module
 
 
 def _shrink(model: nn.Module, name: str, axis: int, places: Tensor) -> None:
@@ -290,20 +316,6 @@ def _changes(network: GraphNetwork, value: Any, gone: set[int]) -> bool:
     if isinstance(value, slice):
         return _changes(network, (value.start, value.stop), gone)
     return isinstance(value, tuple | list) and any(_changes(network, one, gone) for one in value)
-
-
-def _edited(network: GraphNetwork, small: nn.Module, edits: Sequence[Edit], gone: set[int]) -> fx.GraphModule:
-    """Returns a traced model with other numbers in the place of constants that count units."""
-    module = traced(small, network.leaf_modules)
-    nodes = {node.name: node for node in module.graph.nodes}
-    for edit in edits:
-        node, value = nodes[edit.node], _counted(network, edit.value, gone)
-        if isinstance(edit.position, int):
-            node.update_arg(edit.position, value)
-        else:
-            node.update_kwarg(edit.position, value)
-    module.recompile()
-    return module
 
 
 def _counted(network: GraphNetwork, value: Any, gone: set[int]) -> Any:

@@ -1,0 +1,190 @@
+"""A smaller network in files: its weights, and the shapes that a freshly built dense one is brought to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, fx, nn
+
+from secateur.errors import ModelError, UsageError, first_line
+from secateur.files import as_os_error
+from secateur.network.graph.network import GraphNetwork, constants, describe, with_constants
+from secateur.network.graph.rules import Edit
+
+SHAPES_FILE = "shapes.json"
+WEIGHTS_FILE = "model.safetensors"
+VERSION = 1
+
+
+def save_shapes(network: GraphNetwork, small: nn.Module, keep: Mapping[str, Tensor], folder: Path) -> None:
+    """Writes a cut network's weights and shapes into an existing folder.
+
+    Args:
+        network: The network before the cut.
+        small: What `cut_graph` made of it, perhaps repaired or trained since.
+        keep: (units,) bool by the name of a group: what was cut.
+        folder: Where to.
+
+    Raises:
+        OSError: The disk is full, or can't be written.
+    """
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in small.state_dict().items()}
+    edits = [
+        {"node": edit.node, "position": edit.position, "value": _plain(edit.value)} for edit in constants(network, keep)
+    ]
+    about = {
+        "version": VERSION,
+        "architecture": network.architecture,
+        "weights": WEIGHTS_FILE,
+        "shapes": {name: list(tensor.shape) for name, tensor in state.items()},
+        "constants": edits,
+        "leaf_modules": _leaf_names(network),
+    }
+    try:
+        save_file({name: tensor.clone() for name, tensor in state.items()}, folder / WEIGHTS_FILE)
+    except SafetensorError as error:
+        raise as_os_error(error, folder) from error
+    (folder / SHAPES_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
+def rebuild(model: nn.Module, file: str | Path) -> nn.Module:
+    """Shapes a freshly built dense network like a pruned one, and loads the pruned one's weights.
+
+    Args:
+        model: The dense network, built as it was before pruning. It is changed; take what is returned.
+        file: The folder that was written, or the `shapes.json` in it.
+
+    Returns:
+        The smaller network, in the mode (training or evaluation) of `model`: itself, or a traced module where sizes
+        stand in its code as constants.
+
+    Raises:
+        ModelError: A file is missing, damaged, or of another network.
+        UsageError: `model` isn't a network.
+
+    Example:
+        >>> small = secateur.rebuild(MyNetwork(), "out")
+    """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"rebuild takes a freshly built network but got a {type(model).__name__}.")
+    path = Path(file)
+    path = path / SHAPES_FILE if path.is_dir() else path
+    about = _read(path)
+    state = _weights(path.parent / about["weights"], about["shapes"])
+    there = model.state_dict()
+    unlike = sorted(set(there) ^ set(state))
+    if unlike:
+        raise ModelError(
+            f"{path} is of another network ({about['architecture']}): {unlike[0]} is only in "
+            f"{'the model that was given' if unlike[0] in there else 'the file'}. Build the network as it was."
+        )
+    for name, tensor in state.items():
+        if there[name].ndim != tensor.ndim:
+            raise ModelError(
+                f"{path}: {name} has {tensor.ndim} axes, and in the model that was given {there[name].ndim}."
+            )
+        _put(model, name, tensor)
+    for module in model.modules():
+        describe(module)
+    edits = [Edit(one["node"], one["position"], _value(one["value"])) for one in about["constants"]]
+    try:
+        return with_constants(model, edits, about["leaf_modules"])
+    except KeyError as error:
+        raise ModelError(f"{path} is of another network: its code has no step named {error}.") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{path} can't be read ({error.strerror}); give the folder that secateur wrote.") from error
+    except ValueError as error:
+        raise ModelError(f"{path} isn't what secateur wrote: {first_line(error)}.") from error
+    fields = ("version", "architecture", "weights", "shapes", "constants", "leaf_modules")
+    if not isinstance(about, dict) or any(name not in about for name in fields):
+        raise ModelError(f"{path} isn't what secateur wrote: it must have {', '.join(fields)}.")
+    if about["version"] != VERSION:
+        raise ModelError(f"{path} is of version {about['version']}, and this secateur reads {VERSION}; update it.")
+    return about
+
+
+def _weights(path: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path} can't be read: {first_line(error)}.") from error
+    if {name: list(tensor.shape) for name, tensor in state.items()} != dict(shapes):
+        raise ModelError(
+            f"{path} doesn't have the tensors that {SHAPES_FILE} beside it lists; one of them was changed."
+        )
+    return state
+
+
+def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Has a parameter or a buffer hold other values of another shape."""
+    path, _, attribute = name.rpartition(".")
+    module = model.get_submodule(path)
+    old = getattr(module, attribute)
+    new = tensor.to(old.device, old.dtype)
+    if isinstance(old, nn.Parameter):
+        setattr(module, attribute, nn.Parameter(new, requires_grad=old.requires_grad))
+    else:
+        setattr(module, attribute, new)
+
+
+def _leaf_names(network: GraphNetwork) -> list[str]:
+    """Returns leaf modules by name: kinds can't be written down."""
+    kinds = tuple(leaf for leaf in network.leaf_modules if isinstance(leaf, type))
+    named = [leaf for leaf in network.leaf_modules if isinstance(leaf, str)]
+    return named + [name for name, module in network.model.named_modules() if kinds and isinstance(module, kinds)]
+
+
+def _plain(value: Any) -> Any:
+    """Returns an argument of a traced step as data for JSON."""
+    if isinstance(value, slice):
+        return {"slice": [_plain(one) for one in (value.start, value.stop, value.step)]}
+    if isinstance(value, fx.Node):
+        return {"node": value.name}
+    if isinstance(value, tuple | list):
+        return {"list" if isinstance(value, list) else "tuple": [_plain(one) for one in value]}
+    if value is Ellipsis:
+        return {"ellipsis": True}
+    return value
+
+
+def _value(plain: Any) -> Any:
+    """Returns what `_plain` wrote down; a step is named by a stand-in that has nothing but its name."""
+    if not isinstance(plain, dict):
+        return plain
+    if "slice" in plain:
+        return slice(*(_value(one) for one in plain["slice"]))
+    if "node" in plain:
+        return fx.Node(fx.Graph(), plain["node"], "placeholder", plain["node"], (), {})
+    if "ellipsis" in plain:
+        return Ellipsis
+    return [_value(one) for one in plain["list"]] if "list" in plain else tuple(_value(one) for one in plain["tuple"])
+
+
+def difference(one: nn.Module, other: nn.Module, inputs: tuple[Any, ...]) -> float:
+    """Returns the largest difference between what two networks give, over all tensors in their outputs."""
+    with torch.no_grad():
+        pairs = zip(tensors_in(one(*inputs)), tensors_in(other(*inputs)), strict=True)
+        return max((float((a.float() - b.float()).abs().max()) for a, b in pairs if a.numel()), default=0.0)
+
+
+def tensors_in(output: Any) -> Iterator[Tensor]:
+    """Yields the tensors in what a network gives: a tensor, a tuple, a list, a mapping."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        for part in output.values():
+            yield from tensors_in(part)
+    elif isinstance(output, tuple | list):
+        for part in output:
+            yield from tensors_in(part)

@@ -1,0 +1,263 @@
+"""Prunes a network in memory that isn't a language model: trace, calibrate, cut, repair, measure, save, report."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from secateur.calibration.batches import Batch, Loss, batches_of, default_loss
+from secateur.calibration.statistics import GRADIENTS
+from secateur.errors import SaveError, UsageError
+from secateur.evaluation.examples import Measured, Metric, compare_examples
+from secateur.network.graph.costs import GraphCosts
+from secateur.network.graph.network import Fixed, GraphNetwork
+from secateur.network.graph.saving import WEIGHTS_FILE, difference, rebuild, save_shapes
+from secateur.network.graph.tracing import evaluating
+from secateur.network.saving import check_output, complete_folder
+from secateur.network.units import UnitGroup
+from secateur.progress import Progress
+from secateur.recipe import Prune
+from secateur.report.structure import group_rows, units_table
+from secateur.report.terminal import to_text
+from secateur.result import Comparison, Result, StageReport
+from secateur.run import peak_memory, versions, write_result
+from secateur.scores.units import unit_score_named
+from secateur.structure.traced import TracedJob, prune_traced
+from secateur.timing import timed
+
+
+@dataclass(frozen=True)
+class Units:
+    """What can be removed from a network, and what can't.
+
+    Attributes:
+        groups: Units that can be cut, in the order of computation.
+        fixed: Those that can't, with the reason.
+    """
+
+    groups: tuple[UnitGroup, ...]
+    fixed: tuple[Fixed, ...]
+
+    def __iter__(self) -> Iterator[UnitGroup]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def table(self) -> str:
+        """Returns both as a table of at most 100 columns."""
+        return to_text(units_table(group_rows(self.groups), self.fixed))
+
+
+def units(model: nn.Module, example_inputs: Any, leaf_modules: Sequence[type[nn.Module] | str] = ()) -> Units:
+    """Finds out what belongs together in a network, by tracing it.
+
+    Args:
+        model: Any network that torch.fx can trace; it isn't changed.
+        example_inputs: What it takes: a tensor, or a tuple of arguments.
+        leaf_modules: Modules, by kind or name, that aren't looked into.
+
+    Raises:
+        UsageError: The network doesn't take the example inputs.
+        ModelError: It can't be traced; the message says where.
+
+    Example:
+        >>> print(secateur.units(model, torch.randn(1, 3, 32, 32)).table())
+    """
+    network = GraphNetwork(model, example_inputs, leaf_modules)
+    return Units(tuple(network.groups), tuple(network.fixed))
+
+
+@dataclass
+class NetworkRun:
+    """One call's work on a network.
+
+    Attributes:
+        network: The network; it isn't changed.
+        stage: What to do.
+        calibration: Batches that statistics come from; empty where there are none.
+        evaluation: Batches that quality is measured on; empty where there are none.
+        evaluate: Whether anything is measured.
+        metric: The user's own.
+        loss: What gradient scores differentiate; None takes `default_loss`.
+        output: The folder to write.
+        overwrite: Whether it may be replaced.
+        seed: For scores that draw.
+        progress: Shows progress.
+    """
+
+    network: GraphNetwork
+    stage: Prune
+    calibration: Sequence[Batch]
+    evaluation: Sequence[Batch]
+    evaluate: bool
+    metric: Metric | None
+    loss: Loss | None
+    output: Path | None
+    overwrite: bool
+    seed: int
+    progress: Progress
+    start: float = field(default_factory=time.perf_counter)
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def carry_out(self) -> Result:
+        """Prunes, measures, and writes the output if one is named.
+
+        Raises:
+            SecateurError: Something went wrong; the network is as it was, and nothing half-written is left.
+        """
+        if self.output is not None:
+            check_output(self.output, self.overwrite)
+        job = TracedJob(self.network, self.stage, self.calibration, self.loss or default_loss, self.seed, self.progress)
+        with timed(self.seconds, "prune"):
+            small, keep, report = prune_traced(job)
+        peak = peak_memory()
+        if self.output is None:
+            return self._result(small, report, self._compare(small, report, None), None, peak)
+        with complete_folder(self.output) as folder:
+            with timed(self.seconds, "save"):
+                save_shapes(self.network, small, keep, folder)
+            with timed(self.seconds, "reload"):
+                far = self._rebuilt(small, folder)
+            comparison = self._compare(small, report, (folder / WEIGHTS_FILE).stat().st_size)
+            result = self._result(small, report, comparison, far, peak)
+            write_result(result, folder)
+        return result
+
+    def _rebuilt(self, small: nn.Module, folder: Path) -> float:
+        """Shapes a copy of the dense network by the files, and holds it against the network in memory.
+
+        Raises:
+            SaveError: They differ.
+        """
+        again = rebuild(copy.deepcopy(self.network.model), folder)
+        with evaluating(small), evaluating(again):
+            far = difference(small, again, self.network.inputs)
+        if not far == 0:
+            raise SaveError(f"what was saved gives other outputs than the network in memory (by {far:.3g}).")
+        return far
+
+    def _compare(self, small: nn.Module, report: StageReport, size: int | None) -> Comparison | None:
+        if not self.evaluate:
+            return None
+        assert report.budget is not None
+        after = {group.name: group.left for group in report.groups}
+        counter = GraphCosts(self.network)
+        dense_size = sum(tensor.nbytes for tensor in self.network.model.state_dict().values())
+        networks = [
+            Measured("dense", self.network.model, counter.of(), None if size is None else dense_size),
+            Measured("pruned", small, counter.of(after), size),
+        ]
+        classes = any(isinstance(b.target, Tensor) and not b.target.is_floating_point() for b in self.evaluation)
+        loss = self.loss or (None if classes or self.metric is not None else default_loss)
+        with timed(self.seconds, "evaluate"):
+            return compare_examples(networks, self.evaluation, self.network.inputs, self.progress, self.metric, loss)
+
+    def _result(
+        self, small: nn.Module, report: StageReport, comparison: Comparison | None, far: float | None, peak: int
+    ) -> Result:
+        examples = sum(batch.size for batch in self.calibration)
+        name = self.network.architecture
+        return Result(
+            output=None if self.output is None else str(self.output),
+            about={
+                "kind": "network",
+                "source": name,
+                "architecture": name,
+                "dtype": str(next(small.parameters()).dtype)[6:],
+            },
+            recipe={},
+            calibration={"data": "the caller's data", "examples": examples} if examples else None,
+            stages=(report,),
+            comparison=comparison,
+            reload=far,
+            seconds={**self.seconds, "total": time.perf_counter() - self.start},
+            peak_memory_pruning=peak,
+            peak_memory=peak_memory(),
+            versions=versions(),
+            notes=tuple(self.notes),
+            network=small,
+        )
+
+
+def prune_network(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    calibration: Any = None,
+    evaluate: Any = True,
+    metric: Metric | None = None,
+    loss: Loss | None = None,
+    leaf_modules: Sequence[type[nn.Module] | str] = (),
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    samples: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Result:
+    """Prunes any network that torch.fx can trace; see `secateur.prune`, which calls this."""
+    if example_inputs is None:
+        raise UsageError(
+            f"a {type(model).__name__} in memory is traced: give example_inputs=, what its forward takes. A language "
+            "model is named by its folder or hub id instead."
+        )
+    network = GraphNetwork(model, example_inputs, leaf_modules)
+    arguments = len(network.inputs)
+    batches = [] if calibration is None else batches_of(calibration, arguments, samples)
+    if calibration is None and samples is not None:
+        raise UsageError("samples counts calibration examples: give calibration=, tensors or a DataLoader.")
+    notes: list[str] = []
+    stage = Prune.build(_with_defaults(dict(options or {}), network, batches, notes))
+    measured = [] if isinstance(evaluate, bool) else batches_of(evaluate, arguments)
+    if metric is not None and not any(batch.target is not None for batch in measured):
+        raise UsageError("a metric holds outputs against targets: give evaluate=, data that has them.")
+    work = NetworkRun(
+        network=network,
+        stage=stage,
+        calibration=batches,
+        evaluation=measured,
+        evaluate=evaluate is not False,
+        metric=metric,
+        loss=loss,
+        output=None if output is None else Path(output).expanduser(),
+        overwrite=overwrite,
+        seed=seed,
+        progress=progress or Progress(),
+        notes=notes,
+    )
+    return work.carry_out()
+
+
+def _with_defaults(
+    options: dict[str, Any], network: GraphNetwork, batches: Sequence[Batch], notes: list[str]
+) -> dict[str, Any]:
+    """Fills in what depends on the network and the data: which units there are, and what can be known of them."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if "unit" not in given:
+        kinds = sorted({group.unit for group in network.groups})
+        if not kinds:
+            reasons = "".join(f" {one.name}: {one.reason}." for one in network.fixed[:3])
+            raise UsageError(f"{network.architecture} has no units that can be cut.{reasons}")
+        given["unit"] = ",".join(kinds)
+    if not batches:
+        if "score" not in given and "solver" not in given:
+            given["score"] = "l1"
+        if "repair" not in given:
+            given["repair"] = False
+            notes.append(
+                "Without calibration data units go by the size of their weights, and what reads them isn't fitted "
+                "anew: calibration= takes tensors or a DataLoader."
+            )
+    elif all(batch.target is None for batch in batches):
+        score = str(given.get("score", ""))
+        if score and ":" not in score and unit_score_named(score).needs & GRADIENTS:
+            notes.append(f"The calibration data has no targets, so '{score}' goes by the size of the outputs.")
+    return given
