@@ -1,7 +1,7 @@
 """What removing units costs and gives on SmolLM2-135M: perplexity, size and speed, with repair and without.
 
 The protocol of bench/protocol.py: 32 calibration windows of 1,024 tokens of C4, quality on the first 20 windows of
-1,024 tokens of WikiText-2 raw test, forward passes of the calibration in bf16. Each row is a process of its own that
+1,024 tokens of WikiText-2 raw test, all in float32. Each row is a process of its own that
 measures the dense model and the smaller one in turns. Rows that were measured before stay unless --again is given.
 Figures go to bench/results/structure.json, and with --table the tables of docs/units.md are printed from them.
 
@@ -87,7 +87,6 @@ def measure(stages: Stages, dense: Path, data: Path, scratch: Path) -> dict[str,
             "data": str(data / "text/c4_sample.jsonl"),
             "samples": 32,
             "length": 1024,
-            "compute": "bfloat16",
         },
         "stages": [{"prune": stage} for stage in stages],
         "evaluate": {"text": str(data / "text/wiki.test.raw"), "windows": 20, "length": 1024},

@@ -47,11 +47,25 @@ NOT_RAGGED = [
     ("t5_gated", "head"),
 ]
 RAGGED = [cell for cell in CELLS if cell[1] in ("neuron", "head", "query-head") and cell not in NOT_RAGGED]
+CAUSAL = tuple(name for name, family in FAMILIES.items() if family.objective == "causal")
 TINY_EPSILON = 1e-12  # of RMS norms: the mean is over fewer channels after a cut, but epsilon stays as it was
 
 IDS = torch.arange(10, 22)[None]
 EXPERT_STEP = 4  # float32 numbers; products of grouped matrices have rows of whole 16 bytes
 Keep = Callable[[UnitGroup], Tensor]
+
+
+def proof_table() -> str:
+    """Returns docs/units.md's table of what the tests prove, in markdown: a row per family, a column per unit."""
+    lines = ["| family | " + " | ".join(UNITS) + " |", "|---|" + "---|" * len(UNITS)]
+    for name in FAMILIES:
+        cells = []
+        for unit in UNITS:
+            generates = "g" if name in CAUSAL else ""
+            ragged = "w" if (name, unit) in RAGGED else ""
+            cells.append(f"ets{generates}{ragged}" if (name, unit) in CELLS else "")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
+from cuts import proof_table
 from secateur.cli import app
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +36,10 @@ def test_the_table_of_solvers_is_the_one_that_the_benchmark_wrote() -> None:
         assert solvers.table(json.loads(solvers.RESULTS.read_text())) in page
     else:
         assert "| sparsegpt |" not in page  # no figure without a file that it comes from
+
+
+def test_the_table_of_proofs_is_that_of_the_tests() -> None:
+    assert proof_table() in (ROOT / "docs/units.md").read_text()
 
 
 def test_every_command_and_option_in_the_readme_exists() -> None:

@@ -13,7 +13,22 @@ import torch
 import transformers
 from torch import Tensor
 
-from cuts import CELLS, GROUPED, IDS, RAGGED, Proof, has, logits, loss, output, prove, some, tiny_network, windows
+from cuts import (
+    CAUSAL,
+    CELLS,
+    GROUPED,
+    IDS,
+    RAGGED,
+    Proof,
+    has,
+    logits,
+    loss,
+    output,
+    prove,
+    some,
+    tiny_network,
+    windows,
+)
 from secateur.errors import UsageError
 from secateur.evaluation.reloading import reload_difference
 from secateur.network.families import FAMILIES
@@ -26,7 +41,6 @@ from secateur.network.units import UNITS, unit_groups
 from secateur.progress import Progress
 from tiny import TINY
 
-CAUSAL = [name for name, family in FAMILIES.items() if family.objective == "causal"]
 # half after half and half after width are where a reshaped model is cut again
 SEQUENCES = [
     ("neuron", "head"),
