@@ -14,8 +14,9 @@ from torch import Tensor, fx, nn
 
 from secateur.errors import UsageError
 from secateur.network.family import Layout
-from secateur.network.graph.rules import CONVOLUTIONS, Edit, Found, Walker
+from secateur.network.graph.rules import CONVOLUTIONS, rule_of
 from secateur.network.graph.tracing import check_inputs, evaluating, traced
+from secateur.network.graph.walker import Edit, Found, Walker
 from secateur.network.network import Layer
 from secateur.network.units import Reader, Slice, UnitGroup
 
@@ -71,7 +72,7 @@ class GraphNetwork:
         self.leaf_modules = tuple(leaf_modules)
         with evaluating(model), torch.no_grad():
             check_inputs(model, self.inputs)
-            walker = Walker(traced(model, leaf_modules))
+            walker = Walker(traced(model, leaf_modules), rule_of)
             walker.run(*self.inputs)
         self.found: Found = walker.found
         self._tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from secateur.errors import ModelError, UsageError, first_line
 from secateur.files import as_os_error
 from secateur.network.graph.network import GraphNetwork, constants, describe, with_constants
-from secateur.network.graph.rules import Edit
+from secateur.network.graph.walker import Edit
 
 SHAPES_FILE = "shapes.json"
 WEIGHTS_FILE = "model.safetensors"
