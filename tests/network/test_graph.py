@@ -123,3 +123,18 @@ def test_removing_everything_is_an_error() -> None:
     network = GraphNetwork(*made("fc"))
     with pytest.raises(UsageError, match="lose all of its 20 units"):
         cut_graph(network, {"1/neuron": torch.zeros(20, dtype=torch.bool)})
+
+
+def test_a_flattened_picture_keeps_its_channels_apart() -> None:
+    """As many examples as rows of pixels, and as many channels: whatever multiplies to the same mustn't be taken so."""
+
+    class Patches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cut, self.mlp = nn.Conv2d(3, 8, 2, 2), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.mlp(self.cut(x).flatten(2).transpose(1, 2))
+
+    network = GraphNetwork(Patches(), torch.ones(2, 3, 16, 16))
+    assert [(group.name, group.count) for group in network.groups] == [("cut/filter", 8)]

@@ -6,6 +6,7 @@ Labels that have to stay or go together are joined (a union-find), and some are 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from itertools import accumulate
 from math import prod
@@ -124,7 +125,7 @@ def _segments(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], l
     found: dict[int, tuple[list[int], list[int]]] = {end: ([], []) for end in sorted(ends)}
     order = sorted(ends)
     for side, shape in ((0, old), (1, new)):
-        for axis, product in enumerate(accumulate(shape, initial=1)):
+        for axis, product in enumerate(accumulate(shape, operator.mul, initial=1)):
             if axis < len(shape):
                 # an axis belongs to the last run that begins at or before it
                 start = max(end for end in order if end <= product)
