@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from secateur.recipe import Recipe
     from secateur.result import Comparison, Metrics, Result
     from secateur.run import run_recipe
+    from secateur.training.callback import PruningCallback
+    from secateur.training.pruner import TrainingPruner
 
 # Imported when first used: torch and transformers take seconds, which `secateur --help` needn't wait for.
 _HOMES = {
@@ -23,10 +25,12 @@ _HOMES = {
     "Metrics": "secateur.result",
     "Network": "secateur.network.network",
     "Progress": "secateur.progress",
+    "PruningCallback": "secateur.training.callback",
     "Recipe": "secateur.recipe",
     "Result": "secateur.result",
     "SecateurError": "secateur.errors",
     "TerminalProgress": "secateur.progress",
+    "TrainingPruner": "secateur.training.pruner",
     "Windows": "secateur.calibration.data",
     "compare": "secateur.api",
     "evaluate": "secateur.api",
@@ -43,10 +47,12 @@ __all__ = [
     "Metrics",
     "Network",
     "Progress",
+    "PruningCallback",
     "Recipe",
     "Result",
     "SecateurError",
     "TerminalProgress",
+    "TrainingPruner",
     "Windows",
     "compare",
     "evaluate",

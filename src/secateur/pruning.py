@@ -104,24 +104,8 @@ def select_layers(network: Network, stage: Prune) -> list[Layer]:
     Raises:
         UsageError: A glob matches nothing, nothing is left, or an embedding would need statistics.
     """
-    inside, outside = network.layers(), network.outside()
-    everything = [layer.name for layer in inside + outside]
-    for pattern in (*stage.include, *stage.exclude):
-        if not any(fnmatchcase(name, pattern) for name in everything):
-            raise UsageError(
-                f"'{pattern}' matches no layer; names look like '{everything[0]}' "
-                "(secateur inspect lists them), and globs look like '*q_proj'."
-            )
-    if stage.include:
-        inside = [layer for layer in inside if any(fnmatchcase(layer.name, p) for p in stage.include)]
-    outside = [layer for layer in outside if any(_names(p, layer) for p in stage.include)]
-    chosen: dict[tuple[int, int | None], Layer] = {}
-    for layer in inside + outside:
-        if not any(fnmatchcase(layer.name, pattern) for pattern in stage.exclude):
-            chosen.setdefault(layer.identity, layer)  # a tied weight is pruned once
-    layers = list(chosen.values())
-    if not layers:
-        raise UsageError("--include and --exclude leave no layer to prune.")
+    outside = network.outside()
+    layers = chosen_layers(network.layers(), outside, stage.include, stage.exclude)
     for layer in layers:
         if layer.table and needs_of(stage):
             raise UsageError(
@@ -130,6 +114,38 @@ def select_layers(network: Network, stage: Prune) -> list[Layer]:
         if needs_of(stage) & GRADIENTS and stage.gradient == "block" and any(layer is other for other in outside):
             raise UsageError(f"{layer.name} lies outside of the blocks; score it with --gradient loss.")
     return layers
+
+
+def chosen_layers(
+    inside: list[Layer], outside: list[Layer], include: Sequence[str], exclude: Sequence[str]
+) -> list[Layer]:
+    """Returns the layers that globs choose, each weight once.
+
+    Args:
+        inside: Layers that are chosen unless something is said.
+        outside: Layers that have to be named.
+        include, exclude: Globs on names.
+
+    Raises:
+        UsageError: A glob matches nothing, or nothing is left.
+    """
+    everything = [layer.name for layer in inside + outside]
+    for pattern in (*include, *exclude):
+        if not any(fnmatchcase(name, pattern) for name in everything):
+            raise UsageError(
+                f"'{pattern}' matches no layer; names look like '{everything[0]}' "
+                "(secateur inspect lists them), and globs look like '*q_proj'."
+            )
+    if include:
+        inside = [layer for layer in inside if any(fnmatchcase(layer.name, p) for p in include)]
+    named = [layer for layer in outside if any(_names(p, layer) for p in include)]
+    chosen: dict[tuple[int, int | None], Layer] = {}
+    for layer in inside + named:
+        if not any(fnmatchcase(layer.name, pattern) for pattern in exclude):
+            chosen.setdefault(layer.identity, layer)  # a tied weight is pruned once
+    if not chosen:
+        raise UsageError("--include and --exclude leave no layer to prune.")
+    return list(chosen.values())
 
 
 def _names(pattern: str, layer: Layer) -> bool:

@@ -1,0 +1,416 @@
+"""Prunes a model while it trains, in any loop: `pruner.step()` after `optimizer.step()`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from secateur.allocation.amounts import Pattern
+from secateur.errors import NothingPrunedError, UsageError, did_you_mean
+from secateur.mask import FILE as MASK_FILE
+from secateur.mask import Mask
+from secateur.network.graph.network import GraphNetwork
+from secateur.network.graph.saving import save_shapes
+from secateur.network.saving import check_output, complete_folder, save_network
+from secateur.schedules import OneShot, Schedule, WhenRecovered
+from secateur.training.cutting import bare_optimizer, become, carry, check_cuttable, check_optimizer
+from secateur.training.regularization import Regularizer
+from secateur.training.trained import check_units, described, trained_groups, unwrapped, weight_layers
+from secateur.training.unit_masks import UnitMasks
+from secateur.training.weight_masks import WeightMasks
+
+VERSION = 1
+ALLOCATIONS = ("uniform", "global")
+
+
+class TrainingPruner:
+    """Prunes a model on a schedule while it trains.
+
+    Pruned weights and units are zero after every `step()`, whatever momentum or weight decay did to them. Units are
+    removed for good by `finish()`, or with `cut="during"` at every pruning.
+
+    Attributes:
+        model: The model, without wrappers.
+        schedule: The schedule.
+        steps: Steps of the optimizer so far.
+
+    Example:
+        >>> schedule = Cubic(final=0.8, begin=100, end=2000, every=50)
+        >>> pruner = secateur.TrainingPruner(model, schedule, optimizer=optimizer)
+        >>> for batch in batches:
+        ...     loss(model, batch).backward()
+        ...     optimizer.step()
+        ...     pruner.step()
+        ...     optimizer.zero_grad()
+        >>> model = pruner.finish()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        schedule: Schedule | None = None,
+        *,
+        unit: str = "weight",
+        score: str = "l1",
+        threshold: float | str | None = None,
+        pattern: str | None = None,
+        allocation: str | Mapping[str, float] = "uniform",
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        regrow: bool = False,
+        cut: Literal["end", "during"] = "end",
+        min_units: int = 1,
+        round_to: int = 1,
+        optimizer: Any = None,
+        regularizer: Regularizer | None = None,
+        example_inputs: Any = None,
+        leaf_modules: Sequence[type[nn.Module] | str] = (),
+        seed: int = 0,
+    ) -> None:
+        """Finds what is pruned. A schedule that begins at step 0 prunes at once.
+
+        Args:
+            model: The model that is trained; it may be compiled or wrapped by DistributedDataParallel or FSDP2
+                (`fully_shard`).
+            schedule: How much is pruned after which step. A pattern needs none: it is imposed at once.
+            unit: `weight`, or units to remove: `neuron`, `head`, `query-head`, `filter`, `hidden`; several with commas.
+            score: By name. Of weights: `l1`, `taylor`, `fisher`, `snip`, `random` ..., or `movement`, the sum over all
+                steps of minus gradient times weight (Sanh et al. 2020, arXiv 2005.07683). Of units: data-free and
+                gradient scores, or a function of your own.
+            threshold: What scores below it goes, instead of the schedule's share. A number grows with the schedule to
+                this; `p90` and `mean-1std` are of all scores each time.
+            pattern: N:M of single weights; the schedule's final sparsity is then 1 - N/M.
+            allocation: `uniform`, `global` (the lowest scores wherever they are; of units relative to their group's
+                mean), or each layer's or group's share at the end.
+            include, exclude: Globs on the names of layers, for single weights.
+            regrow: Whether pruned weights may come back: by the largest gradients (RigL, Evci et al. 2020, arXiv
+                1911.11134), or, with the score `movement`, when their score has risen.
+            cut: When units are removed: at the `end`, or `during` training.
+            min_units: Every group keeps so many units at least.
+            round_to: Groups keep multiples of it.
+            optimizer: The optimizer. `cut="during"` needs it; otherwise it is checked to have the model's parameters.
+            regularizer: Drives weights or units to zero before they go; `regularize()` applies it.
+            example_inputs: What a network other than a language model takes: it is traced to find its units.
+            leaf_modules: Modules that tracing doesn't look into.
+            seed: Of scores that draw.
+
+        Raises:
+            UsageError: These don't go together, or don't fit the model.
+        """
+        self.model = unwrapped(model)
+        self.units = tuple(part.strip() for part in unit.split(","))
+        check_units(self.units)
+        of_weights = self.units == ("weight",)
+        self.schedule = _schedule(schedule, pattern)
+        _check_allocation(allocation)
+        if cut not in ("end", "during"):
+            raise UsageError(f"cut='{cut}': units are removed at the 'end' or 'during' training.")
+        if of_weights:
+            misplaced = {"cut": cut == "during", "min_units": min_units != 1, "round_to": round_to != 1}
+        else:
+            misplaced = {
+                "pattern": pattern is not None,
+                "include": bool(include),
+                "exclude": bool(exclude),
+                "regrow": regrow,
+            }
+        if wrong := [name for name, given in misplaced.items() if given]:
+            raise UsageError(f"{wrong[0]} says nothing about unit='{unit}'.")
+        self.cut_during = cut == "during"
+        self.optimizer = None if optimizer is None else bare_optimizer(optimizer)
+        self.steps = 0
+        self._inputs, self._leaves = example_inputs, tuple(leaf_modules)
+        self._options: dict[str, Any] = {
+            "score": score,
+            "threshold": None if threshold is None else str(threshold),
+            "allocation": allocation,
+            "seed": seed,
+        }
+        if of_weights:
+            self._options |= {"pattern": pattern, "regrow": regrow}
+        else:
+            self._options |= {"min_units": min_units, "round_to": round_to}
+        self._globs = (tuple(include), tuple(exclude))
+        self._removed: dict[str, Tensor] = {}
+        self.masks: WeightMasks | UnitMasks = self._find()
+        self._totals = self._count()
+        if self.cut_during:
+            check_cuttable(model)
+            if self.optimizer is None:
+                raise UsageError("cut='during' cuts the optimizer's state along: give optimizer=.")
+        if self.optimizer is not None:
+            check_optimizer(self.optimizer, self._pruned_parameters())
+        self.regularizer = regularizer
+        if regularizer is not None:
+            regularizer.check(self.masks, self.model)
+        if isinstance(self.masks, UnitMasks):
+            _check_room(self.masks, self.schedule, threshold is not None)
+        if self.schedule.due(0):
+            self._prune()
+
+    def _find(self) -> WeightMasks | UnitMasks:
+        if self.units == ("weight",):
+            names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+            return WeightMasks(weight_layers(self.model, *self._globs), names, **self._options)
+        network, groups = trained_groups(self.model, self.units, self._inputs, self._leaves)
+        return UnitMasks(network, groups, **self._options)
+
+    def _pruned_parameters(self) -> dict[str, nn.Parameter]:
+        if isinstance(self.masks, WeightMasks):
+            return {one.name: one.parameter for one in self.masks.held}
+        known = dict(self.model.named_parameters())
+        return {name: known[name] for name, _ in self.masks.places()}
+
+    def _count(self) -> int:
+        return self.masks.weights if isinstance(self.masks, WeightMasks) else self.masks.units
+
+    @property
+    def sparsity(self) -> float:
+        """The share of weights or units that is pruned, masked or already cut."""
+        gone = self._totals - self._count()
+        return (gone + self.masks.pruned()) / self._totals
+
+    def regularize(self) -> None:
+        """Adds the regularizer's gradient to the model's: call it after `backward()` (and after a `GradScaler`'s
+        `unscale_`), before `optimizer.step()`.
+
+        Raises:
+            UsageError: There is no regularizer.
+        """
+        if self.regularizer is None:
+            raise UsageError("this pruner has no regularizer; give regularizer= when you make it.")
+        self.regularizer.add_gradients(self.masks, self.model, self.steps + 1, self.schedule)
+
+    def step(self) -> None:
+        """Counts a step of the optimizer, prunes if the schedule says so, and holds what is pruned at zero.
+
+        Call it after `optimizer.step()` and before `zero_grad()`, once per step of the optimizer.
+
+        Raises:
+            UsageError: The score needs gradients and there are none, or the model's parameters were swapped.
+            ScoreError: A score came out as NaN, or says nothing.
+        """
+        self.steps += 1
+        self.masks.watch()
+        if self.schedule.due(self.steps):
+            self._prune()
+        else:
+            self.masks.hold()
+
+    def _prune(self) -> None:
+        self._check_identity()
+        if isinstance(self.schedule, WhenRecovered):
+            self.schedule.took()
+        added = self.masks.prune(self.steps, self.schedule)
+        self.masks.hold()
+        if self.cut_during and added:
+            self._cut()
+
+    def _check_identity(self) -> None:
+        there = dict(self.model.named_parameters())
+        for name, parameter in self._pruned_parameters().items():
+            if there.get(name) is not parameter:
+                raise UsageError(
+                    f"{name} was swapped since the pruner was made (a model that was loaded with assign=True, or "
+                    "wrapped anew?); make the pruner after that."
+                )
+
+    def _cut(self) -> None:
+        """Cuts what is masked, in place, and the optimizer's state along."""
+        masks = self.masks
+        assert isinstance(masks, UnitMasks)
+        stays = masks.places()
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        for one in masks.coupled:
+            before = self._removed.get(one.name)
+            ids = (~before).nonzero().flatten() if before is not None else None
+            gone = one.pruned.clone() if before is None else before.clone()
+            if ids is not None:
+                gone[ids[one.pruned]] = True
+            self._removed[one.name] = gone
+        changed = become(self.model, masks.cut())
+        if self.optimizer is not None:
+            carry(self.optimizer, changed, names, stays)
+        self.masks = self._find()
+
+    def report(self, metric: float) -> None:
+        """Tells a `WhenRecovered` schedule of a measurement.
+
+        Raises:
+            UsageError: The schedule doesn't go by a metric, or it isn't finite.
+        """
+        if not isinstance(self.schedule, WhenRecovered):
+            raise UsageError(f"{type(self.schedule).__name__} doesn't go by a metric; WhenRecovered does.")
+        self.schedule.report(metric)
+
+    def finish(self) -> nn.Module:
+        """Returns the pruned model: with zeros, or without its units.
+
+        The model that was trained isn't to be used afterwards where units were cut: the two may share tensors.
+
+        Raises:
+            NothingPrunedError: Nothing was pruned.
+        """
+        end = self.schedule.finished
+        if self.sparsity == 0:
+            raise NothingPrunedError(
+                f"nothing was pruned in {self.steps} steps: the schedule's first pruning comes later, or the threshold "
+                "lies below all scores."
+            )
+        if end is not None and self.steps < end:
+            warnings.warn(
+                f"training ended after {self.steps} steps, before the schedule's last pruning at step {end}: "
+                f"{self.sparsity:.2%} are pruned instead of {self.schedule.final:.2%}.",
+                stacklevel=2,
+            )
+        self.masks.hold()
+        if isinstance(self.masks, WeightMasks) or not self.masks.pruned():
+            return self.model
+        modes = {name: module.training for name, module in self.model.named_modules()}
+        trained = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
+        small = self.masks.cut()
+        for name, module in small.named_modules():
+            module.training = modes.get(name, self.model.training)
+        for name, parameter in small.named_parameters():
+            parameter.requires_grad_(trained[name])
+        return small
+
+    def mask(self) -> Mask:
+        """Returns which weights stay.
+
+        Raises:
+            UsageError: Units are pruned, not single weights.
+        """
+        if not isinstance(self.masks, WeightMasks):
+            raise UsageError("a mask is of single weights; units are removed by finish().")
+        return self.masks.mask()
+
+    def save(self, output: str | Path, *, tokenizer: Any = None, overwrite: bool = False) -> nn.Module:
+        """Finishes, and writes the pruned model: a checkpoint that transformers loads, or what `rebuild` reads.
+
+        Args:
+            output: The folder.
+            tokenizer: Saved beside the model.
+            overwrite: Whether an existing output may be replaced.
+
+        Returns:
+            The pruned model.
+
+        Raises:
+            UsageError: The output exists, or a network that isn't of transformers has no units cut (save its state
+                dict: it is a plain one).
+            SaveError: It can't be written.
+        """
+        folder = Path(output).expanduser()
+        check_output(folder, overwrite)
+        before = self.masks
+        small = self.finish()
+        network = described(small)
+        if network is None and not (isinstance(before, UnitMasks) and isinstance(before.network, GraphNetwork)):
+            raise UsageError("its shapes are those of the dense network: save its state_dict() as usual.")
+        with complete_folder(folder) as scratch:
+            if network is not None:
+                network.tokenizer = tokenizer
+                save_network(network, scratch)
+                if isinstance(before, WeightMasks):
+                    before.mask().save(scratch / MASK_FILE)
+            else:
+                assert isinstance(before, UnitMasks)
+                assert isinstance(before.network, GraphNetwork)
+                kept = {group.name: ~one.pruned for one in before.coupled for group in one.groups}
+                save_shapes(before.network, small, kept, scratch)
+        return small
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a resumed run needs, for `torch.save`: step, masks, sums; under FSDP2 this process's part."""
+        return {
+            "version": VERSION,
+            "about": self._about(),
+            "steps": self.steps,
+            "schedule": self.schedule.state_dict() if isinstance(self.schedule, WhenRecovered) else {},
+            "removed": {name: gone.clone() for name, gone in self._removed.items()},
+            "masks": self.masks.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` returned. Units that were cut by then are cut from the model, so load the model's
+        and the optimizer's own states after it.
+
+        Raises:
+            UsageError: The state is of another schedule, other options or another model.
+        """
+        if state.get("version") != VERSION:
+            raise UsageError(f"the state is of version {state.get('version')}, and this secateur reads {VERSION}.")
+        mine, found = self._about(), state["about"]
+        odd = [name for name in {**mine, **found} if mine.get(name) != found.get(name)]
+        if odd:
+            raise UsageError(
+                f"the state is of another pruner: {odd[0]} is {found.get(odd[0])!r} there, {mine.get(odd[0])!r} here."
+            )
+        if state["removed"]:
+            self._take_away(state["removed"])
+        self.masks.load_state_dict(state["masks"])
+        self.steps = state["steps"]
+        if isinstance(self.schedule, WhenRecovered):
+            self.schedule.load_state_dict(state["schedule"])
+        self.masks.hold()
+
+    def _take_away(self, removed: Mapping[str, Tensor]) -> None:
+        masks = self.masks
+        assert isinstance(masks, UnitMasks)
+        if self._removed:
+            raise UsageError(
+                "units have been cut from the model already; load the state into a pruner of the dense one."
+            )
+        sizes = {one.name: one.count for one in masks.coupled}
+        if sizes != {name: len(gone) for name, gone in removed.items()}:
+            raise UsageError(
+                "the state is of a model with other units; build the dense model that training began with."
+            )
+        for one in masks.coupled:
+            one.pruned = removed[one.name].clone()
+        self._cut()
+
+    def _about(self) -> dict[str, Any]:
+        return {
+            "unit": ", ".join(self.units),
+            "cut_during": self.cut_during,
+            **self._options,
+            **self.schedule.describe(),
+        }
+
+
+def _schedule(schedule: Schedule | None, pattern: str | None) -> Schedule:
+    if pattern is None:
+        if schedule is None:
+            raise UsageError("a schedule is needed, for instance Cubic(final=0.8, begin=100, end=2000, every=50).")
+        return schedule
+    parsed = Pattern.parse(pattern)
+    share = 1 - parsed.n / parsed.m
+    if schedule is None:
+        return OneShot(share)
+    if abs(schedule.final - share) > 1e-9:
+        raise UsageError(f"pattern {pattern} removes {share:g}, and the schedule ends at {schedule.final:g}.")
+    return schedule
+
+
+def _check_allocation(allocation: str | Mapping[str, float]) -> None:
+    if isinstance(allocation, str) and allocation not in ALLOCATIONS:
+        raise UsageError(f"unknown allocation '{allocation}' while training.{did_you_mean(allocation, ALLOCATIONS)}")
+
+
+def _check_room(masks: UnitMasks, schedule: Schedule, by_threshold: bool) -> None:
+    """Raises UsageError if the schedule would leave a group less than it has to keep."""
+    if by_threshold or masks.allocation == "global":
+        return
+    for one in masks.coupled:
+        share = schedule.final if isinstance(masks.allocation, str) else masks.allocation[one.name]
+        if one.count - round(share * one.count) < masks.min_units:
+            raise UsageError(
+                f"{one.name} has {one.count} units: removing {share:.0%} leaves "
+                f"{one.count - round(share * one.count)}, and at least {masks.min_units} have to stay."
+            )

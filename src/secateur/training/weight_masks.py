@@ -1,0 +1,368 @@
+"""Masks of single weights, which hold while a model trains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.allocation.amounts import Amount, Pattern, Threshold
+from secateur.allocation.ranking import ScoreRanking
+from secateur.allocation.selection import keep_mask, lowest
+from secateur.calibration.statistics import GRADIENTS, INPUTS, Gradients, Needs, Statistics
+from secateur.errors import UsageError
+from secateur.mask import Mask, MaskedLayer
+from secateur.network.network import Layer
+from secateur.schedules import Schedule
+from secateur.scores import score_named
+from secateur.training.sharded import own, part_of, whole
+
+MOVEMENT = "movement"
+DROPPED = 0.3  # share of the weights that RigL exchanges at first (Evci et al. 2020, section 3)
+
+
+@dataclass
+class Held:
+    """A parameter under a mask. All tensors are this process's part, of the stored shape.
+
+    Attributes:
+        name: The parameter's.
+        parameter: It.
+        layers: The layers whose weights it holds; several where experts share it.
+        pruned: Bool: which weights are zero.
+        gradients: Sums since the last pruning, where the score reads them.
+        movement: The sum over all steps of -g·w (Sanh et al. 2020, arXiv 2005.07683, eq. 6), where the score reads it.
+        asleep: What pruned weights were, where they may come back with that value; zero elsewhere.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    layers: list[Layer]
+    pruned: Tensor
+    gradients: Gradients | None = None
+    movement: Tensor | None = None
+    asleep: Tensor | None = None
+
+
+class WeightMasks:
+    """Chooses which weights are zero, and keeps them so.
+
+    Attributes:
+        held: The parameters.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        names: Mapping[int, str],
+        *,
+        score: str,
+        pattern: str | None,
+        threshold: str | None,
+        allocation: str | Mapping[str, float],
+        regrow: bool,
+        seed: int,
+    ) -> None:
+        """
+        Args:
+            layers: What is pruned.
+            names: The parameters' names, by their identity.
+            score: A score that reads weights or gradients, or `movement`.
+            pattern: N:M.
+            threshold: Everything that scores below it goes.
+            allocation: `uniform`, `global`, or each layer's share at the end.
+            regrow: Whether pruned weights may come back.
+            seed: Of scores that draw.
+
+        Raises:
+            UsageError, PatternError: These don't go together, or don't fit the layers.
+        """
+        self.score = None if score == MOVEMENT else score_named(score)
+        if self.score is not None and self.score.needs & INPUTS:
+            raise UsageError(
+                f"the score '{score}' needs statistics of the layers' inputs, which training doesn't gather; take l1, "
+                "taylor, fisher, snip or movement."
+            )
+        self.pattern = Pattern.parse(pattern) if pattern is not None else None
+        self.threshold = Threshold.parse(threshold) if threshold is not None else None
+        self.allocation, self.regrow, self.seed = allocation, regrow, seed
+        if regrow and (self.pattern is not None or self.threshold is not None or allocation != "uniform"):
+            raise UsageError("regrow=True goes with a sparsity that is the same in every layer.")
+        if self.pattern is not None:
+            for layer in layers:
+                self.pattern.check(layer.shape[1], layer.name)
+        if not isinstance(allocation, str):
+            check_shares(allocation, [layer.name for layer in layers])
+        found: dict[int, Held] = {}
+        for layer in layers:
+            key = id(layer.parameter)
+            if key not in found:
+                part = own(layer.parameter.detach())
+                found[key] = Held(names[key], layer.parameter, [], torch.zeros_like(part, dtype=torch.bool))
+            found[key].layers.append(layer)
+        self.held = list(found.values())
+        for one in self.held:
+            part = own(one.parameter.detach())
+            if self.score is None:
+                one.movement = torch.zeros_like(part, dtype=torch.float32)
+            elif self.needs:
+                one.gradients = Gradients.empty(tuple(part.shape), self.needs, part.device)  # type: ignore[arg-type]
+            if regrow and self.score is None:
+                one.asleep = torch.zeros_like(part)
+
+    @property
+    def needs(self) -> Needs:
+        """The sums of gradients that the score reads."""
+        return Needs.NOTHING if self.score is None else self.score.needs & GRADIENTS
+
+    @property
+    def weights(self) -> int:
+        """How many weights could be pruned."""
+        return sum(layer.weights for one in self.held for layer in one.layers)
+
+    def pruned(self) -> int:
+        """Returns how many weights the masks hold at zero."""
+        return sum(int(layer.part(mask).sum()) for mask, one in self._masks() for layer in one.layers)
+
+    def _masks(self) -> list[tuple[Tensor, Held]]:
+        return [(whole(one.pruned, one.parameter), one) for one in self.held]
+
+    def watch(self) -> None:
+        """Adds the gradients of one step to what the score reads.
+
+        Raises:
+            UsageError: There are no gradients.
+        """
+        if self.score is not None and not self.needs:
+            return
+        for one in self.held:
+            g = gradient_of(one.name, one.parameter)
+            if one.movement is not None:
+                w = own(one.parameter.detach()).float()
+                if one.asleep is not None:
+                    w = w + one.asleep
+                one.movement.addcmul_(g.float(), w, value=-1)
+            if one.gradients is not None:
+                one.gradients.add(g)
+
+    @torch.no_grad()
+    def prune(self, step: int, schedule: Schedule) -> int:
+        """Chooses anew which weights are zero.
+
+        Args:
+            step: The training step.
+            schedule: Says the sparsity.
+
+        Returns:
+            How many weights were set to zero by it.
+        """
+        counts = self._counts(step, schedule)
+        added = 0
+        for one in self.held:
+            before = whole(one.pruned, one.parameter)
+            after = before.clone()
+            scores = self._scores(one, before, step)
+            for layer, values in zip(one.layers, scores, strict=True):
+                was = layer.as_matrix(before)
+                if self.regrow and self.score is not None:
+                    keep = self._exchange(one, layer, values, was, counts[layer.name], step, schedule)
+                else:
+                    keep = self._keep(layer, values, counts, step, schedule)
+                layer.as_matrix(after).copy_(~keep)
+            added += int((after & ~before).sum())
+            self._take(one, part_of(after, one.parameter))
+        return added
+
+    def _take(self, one: Held, pruned: Tensor) -> None:
+        """Has a parameter's mask be another one."""
+        if one.asleep is not None:
+            w = own(one.parameter.detach())
+            back = one.pruned & ~pruned
+            w[back] = one.asleep[back]
+            one.asleep = torch.where(pruned & ~one.pruned, w, torch.where(pruned, one.asleep, 0))
+        one.pruned = pruned
+        if one.gradients is not None:
+            fresh = Gradients.empty(tuple(pruned.shape), self.needs, pruned.device)  # type: ignore[arg-type]
+            one.gradients = fresh
+
+    @torch.no_grad()
+    def lowest(self, step: int, schedule: Schedule) -> dict[str, Tensor]:
+        """Returns by parameter, this process's part, bool: the weights that would go now by the final sparsity."""
+        found = {}
+        for before, one in self._masks():
+            chosen = before.clone()
+            for layer, values in zip(one.layers, self._scores(one, before, step), strict=True):
+                layer.as_matrix(chosen).copy_(lowest(values, round(schedule.final * layer.weights)))
+            found[one.name] = part_of(chosen, one.parameter)
+        return found
+
+    def hold(self) -> None:
+        """Sets what is pruned to zero, whatever the optimizer made of it."""
+        with torch.no_grad():
+            for one in self.held:
+                own(one.parameter.detach()).masked_fill_(one.pruned, 0)
+
+    def _scores(self, one: Held, pruned: Tensor, step: int) -> list[Tensor]:
+        """Returns each layer's scores: (out, in) float32, -inf where a weight is pruned and doesn't come back."""
+        stored = whole(own(one.parameter.detach()), one.parameter)
+        movement = None if one.movement is None else whole(one.movement, one.parameter)
+        sums = [
+            None if part is None else whole(part, one.parameter)
+            for part in (
+                (one.gradients.total, one.gradients.sizes, one.gradients.squares) if one.gradients is not None else ()
+            )
+        ]
+        found: list[Tensor] = []
+        for layer in one.layers:
+            W = layer.as_matrix(stored).float()
+            if movement is not None:
+                values = layer.as_matrix(movement).clone()
+            else:
+                assert self.score is not None
+                statistics = None
+                if one.gradients is not None:
+                    if one.gradients.count == 0:
+                        raise UsageError(
+                            f"the score '{self.score.name}' reads gradients, and there are none at step {step}: let "
+                            "the schedule begin at step 1 or later."
+                        )
+                    parts = [None if part is None else layer.as_matrix(part) for part in sums]
+                    statistics = Statistics.empty(W.shape[1], Needs.NOTHING, W.device)
+                    statistics.gradients = Gradients(one.gradients.count, *parts)
+                random = torch.Generator().manual_seed((self.seed * 1_000_003 + len(found)) * 65_537 + step)
+                values = self.score.weights(W, statistics, random)
+            if not (self.regrow and movement is not None):
+                values = torch.where(layer.as_matrix(pruned), -torch.inf, values)
+            found.append(values.contiguous())
+        return found
+
+    def _counts(self, step: int, schedule: Schedule) -> dict[str, int]:
+        """Returns how many weights of each layer are zero after this pruning; nothing where a pattern or θ says so."""
+        if self.pattern is not None or self.threshold is not None:
+            return {}
+        sparsity = schedule(step)
+        sizes = {layer.name: layer.weights for one in self.held for layer in one.layers}
+        if self.allocation == "uniform":
+            return {name: round(sparsity * size) for name, size in sizes.items()}
+        if not isinstance(self.allocation, str):
+            way = sparsity / schedule.final
+            return {name: round(way * self.allocation[name] * size) for name, size in sizes.items()}
+        with ScoreRanking() as ranking:
+            for pruned, one in self._masks():
+                for layer, values in zip(one.layers, self._scores(one, pruned, step), strict=True):
+                    ranking.add(layer.name, values)
+            return ranking.lowest(round(sparsity * sum(sizes.values())))
+
+    def _keep(self, layer: Layer, scores: Tensor, counts: Mapping[str, int], step: int, schedule: Schedule) -> Tensor:
+        """Returns (out, in) bool: the weights that stay, for masks that only ever grow."""
+        if self.threshold is not None:
+            return _above(scores, self.threshold, schedule(step) / schedule.final)
+        if self.pattern is None:
+            return ~lowest(scores, counts[layer.name])
+        kept = self.pattern.m - round(schedule(step) * self.pattern.m)
+        if kept == self.pattern.m:
+            return scores != -torch.inf
+        return keep_mask(scores, Amount(pattern=Pattern(kept, self.pattern.m)), layer.name)[0]
+
+    def _exchange(
+        self, one: Held, layer: Layer, scores: Tensor, was: Tensor, remove: int, step: int, schedule: Schedule
+    ) -> Tensor:
+        """Returns (out, in) bool: what stays after the least weights gave way to those with the largest gradients.
+
+        RigL (Evci et al. 2020, arXiv 1911.11134, algorithm 1), the share that is exchanged falling as a cosine.
+        """
+        end = schedule.finished
+        way = 1.0 if end is None or end == 0 else min(1.0, step / end)
+        share = DROPPED * (1 + math.cos(math.pi * way)) / 2
+        exchanged = min(int(share * (layer.weights - remove)), int(was.sum()))
+        if exchanged == 0:
+            return ~lowest(scores, remove)
+        dropped = lowest(scores, remove + exchanged)
+        g = layer.as_matrix(whole(gradient_of(one.name, one.parameter), one.parameter)).float().abs()
+        return ~lowest(torch.where(dropped, g, torch.inf), remove)
+
+    def mask(self) -> Mask:
+        """Returns which weights stay, layer by layer."""
+        return Mask(
+            {
+                layer.name: MaskedLayer.of(~layer.as_matrix(pruned))
+                for pruned, one in self._masks()
+                for layer in one.layers
+            }
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns masks and sums by parameter: this process's part."""
+        state: dict[str, Any] = {}
+        for one in self.held:
+            state[one.name] = {"pruned": one.pruned.clone()}
+            if one.movement is not None:
+                state[one.name]["movement"] = one.movement.clone()
+            if one.asleep is not None:
+                state[one.name]["asleep"] = one.asleep.clone()
+            if one.gradients is not None:
+                state[one.name]["gradients"] = vars(one.gradients).copy()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` returned.
+
+        Raises:
+            UsageError: It is of other parameters.
+        """
+        shapes = {one.name: tuple(one.pruned.shape) for one in self.held}
+        found = {name: tuple(part["pruned"].shape) for name, part in state.items()}
+        if shapes != found:
+            odd = next(name for name in (*shapes, *found) if shapes.get(name) != found.get(name))
+            raise UsageError(
+                f"the state is of another model: {odd} has the shape {found.get(odd, 'none')} there, and "
+                f"{shapes.get(odd, 'none')} here."
+            )
+        for one in self.held:
+            known = state[one.name]
+            device = one.pruned.device
+            one.pruned = known["pruned"].to(device)
+            if one.movement is not None:
+                one.movement = known["movement"].to(device)
+            if one.asleep is not None:
+                one.asleep = known["asleep"].to(device)
+            if one.gradients is not None:
+                sums = known["gradients"].items()
+                parts = {kind: part.to(device) if isinstance(part, Tensor) else part for kind, part in sums}
+                one.gradients = Gradients(**parts)  # type: ignore[arg-type]
+
+
+def gradient_of(name: str, parameter: nn.Parameter) -> Tensor:
+    """Returns this process's part of a parameter's gradient.
+
+    Raises:
+        UsageError: It has none.
+    """
+    if parameter.grad is None:
+        raise UsageError(
+            f"{name} has no gradient: call pruner.step() after optimizer.step() and before zero_grad(), and leave "
+            "frozen layers out with exclude=."
+        )
+    return own(parameter.grad.detach())
+
+
+def check_shares(shares: Mapping[str, float], layers: Sequence[str]) -> None:
+    odd = sorted(set(shares) ^ set(layers))
+    if odd:
+        where = "isn't pruned" if odd[0] in shares else "has no share"
+        raise UsageError(f"allocation: {odd[0]} {where}; give a share for each of the {len(layers)} layers.")
+    wrong = [name for name, share in shares.items() if not 0 <= share <= 1]
+    if wrong:
+        raise UsageError(f"allocation: {wrong[0]} has the share {shares[wrong[0]]}; shares lie between 0 and 1.")
+
+
+def _above(scores: Tensor, threshold: Threshold, way: float) -> Tensor:
+    """Returns which scores reach a threshold. A number grows to its size on the way; others are of all weights."""
+    if threshold.kind == "value":
+        return scores >= threshold.number * way
+    known = torch.where(scores == -torch.inf, 0.0, scores)  # what is pruned scored nothing
+    return (scores >= threshold.value(known)) & (scores != -torch.inf)
