@@ -137,7 +137,6 @@ class TrainingPruner:
         self._globs = (tuple(include), tuple(exclude))
         self._removed: dict[str, Tensor] = {}
         self.masks: WeightMasks | UnitMasks = self._find()
-        self._totals = self._count()
         if self.cut_during:
             check_cuttable(model)
             if self.optimizer is None:
@@ -157,7 +156,8 @@ class TrainingPruner:
             names = {id(parameter): name for name, parameter in self.model.named_parameters()}
             return WeightMasks(weight_layers(self.model, *self._globs), names, **self._options)
         network, groups = trained_groups(self.model, self.units, self._inputs, self._leaves)
-        return UnitMasks(network, groups, **self._options)
+        removed = {name: int(gone.sum()) for name, gone in self._removed.items()}
+        return UnitMasks(network, groups, **self._options, removed=removed)
 
     def _pruned_parameters(self) -> dict[str, nn.Parameter]:
         if isinstance(self.masks, WeightMasks):
@@ -165,14 +165,12 @@ class TrainingPruner:
         known = dict(self.model.named_parameters())
         return {name: known[name] for name, _ in self.masks.places()}
 
-    def _count(self) -> int:
-        return self.masks.weights if isinstance(self.masks, WeightMasks) else self.masks.units
-
     @property
     def sparsity(self) -> float:
         """The share of weights or units that is pruned, masked or already cut."""
-        gone = self._totals - self._count()
-        return (gone + self.masks.pruned()) / self._totals
+        if isinstance(self.masks, WeightMasks):
+            return self.masks.pruned() / self.masks.weights
+        return (self.masks.removed + self.masks.pruned()) / self.masks.units
 
     def regularize(self) -> None:
         """Adds the regularizer's gradient to the model's: call it after `backward()` (and after a `GradScaler`'s

@@ -31,16 +31,23 @@ class Coupled:
         name: The group's, or that of what they share.
         groups: They.
         pruned: (units,) bool.
+        removed: How many units have been cut already.
     """
 
     name: str
     groups: list[UnitGroup]
     pruned: Tensor
+    removed: int
 
     @property
     def count(self) -> int:
         """How many units there are."""
         return self.groups[0].count
+
+    @property
+    def total(self) -> int:
+        """How many units there were at first."""
+        return self.count + self.removed
 
 
 class UnitMasks:
@@ -62,6 +69,7 @@ class UnitMasks:
         min_units: int,
         round_to: int,
         seed: int,
+        removed: Mapping[str, int],
     ) -> None:
         """
         Args:
@@ -73,6 +81,7 @@ class UnitMasks:
             min_units: Every group keeps so many at least.
             round_to: Groups keep multiples of it.
             seed: Of scores that draw.
+            removed: By group, how many units have been cut already.
 
         Raises:
             UsageError: The score reads something else, or these don't go together.
@@ -88,7 +97,7 @@ class UnitMasks:
         self.threshold = Threshold.parse(threshold) if threshold is not None else None
         self.min_units, self.round_to, self.seed = max(1, min_units), round_to, seed
         self.network = network
-        self.coupled = _coupled(groups)
+        self.coupled = _coupled(groups, removed)
         self.allocation = allocation
         if not isinstance(allocation, str):
             check_shares(allocation, [one.name for one in self.coupled])
@@ -113,12 +122,17 @@ class UnitMasks:
 
     @property
     def units(self) -> int:
-        """How many units could be pruned."""
-        return sum(one.count for one in self.coupled)
+        """How many units there were at first."""
+        return sum(one.total for one in self.coupled)
 
     def pruned(self) -> int:
         """Returns how many units the masks hold at zero."""
         return sum(int(one.pruned.sum()) for one in self.coupled)
+
+    @property
+    def removed(self) -> int:
+        """How many units have been cut already."""
+        return sum(one.removed for one in self.coupled)
 
     def watch(self) -> None:
         """Adds the gradients of one step to what the score reads.
@@ -194,12 +208,13 @@ class UnitMasks:
                 least = least * way if self.threshold.kind == "value" else least
                 wanted[one.name] = int(((values < least) | one.pruned).sum())
         elif self.allocation == "global":
-            wanted = self._ranked(scores, round(share * self.units))
+            wanted = self._ranked(scores, round(share * self.units) - self.removed)
         elif self.allocation == "uniform":
-            wanted = {one.name: round(share * one.count) for one in self.coupled}
+            wanted = {one.name: round(share * one.total) - one.removed for one in self.coupled}
         else:
             assert not isinstance(self.allocation, str)
-            wanted = {one.name: round(way * self.allocation[one.name] * one.count) for one in self.coupled}
+            shares = self.allocation
+            wanted = {one.name: round(way * shares[one.name] * one.total) - one.removed for one in self.coupled}
         return {one.name: max(int(one.pruned.sum()), self._rounded(one, wanted[one.name])) for one in self.coupled}
 
     def _ranked(self, scores: Mapping[str, Tensor], number: int) -> dict[str, int]:
@@ -218,7 +233,7 @@ class UnitMasks:
 
     def _rounded(self, one: Coupled, gone: int) -> int:
         """Returns how many units go so that what stays is a multiple of `round_to`, and enough."""
-        if gone == 0:
+        if gone <= 0:
             return 0
         left = max(one.count - gone, self.min_units)
         return one.count - min(one.count, -(-left // self.round_to) * self.round_to)
@@ -283,8 +298,11 @@ class UnitMasks:
             self.gradients[name] = Gradients(**parts)  # type: ignore[arg-type]
 
 
-def _coupled(groups: Sequence[UnitGroup]) -> list[Coupled]:
+def _coupled(groups: Sequence[UnitGroup], removed: Mapping[str, int]) -> list[Coupled]:
     by_name: dict[str, list[UnitGroup]] = defaultdict(list)
     for group in groups:
         by_name[group.shared or group.name].append(group)
-    return [Coupled(name, some, torch.zeros(some[0].count, dtype=torch.bool)) for name, some in by_name.items()]
+    return [
+        Coupled(name, some, torch.zeros(some[0].count, dtype=torch.bool), removed.get(name, 0))
+        for name, some in by_name.items()
+    ]

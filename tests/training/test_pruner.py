@@ -1,0 +1,416 @@
+"""The pruner in a plain loop: exact amounts, masks that hold, cuts that change nothing, states that resume."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from loops import adam, data, loss_of, network, train
+from torch import Tensor, nn
+
+import secateur
+from cuts import shrink_epsilon
+from secateur.errors import NothingPrunedError, ScoreError, UsageError
+from secateur.schedules import Cubic, Linear, OneShot, Periodic, WhenRecovered
+from secateur.training.pruner import TrainingPruner
+from secateur.training.regularization import L1, BatchNormScale, GroupLasso, Growing
+from tiny import tiny_model
+
+GRADUAL = Cubic(0.75, begin=1, end=12, every=3)
+IDS = torch.randint(5, 96, (2, 12), generator=torch.Generator().manual_seed(3))
+
+
+def zeros(model: nn.Module) -> int:
+    return sum(int((one == 0).sum()) for one in model.parameters() if one.ndim > 1)
+
+
+@pytest.mark.parametrize("score", ["l1", "l2", "random", "taylor", "fisher", "snip", "movement"])
+def test_the_final_sparsity_is_exact_in_every_layer(score: str) -> None:
+    model = network()
+    pruner = train(model, 14, schedule=GRADUAL, score=score)
+    for layer in pruner.mask().layers.values():
+        assert layer.zeros == round(0.75 * layer.weights)
+    assert pruner.finish() is model
+    assert zeros(model) == sum(layer.zeros for layer in pruner.mask().layers.values())
+
+
+def test_nothing_brings_a_pruned_weight_back() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+    known: dict[str, Tensor] = {}
+
+    def check(pruner: TrainingPruner) -> None:
+        for name, layer in pruner.mask().layers.items():
+            weight = model.get_parameter(f"{name}.weight").flatten(1)
+            assert bool((weight[~layer.keep] == 0).all())
+            assert not bool((layer.keep & ~known.get(name, layer.keep)).any())
+            known[name] = layer.keep
+
+    train(model, 30, optimizer=optimizer, schedule=GRADUAL, each=check)
+
+
+def test_schedules_act_at_their_steps() -> None:
+    seen: list[float] = []
+    train(network(), 12, schedule=Linear(0.5, begin=2, end=10, every=4), each=lambda one: seen.append(one.sparsity))
+    assert seen == pytest.approx([0] * 5 + [0.25] * 4 + [0.5] * 3, abs=1e-3)
+
+
+def test_a_schedule_from_step_0_prunes_before_training() -> None:
+    model = network()
+    pruner = secateur.TrainingPruner(model, OneShot(0.5))
+    assert pruner.sparsity == pytest.approx(0.5, abs=1e-3)
+
+
+def test_global_allocation_and_given_shares() -> None:
+    spread = train(network(), 12, schedule=GRADUAL, allocation="global").mask()
+    assert spread.zeros == round(0.75 * spread.weights)
+    assert len({round(layer.zeros / layer.weights, 3) for layer in spread.layers.values()}) == 3
+    shares = {"0": 0.25, "3": 0.5, "7": 0.9}
+    given = train(network(), 12, schedule=GRADUAL, allocation=shares).mask()
+    assert {name: layer.zeros for name, layer in given.layers.items()} == {
+        name: round(share * given.layers[name].weights) for name, share in shares.items()
+    }
+
+
+def test_a_pattern_is_reached_step_by_step() -> None:
+    seen: list[str] = []
+    schedule = Linear(0.5, begin=1, end=9, every=4)
+    train(
+        network(),
+        10,
+        schedule=schedule,
+        pattern="2:4",
+        exclude=["0"],
+        each=lambda one: seen.append(one.mask().describe()),
+    )
+    assert seen[5].startswith("3:4 in 100 %")
+    assert seen[9].startswith("2:4 in 100 %")
+
+
+@pytest.mark.parametrize("threshold", ["p60", "mean-0std", 0.08])
+def test_thresholds(threshold: str | float) -> None:
+    model = network()
+    dense = copy.deepcopy(model)
+    pruner = secateur.TrainingPruner(model, OneShot(1.0), threshold=threshold)
+    for name, layer in pruner.mask().layers.items():
+        size = dense.get_parameter(f"{name}.weight").flatten(1).abs()
+        least = {"p60": size.quantile(0.6), "mean-0std": size.mean(), 0.08: 0.08}[threshold]
+        assert bool((layer.keep == (size >= least)).float().mean() > 0.999)
+
+
+def test_a_number_as_threshold_grows_along_the_schedule() -> None:
+    seen: list[float] = []
+    train(
+        network(),
+        10,
+        schedule=Linear(1.0, begin=1, end=9, every=2),
+        threshold=0.1,
+        each=lambda p: seen.append(p.sparsity),
+    )
+    assert 0 < seen[3] < seen[6] < seen[9] < 1
+
+
+def test_rigl_exchanges_weights_at_a_constant_sparsity() -> None:
+    model = network()
+    masks: list[Tensor] = []
+    train(
+        model,
+        21,
+        schedule=Linear(0.8, begin=0, end=20, every=5, initial=0.8),
+        regrow=True,
+        each=lambda one: masks.append(one.mask().layers["7"].keep),
+    )
+    assert {int(keep.sum()) for keep in masks} == {480 - 384}
+    changed = [int((one & ~other).sum()) for one, other in zip(masks[1:], masks[:-1], strict=True)]
+    assert changed[3] > 0  # at step 5
+    assert changed[3] >= changed[8] >= changed[13] > changed[18] == 0  # the share falls to nothing at the end
+
+
+def test_movement_lets_weights_return_with_their_value() -> None:
+    model = network()
+    masks: list[Tensor] = []
+    schedule = Linear(0.8, begin=0, end=30, every=2, initial=0.8)
+    pruner = secateur.TrainingPruner(model, schedule, score="movement", regrow=True, optimizer=adam(model))
+    asleep = pruner.masks.held[2].asleep  # type: ignore[union-attr]
+    assert asleep is not None
+    assert bool((asleep != 0).sum() == 384)
+    train(model, 30, pruner=pruner, each=lambda one: masks.append(one.mask().layers["7"].keep))
+    assert any(bool((one & ~other).any()) for one, other in zip(masks[1:], masks[:-1], strict=True))
+    assert zeros(model) == pruner.masks.pruned()
+
+
+@pytest.mark.parametrize("cut", ["end", "during"])
+@pytest.mark.parametrize("score", ["l2", "taylor"])
+def test_filters_are_removed_and_the_network_computes_the_same(cut: str, score: str) -> None:
+    model = network()
+    pruner = train(model, 14, schedule=GRADUAL, unit="filter", score=score, cut=cut, example_inputs=data()[0])
+    assert pruner.sparsity == 0.75
+    model.eval()
+    with torch.no_grad():
+        expected = model(data()[0])
+        small = pruner.finish().eval()
+        assert torch.allclose(small(data()[0]), expected, atol=1e-5)
+    assert (small[0].weight.shape, small[3].weight.shape, small[7].weight.shape) == (
+        (2, 3, 3, 3),
+        (3, 2, 3, 3),
+        (10, 12),
+    )
+    assert small[1].num_features == len(small[1].running_mean) == 2
+
+
+def test_cutting_during_training_leaves_adam_undisturbed() -> None:
+    """Masked until the end, or cut at once: the same weights come out, since the optimizer's state goes along."""
+    small = {}
+    for cut in ("end", "during"):
+        model = network()
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        pruner = train(
+            model, 20, optimizer=optimizer, schedule=GRADUAL, unit="filter", cut=cut, example_inputs=data()[0]
+        )
+        small[cut] = pruner.finish()
+    for one, other in zip(small["end"].parameters(), small["during"].parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
+    known = [one for group in optimizer.param_groups for one in group["params"]]
+    assert [id(one) for one in known] == [id(one) for one in model.parameters()]
+    assert all(optimizer.state[one]["exp_avg"].shape == one.shape for one in known)
+
+
+def lm_loss(model: Any) -> Tensor:
+    output = model(input_ids=IDS)
+    hidden = output.logits if "logits" in output else output.last_hidden_state
+    return hidden.float().square().mean()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "xlnet", "mixtral"])
+@pytest.mark.parametrize("unit", ["neuron", "head"])
+@pytest.mark.parametrize("cut", ["end", "during"])
+def test_language_models_lose_neurons_and_heads_while_they_train(family: str, unit: str, cut: str) -> None:
+    model = tiny_model(family).requires_grad_(True).train()
+    shrink_epsilon(model)
+    optimizer = adam(model)
+    pruner = secateur.TrainingPruner(
+        model,
+        Linear(0.5, begin=1, end=3, every=1),
+        unit=unit,
+        cut=cut,
+        optimizer=optimizer,
+        score="taylor",
+        round_to=4 if unit == "neuron" else 1,  # torch multiplies experts' weights in rows of 16 bytes
+    )
+    for _ in range(4):
+        lm_loss(model).backward()
+        optimizer.step()
+        pruner.step()
+        optimizer.zero_grad()
+    assert pruner.sparsity == pytest.approx(0.5, abs=0.05)
+    model.eval()
+    with torch.no_grad():
+        expected = lm_loss(model)
+        before = sum(one.numel() for one in tiny_model(family).parameters())
+        small = pruner.finish().eval()
+        assert torch.allclose(lm_loss(small), expected, rtol=1e-4)
+    assert sum(one.numel() for one in small.parameters()) < before
+    assert all(one.requires_grad for one in small.parameters())
+
+
+def test_t5_blocks_lose_the_same_heads() -> None:
+    model = tiny_model("t5").requires_grad_(True)
+    pruner = secateur.TrainingPruner(model, OneShot(0.5), unit="head")
+    small = pruner.finish()
+    assert small.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.shape[1] == 2
+    small(input_ids=IDS, decoder_input_ids=IDS)
+
+
+def test_a_saved_model_is_loaded_by_transformers(tmp_path: Path) -> None:
+    model = tiny_model("bert").requires_grad_(True)
+    pruner = secateur.TrainingPruner(model, OneShot(0.5), unit="neuron")
+    small = pruner.save(tmp_path / "out").eval()
+    loaded = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
+    assert loaded.config.intermediate_size == 24
+    assert torch.equal(loaded(IDS).logits, small(IDS).logits)
+    masked = secateur.TrainingPruner(tiny_model("llama").requires_grad_(True), OneShot(0.5))
+    masked.save(tmp_path / "masked")
+    assert secateur.Mask.load(tmp_path / "masked").sparsity == pytest.approx(0.5, abs=1e-3)
+    with pytest.raises(UsageError, match="exists"):
+        masked.save(tmp_path / "masked")
+
+
+def test_a_saved_network_is_rebuilt(tmp_path: Path) -> None:
+    model = network()
+    pruner = train(model, 14, schedule=GRADUAL, unit="filter", example_inputs=data()[0])
+    small = pruner.save(tmp_path / "out").eval()
+    again = secateur.rebuild(network(seed=5), tmp_path / "out").eval()
+    assert torch.equal(again(data()[0]), small(data()[0]))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"score": "taylor"},
+        {"score": "movement", "regrow": True},
+        {"score": "l1", "regrow": True},
+        {"unit": "filter", "score": "fisher"},
+        {"unit": "filter", "cut": "during"},
+        {"schedule": WhenRecovered(0.6, amount=0.2, margin=0.5, greater_is_better=False)},
+        {"schedule": Periodic(every=3, amount=0.3, final=0.6)},
+    ],
+    ids=str,
+)
+def test_a_resumed_run_ends_like_an_uninterrupted_one(options: dict[str, Any], tmp_path: Path) -> None:
+    def parts(steps: list[int]) -> nn.Module:
+        model = network()
+        optimizer = adam(model)
+        for number, some in enumerate(steps):
+            settings = copy.deepcopy({"schedule": GRADUAL, **options})
+            if "unit" in options:
+                settings["example_inputs"] = data()[0]
+            pruner = secateur.TrainingPruner(model, optimizer=optimizer, **settings)
+            if number:
+                state = torch.load(tmp_path / "state.pt", weights_only=True)
+                pruner.load_state_dict(state["pruner"])
+                model.load_state_dict(state["model"])
+                optimizer.load_state_dict(state["optimizer"])
+            waits = isinstance(pruner.schedule, WhenRecovered)
+            train(
+                model,
+                some,
+                optimizer=optimizer,
+                pruner=pruner,
+                each=lambda one, waits=waits: one.report(float(loss_of(one.model).detach())) if waits else None,
+            )
+            torch.save(
+                {"pruner": pruner.state_dict(), "model": model.state_dict(), "optimizer": optimizer.state_dict()},
+                tmp_path / "state.pt",
+            )
+            if number + 1 < len(steps):
+                model = network(seed=9)
+                optimizer = adam(model)
+        return pruner.finish()
+
+    whole, halves = parts([14]), parts([8, 6])
+    for one, other in zip(whole.parameters(), halves.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "regularizer",
+    [L1(1e-2), GroupLasso(5e-2), BatchNormScale(1e-1), Growing(Linear(0.1, begin=0, end=10))],
+    ids=lambda one: type(one).__name__,
+)
+def test_regularisation_shrinks_what_it_is_about(regularizer: Any) -> None:
+    def norm(model: nn.Module) -> float:
+        kind = nn.BatchNorm2d if isinstance(regularizer, BatchNormScale) else nn.Conv2d
+        return sum(float(one.weight.detach().abs().sum()) for one in model.modules() if isinstance(one, kind))
+
+    sizes = []
+    for one in (None, regularizer):
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        options = {"unit": "filter", "score": "l2", "example_inputs": data()[0], "regularizer": one}
+        train(model, 20, optimizer=optimizer, schedule=OneShot(0.5, begin=100), **options)
+        sizes.append(norm(model))
+    assert sizes[1] < 0.95 * sizes[0]
+
+
+def test_a_penalty_s_gradient_is_that_of_its_formula() -> None:
+    model = network()
+    pruner = secateur.TrainingPruner(
+        model, OneShot(0.5, begin=100), unit="filter", example_inputs=data()[0], regularizer=GroupLasso(0.1)
+    )
+    (first,) = [one.groups[0] for one in pruner.masks.coupled if one.name.startswith("0/")]  # type: ignore[union-attr]
+    made, read = model[0].weight, model[3].weight
+    units = torch.cat([made.flatten(1), read.transpose(0, 1).flatten(1)], dim=1)
+    for one in model.parameters():
+        one.grad = torch.zeros_like(one)
+    (0.1 * units.norm(dim=1).sum()).backward()
+    expected = made.grad.clone()
+    for one in model.parameters():
+        one.grad = torch.zeros_like(one)
+    pruner.regularize()
+    assert first.count == 8
+    assert torch.allclose(made.grad, expected, atol=1e-6)
+
+
+def bad(make: Callable[[], object], words: str) -> Any:
+    return pytest.param(make, words, id=words)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        bad(lambda: TrainingPruner(network()), "a schedule is needed"),
+        bad(lambda: TrainingPruner(network(), GRADUAL, score="wanda"), "training doesn't gather"),
+        bad(lambda: TrainingPruner(network(), GRADUAL, score="lone"), "unknown score"),
+        bad(lambda: TrainingPruner(network(), GRADUAL, unit="layer"), "aren't removed during training"),
+        bad(lambda: TrainingPruner(network(), GRADUAL, unit="weight,filter"), "aren't pruned together"),
+        bad(lambda: TrainingPruner(network(), GRADUAL, unit="filter"), "give example_inputs"),
+        bad(lambda: TrainingPruner(network(), GRADUAL, unit="hidden", example_inputs=data()[0]), "it has filter"),
+        bad(lambda: TrainingPruner(network(), GRADUAL, pattern="2:4"), "schedule ends at 0.75"),
+        bad(lambda: TrainingPruner(network(), pattern="2:4"), "4 doesn't divide"),
+        bad(lambda: TrainingPruner(network(), GRADUAL, allocation="owl"), "unknown allocation"),
+        bad(lambda: TrainingPruner(network(), GRADUAL, allocation={"0": 0.5}), "has no share"),
+        bad(lambda: TrainingPruner(network(), GRADUAL, exclude=["nothing*"]), "matches no layer"),
+        bad(lambda: TrainingPruner(network(), GRADUAL, cut="during"), "cut says nothing about unit='weight'"),
+        bad(
+            lambda: TrainingPruner(network(), GRADUAL, regrow=True, pattern="1:4", exclude=["0"]), "same in every layer"
+        ),
+        bad(
+            lambda: TrainingPruner(network(), OneShot(0.99), unit="filter", example_inputs=data()[0]),
+            "at least 1 have to stay",
+        ),
+        bad(
+            lambda: TrainingPruner(network(), GRADUAL, unit="filter", example_inputs=data()[0], cut="during"),
+            "give optimizer=",
+        ),
+        bad(lambda: TrainingPruner(network(), GRADUAL, optimizer=adam(network())), "were swapped after the optimizer"),
+        bad(lambda: TrainingPruner(network(), OneShot(0.5), score="taylor"), "begin at step 1"),
+        bad(lambda: TrainingPruner(network(), GRADUAL, regularizer=GroupLasso(0.1)), "is about units"),
+        bad(lambda: TrainingPruner(network(), GRADUAL).report(0.5), "doesn't go by a metric"),
+        bad(lambda: TrainingPruner(network(), GRADUAL).regularize(), "has no regularizer"),
+        bad(lambda: L1(0), "above 0"),
+    ],
+)
+def test_bad_input_is_named(make: Callable[[], object], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        make()
+
+
+def test_states_of_others_are_refused() -> None:
+    state = train(network(), 5, schedule=GRADUAL).state_dict()
+    with pytest.raises(UsageError, match="end is 12 there, 13 here"):
+        TrainingPruner(network(), Cubic(0.75, begin=1, end=13, every=3)).load_state_dict(state)
+    with pytest.raises(UsageError, match="score is 'l1' there"):
+        TrainingPruner(network(), GRADUAL, score="l2").load_state_dict(state)
+    other = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(UsageError, match="of another model"):
+        TrainingPruner(other, GRADUAL).load_state_dict(state)
+
+
+def test_swapped_parameters_are_noticed() -> None:
+    model = network()
+    pruner = train(model, 2, schedule=GRADUAL)
+    model.load_state_dict(network().state_dict(), assign=True)
+    with pytest.raises(UsageError, match="was swapped since"):
+        train(model, 3, optimizer=adam(model), pruner=pruner)
+
+
+def test_a_constant_score_says_so() -> None:
+    model = network()
+    nn.init.ones_(model[0].weight)
+    nn.init.ones_(model[3].weight)
+    with pytest.raises(ScoreError, match="constant"):
+        TrainingPruner(model, OneShot(0.5), unit="filter", example_inputs=data()[0])
+
+
+def test_a_run_that_pruned_nothing_or_too_little_says_so() -> None:
+    pruner = train(network(), 3, schedule=OneShot(0.5, begin=10))
+    with pytest.raises(NothingPrunedError, match="in 3 steps"):
+        pruner.finish()
+    pruner = train(network(), 7, schedule=GRADUAL)
+    with pytest.warns(UserWarning, match="last pruning at step 12"):
+        pruner.finish()
