@@ -1,9 +1,10 @@
-"""Trains a network in one or two processes and saves the masks that come out: python in_processes.py KIND OUT."""
+"""Trains a network in this process or in those that torchrun started: python in_processes.py OUT KIND ..."""
 
 from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -12,7 +13,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import secateur
+from secateur.errors import UsageError
 from secateur.schedules import Cubic
+from secateur.training.unit_masks import UnitMasks
 
 STEPS = 10
 
@@ -30,14 +33,13 @@ def network() -> nn.Module:
     )
 
 
-def main(kind: str, out: str) -> None:
-    """Trains, and saves by layer which weights stay, or by group which units."""
+def trained(kind: str) -> dict[str, torch.Tensor] | str:
+    """Trains, and returns by layer which weights stay, or by group which units; or the error that came of it."""
     engine, _, what = kind.partition("-")
-    torch.set_num_threads(1)
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(16, 3, 8, 8, generator=generator), torch.randint(0, 10, (16,), generator=generator)
-    options = {
+    options: dict[str, Any] = {
         "": {},
         "taylor": {"score": "taylor"},
         "movement": {"score": "movement", "regrow": True},
@@ -46,17 +48,18 @@ def main(kind: str, out: str) -> None:
     }[what]
     model: nn.Module = network()
     accelerator = Accelerator(cpu=True) if engine == "accelerate" else None
-    if size > 1 and accelerator is None:
-        distributed.init_process_group("gloo")
     if engine == "ddp":
         model = DistributedDataParallel(model)
     elif engine == "fsdp2":
-        mesh = distributed.init_device_mesh("cpu", (size,))
-        fully_shard(model, mesh=mesh)
-    optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        fully_shard(model, mesh=distributed.init_device_mesh("cpu", (size,)))
+    optimizer: Any = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     if accelerator is not None:
         model, optimizer = accelerator.prepare(model, optimizer)
-    pruner = secateur.TrainingPruner(model, Cubic(0.75, begin=1, end=8, every=2), optimizer=optimizer, **options)
+    schedule = Cubic(0.75, begin=1, end=8, every=2)
+    try:
+        pruner = secateur.TrainingPruner(model, schedule, optimizer=optimizer, **options)
+    except UsageError as error:
+        return str(error)
     mine = slice(rank * 16 // size, (rank + 1) * 16 // size)
     for _ in range(STEPS):
         loss = nn.functional.cross_entropy(model(x[mine]), y[mine])
@@ -67,16 +70,16 @@ def main(kind: str, out: str) -> None:
         optimizer.step()
         pruner.step()
         optimizer.zero_grad()
-    if options.get("unit") is None:
-        masks = {name: layer.keep for name, layer in pruner.mask().layers.items()}
-    else:
-        masks = {one.name: ~one.pruned for one in pruner.masks.coupled}
-    if rank == 0:
-        torch.save(masks, out)
-    if distributed.is_initialized():
-        distributed.barrier()
-        distributed.destroy_process_group()
+    if isinstance(pruner.masks, UnitMasks):
+        return {one.name: ~one.pruned for one in pruner.masks.coupled}
+    return {name: layer.keep for name, layer in pruner.mask().layers.items()}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo")
+    found = {kind: trained(kind) for kind in sys.argv[2:]}
+    if distributed.get_rank() == 0:
+        torch.save(found, sys.argv[1])
+    distributed.barrier()
+    distributed.destroy_process_group()

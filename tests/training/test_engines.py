@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from in_processes import trained
 from loops import adam, data, loss_of, network, train
 from torch import nn
 
@@ -97,29 +98,32 @@ def test_gradient_checkpointing_goes_on(options: dict[str, Any]) -> None:
     assert torch.allclose(plain(input_ids=IDS).logits, model(input_ids=IDS).logits, atol=1e-6)
 
 
-SCRIPT = Path(__file__).with_name("in_processes.py")
+KINDS = ["ddp", "ddp-taylor", "ddp-filter", "accelerate", "fsdp2", "fsdp2-movement"]
+REFUSED = {"ddp-during": "DistributedDataParallel has laid out", "fsdp2-filter": "sharded (FSDP2)"}
 
 
-def run(kind: str, out: Path, processes: int) -> dict[str, Any]:
-    many = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(many if processes > 1 else []), str(SCRIPT), kind, str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What two processes came to, by kind."""
+    out = tmp_path_factory.mktemp("processes") / "found.pt"
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*start, str(Path(__file__).with_name("in_processes.py")), str(out), *KINDS, *REFUSED]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = torch.load(out, weights_only=True)
     return found
 
 
-@pytest.mark.parametrize("kind", ["ddp", "ddp-taylor", "ddp-filter", "accelerate", "fsdp2", "fsdp2-movement"])
-def test_two_processes_end_with_the_masks_of_one(kind: str, tmp_path: Path) -> None:
-    two = run(kind, tmp_path / "two.pt", 2)
-    one = run("plain-" + kind.partition("-")[2] if "-" in kind else "plain", tmp_path / "one.pt", 1)
-    assert two.keys() == one.keys()
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_end_with_the_masks_of_one(kind: str, of_two: dict[str, Any]) -> None:
+    _, _, what = kind.partition("-")
+    one = trained(f"plain-{what}" if what else "plain")
+    assert isinstance(one, dict)
+    assert of_two[kind].keys() == one.keys()
     for name, keep in one.items():
-        assert torch.equal(two[name], keep), name
+        assert torch.equal(of_two[kind][name], keep), name
 
 
-def test_what_processes_forbid_is_named(tmp_path: Path) -> None:
-    for kind, words in (("ddp-during", "DistributedDataParallel has laid out"), ("fsdp2-filter", "sharded (FSDP2)")):
-        with pytest.raises(AssertionError) as caught:
-            run(kind, tmp_path / "none.pt", 2)
-        assert words in str(caught.value)
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_processes_forbid_is_named(kind: str, of_two: dict[str, Any]) -> None:
+    assert REFUSED[kind] in of_two[kind]

@@ -1,0 +1,90 @@
+"""The pruner in transformers' Trainer: it prunes, logs, is saved and resumed with the Trainer's checkpoints."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch.utils.data import Dataset
+
+import secateur
+from secateur.errors import UsageError
+from secateur.schedules import Cubic, WhenRecovered
+from tiny import tiny_model
+
+GRADUAL = Cubic(0.5, begin=1, end=8, every=2)
+
+
+class Texts(Dataset[dict[str, torch.Tensor]]):
+    """Random token ids, the same each time."""
+
+    def __init__(self) -> None:
+        self.ids = torch.randint(5, 96, (40, 12), generator=torch.Generator().manual_seed(3))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": self.ids[index], "labels": self.ids[index]}
+
+
+def trainer(out: Path, callback: secateur.PruningCallback, **arguments: Any) -> transformers.Trainer:
+    settings = {"max_steps": 10, "per_device_train_batch_size": 4, "logging_steps": 2, "report_to": [], "use_cpu": True}
+    model = tiny_model("llama").requires_grad_(True).train()
+    return transformers.Trainer(
+        model,
+        transformers.TrainingArguments(output_dir=str(out), disable_tqdm=True, seed=1, **{**settings, **arguments}),
+        train_dataset=Texts(),
+        eval_dataset=Texts(),
+        callbacks=[callback],
+    )
+
+
+@pytest.mark.parametrize("options", [{"score": "movement"}, {"unit": "neuron", "score": "taylor"}], ids=str)
+def test_the_trainer_prunes_logs_and_resumes(options: dict[str, Any], tmp_path: Path) -> None:
+    whole = secateur.PruningCallback(GRADUAL, **options)
+    work = trainer(tmp_path / "whole", whole, save_steps=4)
+    work.train()
+    assert whole.pruner.steps == 10
+    logged = [one["sparsity"] for one in work.state.log_history if "loss" in one]
+    assert logged == sorted(logged)
+    assert logged[-1] == pytest.approx(0.5, abs=1e-3)
+    assert all("sparsity" in one for one in work.state.log_history if "loss" in one)
+    expected = [one.detach().clone() for one in whole.finish().parameters()]
+
+    (tmp_path / "half").mkdir()
+    shutil.copytree(tmp_path / "whole" / "checkpoint-4", tmp_path / "half" / "checkpoint-4")
+    rest = secateur.PruningCallback(GRADUAL, **options)
+    trainer(tmp_path / "half", rest).train(resume_from_checkpoint=str(tmp_path / "half" / "checkpoint-4"))
+    for one, other in zip(rest.finish().parameters(), expected, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_checkpoint_without_the_pruner_is_refused(tmp_path: Path) -> None:
+    trainer(tmp_path, secateur.PruningCallback(GRADUAL), save_steps=4).train()
+    (tmp_path / "checkpoint-4" / "secateur_pruner.pt").unlink()
+    with pytest.raises(UsageError, match="saved without this callback"):
+        trainer(tmp_path, secateur.PruningCallback(GRADUAL)).train(
+            resume_from_checkpoint=str(tmp_path / "checkpoint-4")
+        )
+
+
+def test_pruning_waits_for_recovery(tmp_path: Path) -> None:
+    schedule = WhenRecovered(0.4, amount=0.2, margin=10.0, greater_is_better=False)
+    callback = secateur.PruningCallback(schedule)
+    trainer(tmp_path, callback, eval_strategy="steps", eval_steps=3, save_strategy="no").train()
+    assert callback.pruner.sparsity == pytest.approx(0.4, abs=1e-3)
+    other = secateur.PruningCallback(WhenRecovered(0.4, amount=0.2, margin=1.0), metric="eval_accuracy")
+    with pytest.raises(UsageError, match="'eval_accuracy', which isn't among"):
+        trainer(tmp_path, other, eval_strategy="steps", eval_steps=3, save_strategy="no").train()
+
+
+def test_what_the_trainer_can_t_do_is_named() -> None:
+    with pytest.raises(UsageError, match="couldn't load its own checkpoints"):
+        secateur.PruningCallback(GRADUAL, unit="neuron", cut="during")
+    with pytest.raises(UsageError, match="Trainer's own"):
+        secateur.PruningCallback(GRADUAL, optimizer=None)
