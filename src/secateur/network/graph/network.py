@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from secateur.errors import UsageError
 from secateur.network.family import Layout
 from secateur.network.graph.rules import CONVOLUTIONS, rule_of
-from secateur.network.graph.tracing import check_inputs, evaluating, traced
+from secateur.network.graph.tracing import Decision, check_inputs, evaluating, traced
 from secateur.network.graph.walker import Edit, Found, Walker
 from secateur.network.network import Layer
 from secateur.network.units import Reader, Slice, UnitGroup
@@ -54,6 +54,7 @@ class GraphNetwork:
         model: nn.Module,
         example_inputs: Any,
         leaf_modules: Sequence[type[nn.Module] | str] = (),
+        keep_class: bool = False,
     ) -> None:
         """Traces a network.
 
@@ -61,6 +62,8 @@ class GraphNetwork:
             model: The network.
             example_inputs: What it takes: a tensor, or a tuple of arguments.
             leaf_modules: Modules, by kind or name, that aren't looked into.
+            keep_class: Whether a smaller network has to be of the same class: units that are counted by constants in
+                its code can't be cut then.
 
         Raises:
             UsageError: The network doesn't take the example inputs.
@@ -72,9 +75,11 @@ class GraphNetwork:
         self.leaf_modules = tuple(leaf_modules)
         with evaluating(model), torch.no_grad():
             check_inputs(model, self.inputs)
-            walker = Walker(traced(model, leaf_modules), rule_of)
+            module, decisions = traced(model, self.inputs, leaf_modules)
+            walker = Walker(module, rule_of)
             walker.run(*self.inputs)
         self.found: Found = walker.found
+        _freeze_constants(walker, decisions, keep_class)
         self._tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         self.groups, self.fixed = _groups(self)
 
@@ -106,6 +111,28 @@ class GraphNetwork:
     def parameters(self) -> int:
         """Returns the number of parameters."""
         return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+def _freeze_constants(walker: Walker, decisions: Sequence[Decision], keep_class: bool) -> None:
+    """Freezes units whose number the code decides by, and those whose number in the code can't be changed.
+
+    It can't where a traced module would take the network's place: what was decided by the example would stand in it.
+    """
+    nodes = {node.name: node for node in walker.axes}
+    for one in decisions:
+        axes = walker.axes[nodes[one.node.name]]
+        walker.freeze(axes[one.axis], f"{one.place} decides by how many they are")
+    if decisions or keep_class:
+        for edit in walker.found.edits:
+            walker.freeze(_labels_in(edit.value), f"their number is a constant in the code, at {edit.node}")
+        walker.found.edits.clear()
+
+
+def _labels_in(value: Any) -> Any:
+    """Returns an edit's value with pairs in the place of slices."""
+    if isinstance(value, tuple | list):
+        return [_labels_in(one) for one in value]
+    return (value.start, value.stop) if isinstance(value, slice) else value
 
 
 def _groups(network: GraphNetwork) -> tuple[list[UnitGroup], list[Fixed]]:
@@ -233,7 +260,7 @@ def cut_graph(network: GraphNetwork, keep: Mapping[str, Tensor]) -> nn.Module:
             _shrink(small, name, axis, places)
     for module in small.modules():
         describe(module)
-    return with_constants(small, constants(network, keep), network.leaf_modules)
+    return with_constants(small, constants(network, keep), network.inputs, network.leaf_modules)
 
 
 def _reduced(network: GraphNetwork, keep: Mapping[str, Tensor]) -> list[UnitGroup]:
@@ -254,11 +281,13 @@ def constants(network: GraphNetwork, keep: Mapping[str, Tensor]) -> list[Edit]:
     ]
 
 
-def with_constants(model: nn.Module, edits: Sequence[Edit], leaf_modules: Sequence[type[nn.Module] | str]) -> nn.Module:
+def with_constants(
+    model: nn.Module, edits: Sequence[Edit], inputs: tuple[Any, ...], leaf_modules: Sequence[type[nn.Module] | str]
+) -> nn.Module:
     """Returns a model with other numbers in its code: a traced one that has its modules, or itself without edits."""
     if not edits:
         return model
-    module = traced(model, leaf_modules)
+    module, _ = traced(model, inputs, leaf_modules)
     nodes = {node.name: node for node in module.graph.nodes}
     for edit in edits:
         node, value = nodes[edit.node], fx.map_arg(edit.value, lambda old: nodes[old.name])

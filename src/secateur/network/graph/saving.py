@@ -45,6 +45,7 @@ def save_shapes(network: GraphNetwork, small: nn.Module, keep: Mapping[str, Tens
         "shapes": {name: list(tensor.shape) for name, tensor in state.items()},
         "constants": edits,
         "leaf_modules": _leaf_names(network),
+        "arguments": len(network.inputs),
     }
     try:
         save_file({name: tensor.clone() for name, tensor in state.items()}, folder / WEIGHTS_FILE)
@@ -94,7 +95,7 @@ def rebuild(model: nn.Module, file: str | Path) -> nn.Module:
         describe(module)
     edits = [Edit(one["node"], one["position"], _value(one["value"])) for one in about["constants"]]
     try:
-        return with_constants(model, edits, about["leaf_modules"])
+        return with_constants(model, edits, (None,) * about["arguments"], about["leaf_modules"])
     except KeyError as error:
         raise ModelError(f"{path} is of another network: its code has no step named {error}.") from error
 
@@ -106,7 +107,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} can't be read ({error.strerror}); give the folder that secateur wrote.") from error
     except ValueError as error:
         raise ModelError(f"{path} isn't what secateur wrote: {first_line(error)}.") from error
-    fields = ("version", "architecture", "weights", "shapes", "constants", "leaf_modules")
+    fields = ("version", "architecture", "weights", "shapes", "constants", "leaf_modules", "arguments")
     if not isinstance(about, dict) or any(name not in about for name in fields):
         raise ModelError(f"{path} isn't what secateur wrote: it must have {', '.join(fields)}.")
     if about["version"] != VERSION:
