@@ -108,3 +108,56 @@ def test_what_is_saved_of_such_a_network_is_rebuilt(tmp_path: object) -> None:
     x = torch.randn(2, 3, 10, 11)
     result = secateur.prune(Padding(), example_inputs=x, remove=2, output=f"{tmp_path}/out", evaluate=False)
     torch.testing.assert_close(secateur.rebuild(Padding(), f"{tmp_path}/out")(x), result.model(x))
+
+
+class Norms(nn.Module):
+    """Norms as functions: in a kind of LayerNorm that moves the channels to the end, and with constants."""
+
+    class ChannelsFirst(nn.LayerNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def __init__(self, constant: bool) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3), nn.Linear(6, 2)
+        self.norm, self.constant = self.ChannelsFirst(8), constant
+        self.weight = nn.Parameter(torch.rand(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.two(functional.group_norm(self.norm(self.one(x)), 1, self.norm.weight))
+        x = x.mean((-2, -1))
+        return self.three(functional.layer_norm(x, (6,), self.weight) if self.constant else x)
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_norms_as_functions_lose_places_with_their_units(constant: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Norms(constant).eval(), torch.randn(2, 3, 8, 8)
+    network = GraphNetwork(model, x)
+    assert [(group.name, group.count) for group in network.groups] == [("one/filter", 8), ("two/filter", 6)]
+    keep = {group.name: torch.arange(group.count) % 2 == 0 for group in network.groups}
+    small = cut_graph(network, keep)
+    assert small.norm.weight.shape == (4,)
+    assert type(small) is not Norms if constant else type(small) is Norms
+    assert small(x).shape == model(x).shape
+    fixed = GraphNetwork(model, x, keep_class=True).groups
+    assert [group.name for group in fixed] == (["one/filter"] if constant else ["one/filter", "two/filter"])
+
+
+def test_an_axis_that_is_as_long_as_another_one_goes_along_with_it() -> None:
+    class Counted(nn.Module):
+        def __init__(self, free: bool) -> None:
+            super().__init__()
+            self.one, self.two, self.free = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3), free
+            self.three = nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.one(x)
+            batch, channels, _, _ = x.shape
+            return self.three(self.two(x).reshape(batch, -1 if self.free else channels, 16).mean(-1))
+
+    x = torch.randn(2, 3, 8, 8)
+    free, counted = GraphNetwork(Counted(True), x).groups, GraphNetwork(Counted(False), x).groups
+    assert [group.name for group in free] == ["one/filter", "two/filter"]
+    assert [group.name for group in counted] == ["one/filter"]
+    assert len(counted[0].produces) == 4  # both weights and biases

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 
 from secateur.network.graph.labels import Axes
 from secateur.network.graph.tracing import where
-from secateur.network.graph.walker import Role, Walker, nothing
+from secateur.network.graph.walker import Edit, Role, Walker, argument, nothing
 
 
 def _bias(walker: Walker, node: fx.Node, module: nn.Module, labels: Tensor, role: Role = "produces") -> None:
@@ -110,6 +111,36 @@ def layer_norm(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
             if getattr(module, part, None) is not None and (labels is not None or over == 1):
                 walker.place(f"{name}.{part}", axis, labels, "follows")
     return axes
+
+
+def functional_norm(walker: Walker, node: fx.Node, value: Tensor) -> Any:
+    """A layer norm or a group norm as a function, whose weights are the model's own."""
+    axes: Axes = walker.of(node.args[0])
+    grouped = node.target is functional.group_norm
+    labels = axes[1 if grouped else -1]
+    sizes: Any = node.args[1]
+    weights = [one for one in (argument(node, 2, "weight"), argument(node, 3, "bias")) if one is not None]
+    plain = all(isinstance(one, fx.Node) and one.op == "get_attr" for one in weights)
+    if not plain or not weights or not (isinstance(sizes, int) if grouped else len(sizes) == 1):
+        return walker.unknown(node, value, f"{where(node)} has weights, or sizes, of a kind that isn't followed")
+    names = [str(one.target) for one in weights]
+    for name in names:
+        walker.place(name, 0, labels, "follows")
+    if labels is None:
+        return axes
+    owner = names[0].rpartition(".")[0]
+    walker.found.mixed.add(owner)
+    if grouped:
+        walker.found.labels.tie(labels.reshape(sizes, -1), 0)
+    elif not _says_its_sizes(node):
+        walker.found.edits.append(Edit(node.name, 1, [labels]))
+    return axes
+
+
+def _says_its_sizes(node: fx.Node) -> bool:
+    """Whether an operation is written in a kind of LayerNorm, whose attribute says over how many places it goes."""
+    inside = list(node.meta.get("nn_module_stack", {}).values())
+    return bool(inside) and isinstance(inside[-1][1], type) and issubclass(inside[-1][1], nn.LayerNorm)
 
 
 def prelu(walker: Walker, node: fx.Node, value: Tensor) -> Axes:

@@ -12,9 +12,8 @@ from secateur.network.graph.tracing import where
 from secateur.network.graph.walker import Walker, dims_of, nothing
 
 
-def same(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
-    found: Axes = walker.of(node.args[0])
-    return found
+def same(walker: Walker, node: fx.Node, value: Any) -> Any:
+    return walker.of(node.args[0]) if isinstance(value, Tensor) else nothing(value)
 
 
 def constant(walker: Walker, node: fx.Node, value: Any) -> Any:

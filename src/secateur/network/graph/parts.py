@@ -84,7 +84,7 @@ def getitem(walker: Walker, node: fx.Node, value: Any) -> Any:
     axes, index = walker.of(node.args[0]), node.args[1]
     source = walker.value(node.args[0])
     if not isinstance(source, Tensor):
-        return axes[index] if isinstance(axes, tuple) and isinstance(index, int) else nothing(value)
+        return axes[index] if isinstance(axes, tuple) and isinstance(index, int | slice) else nothing(value)
     items = list(index) if isinstance(index, tuple) else [index]
     if any(isinstance(item, fx.Node) and isinstance(walker.env[item], Tensor) for item in items):
         return walker.unknown(node, value, f"{where(node)} picks places by a tensor")

@@ -77,6 +77,7 @@ UNARY = (
 )
 PAIRS = (
     *(operator.add, operator.sub, operator.mul, operator.truediv, operator.iadd, operator.isub, operator.imul),
+    *(operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge),
     *(operator.itruediv, torch.add, torch.sub, torch.mul, torch.div, torch.maximum, torch.minimum),
 )
 POOLING = (
@@ -107,6 +108,7 @@ FUNCTIONS: dict[Any, Rule] = {
     torch.unsqueeze: shapes.unsqueezed,
     torch.flip: shapes.flipped,
     functional.pad: shapes.padded,
+    **dict.fromkeys((functional.layer_norm, functional.group_norm), layers.functional_norm),
     **dict.fromkeys((functional.pixel_shuffle, functional.pixel_unshuffle), shapes.shuffled),
     getattr: shapes.attribute,
 }
@@ -114,7 +116,8 @@ METHODS: dict[str, Rule] = {
     **dict.fromkeys(
         ("contiguous", "clone", "detach", "float", "to", "type", "relu", "sigmoid", "tanh", "clamp"), operations.same
     ),
-    **dict.fromkeys(("size", "dim", "numel", "ndimension"), operations.constant),
+    **dict.fromkeys(("dim", "numel", "ndimension"), operations.constant),
+    "size": shapes.size,
     **dict.fromkeys(("add", "add_", "sub", "mul", "mul_", "div"), operations.binary),
     **dict.fromkeys(("mean", "sum", "amax", "amin"), operations.reduced),
     **dict.fromkeys(("view", "reshape", "flatten"), shapes.reshape),

@@ -24,6 +24,8 @@ def reshape(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
     if len(shape) != len(found):  # unflatten
         return found
     for position, (size, labels) in enumerate(zip(shape, found, strict=True)):
+        if isinstance(size, fx.Node):
+            _counts(walker, node, walker.axes[size], labels)
         if isinstance(size, int) and size != -1 and labels is not None:
             if several:
                 shape = [labels if place == position else one for place, one in enumerate(shape)]
@@ -32,6 +34,13 @@ def reshape(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
     if several and any(isinstance(size, Tensor) for size in shape):
         walker.found.edits.append(Edit(node.name, 1, list(shape)))
     return found
+
+
+def _counts(walker: Walker, node: fx.Node, counted: Tensor | None, labels: Tensor | None) -> None:
+    """Has an axis whose size is that of another one lose places along with it."""
+    if counted is not None and labels is not counted:
+        other = torch.zeros_like(counted) if labels is None else labels
+        walker.found.labels.join(counted, other, f"{where(node)} counts units for an axis that can't be cut")
 
 
 def unflatten(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
@@ -146,4 +155,11 @@ def attribute(walker: Walker, node: fx.Node, value: Any) -> Any:
         axes = list(walker.of(node.args[0]))
         axes[-1], axes[-2] = axes[-2], axes[-1]
         return tuple(axes)
-    return nothing(value)
+    return walker.of(node.args[0]) if node.args[1] == "shape" else nothing(value)
+
+
+def size(walker: Walker, node: fx.Node, value: Any) -> Any:
+    """A size has the labels of the places that it counts."""
+    axes = walker.of(node.args[0])
+    dim = argument(node, 1, "dim")
+    return axes if dim is None else axes[dim]
