@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from secateur.errors import ModelError
 from secateur.network import reshaped
-from secateur.network.network import Network
 from secateur.network.surgery import reshaped_class
 
 FILE = "modeling_secateur.py"
@@ -42,17 +41,17 @@ def check_differences(raw: dict[str, Any], path: Path) -> None:
         raise ModelError(f"{path}: {where}: {first['msg']}; prune the model again.") from error
 
 
-def describe_code(network: Network) -> str | None:
+def describe_code(model: Any) -> str | None:
     """Says in a reshaped model's config which classes load it; returns the text of the file that defines them.
 
     A plain model needs none: None.
     """
-    kind = getattr(type(network.model), "plain", None)
+    kind = getattr(type(model), "plain", None)
     if kind is None:
         return None
     headless = transformers.AutoModel._model_mapping[kind.config_class]  # no part of T5ForConditionalGeneration
     kinds = list(dict.fromkeys([kind, headless]))
-    network.model.config.auto_map = {
+    model.config.auto_map = {
         auto: f"{FILE.removesuffix('.py')}.{PREFIX}{one.__name__}" for one in kinds for auto in _auto_classes(one)
     }
     code = Path(reshaped.__file__).read_text(encoding="utf-8")

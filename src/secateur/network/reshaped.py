@@ -1,9 +1,9 @@
-"""Models whose blocks have widths of their own, which transformers' configs can't say.
+"""Models whose layers have widths of their own, which transformers' configs can't say.
 
 Written by secateur beside a checkpoint; it needs torch and transformers only. `config.secateur` says what differs from
 the plain model of the same config:
 
-    shapes      parameter -> its shape
+    shapes      parameter or buffer -> its shape
     attributes  module -> attribute -> value (numbers of heads, mostly)
     replaced    module -> what stands in its place: "attention", "zero" or "identity"
 """
@@ -74,19 +74,19 @@ def reshape(model: Any, differences: dict[str, Any]) -> None:
         parent, _, name = path.rpartition(".")
         module = model.get_submodule(path)
         setattr(model.get_submodule(parent), name, REPLACEMENTS[kind](module))
+    changed: dict[str, nn.Module] = {}
     for path, shape in differences["shapes"].items():
         parent, _, name = path.rpartition(".")
-        module = model.get_submodule(parent)
+        module = changed[parent] = model.get_submodule(parent)
         plain = getattr(module, name)
         with torch.no_grad():
             grown = plain.new_zeros([max(pair) for pair in zip(plain.shape, shape)])  # noqa: B905 (python 3.9)
             grown[tuple(slice(size) for size in plain.shape)] = plain
             own = grown[tuple(slice(size) for size in shape)].clone()
-        setattr(module, name, nn.Parameter(own, requires_grad=plain.requires_grad))
-        if name == "weight" and isinstance(module, nn.Linear):
-            module.out_features, module.in_features = shape
-        elif name == "weight" and type(module).__name__ == "Conv1D":  # transformers', stored (in, out)
-            module.nx, module.nf = shape
+        parameter = isinstance(plain, nn.Parameter)
+        setattr(module, name, nn.Parameter(own, requires_grad=plain.requires_grad) if parameter else own)
+    for module in changed.values():
+        describe(module)
     for path, values in differences["attributes"].items():
         module = model.get_submodule(path)
         for name, value in values.items():
@@ -95,3 +95,37 @@ def reshape(model: Any, differences: dict[str, Any]) -> None:
                 setattr(module.config, name[len("config.") :], value)
             else:
                 setattr(module, name, value)
+
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def describe(module: nn.Module) -> None:
+    """Has a module's attributes say the shapes of its weights."""
+    own: Any = module
+    weight: Any = getattr(module, "weight", None)
+    if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
+        transposed = isinstance(module, TRANSPOSED)
+        if own.groups > 1 and weight.shape[1] == 1 and not transposed and own.groups == own.in_channels:
+            own.groups = own.in_channels = weight.shape[0]  # depthwise: a filter per channel
+        out, inputs = (1, 0) if transposed else (0, 1)
+        own.out_channels = weight.shape[out] * (own.groups if transposed else 1)
+        own.in_channels = weight.shape[inputs] * (1 if transposed else own.groups)
+    elif isinstance(module, nn.Linear):
+        own.out_features, own.in_features = module.weight.shape
+    elif type(module).__name__ == "Conv1D":  # transformers', stored (in, out)
+        own.nx, own.nf = weight.shape
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        known = [one for one in (weight, module.running_mean) if one is not None]
+        if known:
+            own.num_features = len(known[0])
+    elif isinstance(module, nn.GroupNorm) and weight is not None:
+        own.num_channels = len(weight)
+    elif isinstance(module, nn.LayerNorm) and weight is not None:
+        own.normalized_shape = tuple(weight.shape)
+    elif isinstance(module, nn.PReLU):
+        own.num_parameters = len(module.weight)
+    elif isinstance(module, nn.RNNBase):
+        own.hidden_size, own.input_size = own.weight_hh_l0.shape[1], own.weight_ih_l0.shape[1]
+        module.flatten_parameters()

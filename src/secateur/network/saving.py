@@ -178,7 +178,7 @@ def save_network(network: Network, folder: Path, parts: Sequence[Path] = ()) -> 
         OSError: The disk is full, or can't be written.
     """
     source = network.source.path
-    code = describe_code(network)
+    code = describe_code(network.model)
     if code is not None:
         (folder / MODELING_FILE).write_text(code, encoding="utf-8")
     try:

@@ -18,6 +18,7 @@ from secateur.network.graph.rules import CONVOLUTIONS, rule_of
 from secateur.network.graph.tracing import Decision, check_inputs, evaluating, traced
 from secateur.network.graph.walker import Edit, Found, Walker
 from secateur.network.network import Layer
+from secateur.network.reshaped import describe
 from secateur.network.units import Reader, Slice, UnitGroup
 
 
@@ -308,36 +309,6 @@ def _shrink(model: nn.Module, name: str, axis: int, places: Tensor) -> None:
         setattr(module, attribute, nn.Parameter(new, requires_grad=old.requires_grad))
     else:
         setattr(module, attribute, new)
-
-
-def describe(module: nn.Module) -> None:
-    """Has a module's attributes say the shapes of its weights."""
-    weight = getattr(module, "weight", None)
-    if isinstance(module, CONVOLUTIONS):
-        assert isinstance(weight, Tensor)
-        transposed = isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
-        if module.groups > 1 and weight.shape[1] == 1 and not transposed and module.groups == module.in_channels:
-            module.groups = module.in_channels = weight.shape[0]
-        out, inputs = (1, 0) if transposed else (0, 1)
-        per_group = (weight.shape[out], weight.shape[inputs])
-        module.out_channels = per_group[0] * (module.groups if transposed else 1)
-        module.in_channels = per_group[1] * (1 if transposed else module.groups)
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, nn.modules.batchnorm._NormBase):
-        known = [one for one in (weight, module.running_mean) if one is not None]
-        if known:
-            module.num_features = len(known[0])
-    elif isinstance(module, nn.GroupNorm) and weight is not None:
-        module.num_channels = len(weight)
-    elif isinstance(module, nn.LayerNorm) and weight is not None:
-        module.normalized_shape = tuple(weight.shape)
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = len(module.weight)
-    elif isinstance(module, nn.RNNBase):
-        own: Any = module
-        own.hidden_size, own.input_size = own.weight_hh_l0.shape[1], own.weight_ih_l0.shape[1]
-        module.flatten_parameters()
 
 
 def _changes(network: GraphNetwork, value: Any, gone: set[int]) -> bool:

@@ -14,8 +14,9 @@ from torch import Tensor, fx, nn
 
 from secateur.errors import ModelError, UsageError, first_line
 from secateur.files import as_os_error
-from secateur.network.graph.network import GraphNetwork, constants, describe, with_constants
+from secateur.network.graph.network import GraphNetwork, constants, with_constants
 from secateur.network.graph.walker import Edit
+from secateur.network.reshaped import describe
 
 SHAPES_FILE = "shapes.json"
 WEIGHTS_FILE = "model.safetensors"

@@ -1,0 +1,214 @@
+"""A transformers model that was cut in memory becomes one that `from_pretrained` loads.
+
+It is a plain one where its config can say the new widths, and a `Reshaped` one otherwise.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from secateur.errors import ModelError
+from secateur.network.graph.saving import difference, tensors_in
+from secateur.network.modeling import KEY
+from secateur.network.quiet import quiet_transformers
+from secateur.network.surgery import reshaped_class
+
+Shapes = Mapping[str, tuple[int, ...]]
+Axis = tuple[str, int]  # a tensor's name, and which of its axes
+Path = tuple[str | int, ...]  # of a number in a config: fields, and places in lists
+ALIKE = 1e-5  # of the largest output: what sums in another order may differ by
+
+
+def plain_kind(model: nn.Module) -> Any:
+    """Returns the class of transformers that a model is of, reshaped or not; None for other networks."""
+    if not isinstance(model, transformers.PreTrainedModel):
+        return None
+    return next((kind for kind in type(model).__mro__ if getattr(transformers, kind.__name__, None) is kind), None)
+
+
+def pretrained(small: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    """Returns a model of transformers' class, or a reshaped one of it, with the tensors of one that was cut.
+
+    Args:
+        small: The model after the cut; its config still says the widths before it.
+        inputs: Example inputs, by which a plain model is held against it.
+
+    Raises:
+        ModelError: No model with these tensors can be built.
+    """
+    kind = plain_kind(small)
+    state = {name: tensor.detach() for name, tensor in small.state_dict().items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    config = _without_record(small.config)
+    model = None
+    fitting = fitted_config(config, kind, wanted)
+    if fitting is not None:
+        model = _built(kind, fitting, state, small)
+        if not _alike(model, small, inputs):  # what else the config says depends on the widths
+            model = None
+    if model is None:
+        before = _shapes(kind, config)
+        differ = {name: list(shape) for name, shape in wanted.items() if before.get(name) != shape}
+        setattr(config, KEY, {"shapes": differ, "attributes": {}, "replaced": {}})
+        model = _built(reshaped_class(kind), config, state, small)
+    return _in_the_same_modes(model, small)
+
+
+def fitted_config(config: Any, kind: Any, wanted: Shapes) -> Any:
+    """Returns a config of which models have the wanted shapes; None if no change of its numbers gives them.
+
+    Each number is doubled in turn, to see which axes of which tensors it moves, and by how much. Where none of several
+    equal ones can be doubled alone (a ResNet's first stage has a shortcut if it is wider than the stem), all are.
+
+    Args:
+        config: The config before.
+        kind: The model's class.
+        wanted: The shapes after, of all parameters and buffers.
+    """
+    before = _shapes(kind, config)
+    if set(before) != set(wanted):
+        return None
+    changed = _differences(wanted, before)
+    moves = _moves(kind, config, before)
+    moves = {paths: move for paths, move in moves.items() if move and move.keys() <= changed.keys()}
+    values: dict[Path, int] = {}
+    for paths, move in moves.items():
+        key = next((key for key in move if sum(key in other for other in moves.values()) == 1), None)
+        if key is not None:
+            value = _number(config.to_dict(), paths[0])
+            values |= dict.fromkeys(paths, value + round(changed[key] * value / move[key]))
+    fitting = _with(config, values)
+    return fitting if values and _shapes_or_none(kind, fitting) == wanted else None
+
+
+def _moves(kind: Any, config: Any, before: Shapes) -> dict[tuple[Path, ...], dict[Axis, int]]:
+    """Returns numbers of a config, and what their doubling adds to which axes of which tensors.
+
+    Those that give a model of other tensors, or none at all, are left out.
+    """
+    found: dict[tuple[Path, ...], dict[Axis, int]] = {}
+    alone: dict[int, list[Path]] = defaultdict(list)
+    for path, value in _numbers(config.to_dict()):
+        shapes = _shapes_or_none(kind, _with(config, {path: 2 * value}))
+        if shapes is not None and shapes.keys() == before.keys():
+            found[path,] = _differences(shapes, before)
+        else:
+            alone[value].append(path)
+    for value, paths in alone.items():
+        shapes = _shapes_or_none(kind, _with(config, dict.fromkeys(paths, 2 * value)))
+        if shapes is not None and shapes.keys() == before.keys():
+            found[tuple(paths)] = _differences(shapes, before)
+    return found
+
+
+def _differences(after: Shapes, before: Shapes) -> dict[Axis, int]:
+    """Returns the axes that are longer or shorter, and by how much; tensors that lack axes are left out."""
+    return {
+        (name, axis): size - before[name][axis]
+        for name, shape in after.items()
+        if len(shape) == len(before[name])
+        for axis, size in enumerate(shape)
+        if size != before[name][axis]
+    }
+
+
+def _numbers(data: Any, path: Path = ()) -> Iterator[tuple[Path, int]]:
+    """Yields the whole numbers above 1 in a config, but not those of its labels and tokens."""
+    if isinstance(data, int) and not isinstance(data, bool) and data > 1:
+        yield path, data
+    elif isinstance(data, list | tuple):
+        for place, one in enumerate(data):
+            yield from _numbers(one, (*path, place))
+    elif isinstance(data, dict) and (not path or str(path[-1]).endswith("_config")):
+        for name, one in data.items():
+            if not name.endswith("_token_id"):
+                yield from _numbers(one, (*path, name))
+
+
+def _number(data: Any, path: Path) -> int:
+    for part in path:
+        data = data[part]
+    assert isinstance(data, int)
+    return data
+
+
+def _with(config: Any, values: Mapping[Path, int]) -> Any:
+    """Returns a config with other numbers; None where its class refuses them."""
+    data = copy.deepcopy(config.to_dict())
+    for path, value in values.items():
+        place: Any = data
+        for part in path[:-1]:
+            if isinstance(place[part], tuple):
+                place[part] = list(place[part])
+            place = place[part]
+        place[path[-1]] = value
+    try:
+        return type(config).from_dict(data)
+    except Exception:  # whatever a config says of numbers that it can't be with
+        return None
+
+
+def _shapes_or_none(kind: Any, config: Any) -> Shapes | None:
+    """Returns shapes as `_shapes`; None where there is no such config, or no model of it."""
+    if config is None:
+        return None
+    try:
+        return _shapes(kind, config)
+    except Exception:  # whatever a model's code makes of numbers that it can't be built with
+        return None
+
+
+def _shapes(kind: Any, config: Any) -> Shapes:
+    """Returns the shapes of all tensors that a model of a config has in its state."""
+    with quiet_transformers(), torch.device("meta"), torch.random.fork_rng(devices=[]):
+        return {name: tuple(tensor.shape) for name, tensor in kind(config).state_dict().items()}
+
+
+def _without_record(config: Any) -> Any:
+    """Returns a copy of a config, without what makes a reshaped model."""
+    config = copy.deepcopy(config)
+    for name in (KEY, "auto_map"):
+        if hasattr(config, name):
+            delattr(config, name)
+    return config
+
+
+def _built(kind: Any, config: Any, state: Mapping[str, Tensor], small: Any) -> Any:
+    config = copy.deepcopy(config)
+    config.architectures = [kind.__name__]
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
+        model, info = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict=dict(state),
+            output_loading_info=True,
+            dtype=small.dtype,
+            attn_implementation=small.config._attn_implementation,
+        )
+    wrong = [*sorted(info["mismatched_keys"]), *sorted(info["unexpected_keys"]), *sorted(info["missing_keys"])]
+    if wrong:
+        raise ModelError(f"the cut {kind.__name__} doesn't fit its config: {wrong[0]} among {len(wrong)} tensors.")
+    return model
+
+
+def _alike(model: nn.Module, small: nn.Module, inputs: tuple[Any, ...]) -> bool:
+    small = copy.deepcopy(small).eval()
+    with torch.no_grad():
+        size = max(float(one.abs().max()) for one in tensors_in(small(*inputs)))
+    return difference(model.eval(), small, inputs) <= ALIKE * max(size, 1.0)
+
+
+def _in_the_same_modes(model: nn.Module, small: nn.Module) -> nn.Module:
+    """Has a model's modules train, and its parameters ask for gradients, where those of the other one do."""
+    for one, other in zip(model.modules(), small.modules(), strict=True):
+        one.training = other.training
+    for parameter, like in zip(model.parameters(), small.parameters(), strict=True):
+        parameter.requires_grad_(like.requires_grad)
+    return model
