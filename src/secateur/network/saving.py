@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -178,32 +179,59 @@ def save_network(network: Network, folder: Path, parts: Sequence[Path] = ()) -> 
         OSError: The disk is full, or can't be written.
     """
     source = network.source.path
-    code = describe_code(network.model)
-    if code is not None:
-        (folder / MODELING_FILE).write_text(code, encoding="utf-8")
-    try:
-        with quiet_transformers():
-            if network.store is None:
-                network.model.save_pretrained(folder, max_shard_size=_shard_size(source))
-            else:
+    left_out = TOKENIZER_FILES if network.kept is not None else ()
+    if network.store is None:
+        save_model(network.model, folder, source, left_out)
+    else:
+        try:
+            with quiet_transformers():
                 _save_streamed(network, folder, parts)
-    except SafetensorError as error:
-        raise as_os_error(error, folder) from error
-    if source.is_dir():
-        _copy_beside(source, folder, NOT_COPIED + (TOKENIZER_FILES if network.kept is not None else ()))
+        except SafetensorError as error:
+            raise as_os_error(error, folder) from error
+        _copy_beside(source, folder, left_out)
     if network.kept is not None:
         save_tokenizer(network.tokenizer, folder)
         save_kept(network.kept, folder)
     elif network.tokenizer is not None and not source.is_dir():
         network.tokenizer.save_pretrained(folder)
+    _readable(folder)
+
+
+def save_model(model: Any, folder: Path, source: Path | None = None, left_out: Sequence[str] = ()) -> None:
+    """Writes a transformers model's weights, config, and code if it takes some to load it, into an existing folder.
+
+    Args:
+        model: The model.
+        folder: Where to.
+        source: The checkpoint that it was read from, whose other small files are copied; None if there is none.
+        left_out: Patterns of files that aren't.
+
+    Raises:
+        OSError: The disk is full, or can't be written.
+    """
+    code = describe_code(model)
+    if code is not None:
+        (folder / MODELING_FILE).write_text(code, encoding="utf-8")
+    try:
+        with quiet_transformers():
+            model.save_pretrained(folder, max_shard_size=_shard_size(source))
+    except SafetensorError as error:
+        raise as_os_error(error, folder) from error
+    if source is not None:
+        _copy_beside(source, folder, left_out)
+    _readable(folder)
+
+
+def _readable(folder: Path) -> None:
+    """Lets others read the files; save_pretrained leaves weights readable by the owner only."""
     for file in folder.iterdir():
         if file.is_file():
-            file.chmod(0o644)  # save_pretrained leaves weights readable by the owner only
+            file.chmod(0o644)
 
 
-def _shard_size(source: Path) -> int:
+def _shard_size(source: Path | None) -> int:
     """As large as the source's shards; one file where it has one."""
-    shards = sorted(source.glob("*.safetensors")) if source.is_dir() else []
+    shards = sorted(source.glob("*.safetensors")) if source is not None and source.is_dir() else []
     biggest = max((shard.stat().st_size for shard in shards), default=0)
     return biggest if len(shards) > 1 else 1 << 50
 
@@ -220,14 +248,14 @@ def _save_streamed(network: Network, folder: Path, parts: Sequence[Path]) -> Non
 
 
 def _copy_beside(source: Path, folder: Path, left_out: Sequence[str]) -> None:
-    """Copies tokenizer, custom code and other small files as they are; never weights or our own reports."""
-    for path in sorted(source.rglob("*")):
+    """Copies tokenizer, custom code and other small files of a folder as they are; never weights or our own reports."""
+    for path in sorted(source.rglob("*")) if source.is_dir() else ():
         relative = path.relative_to(source)
         if not path.is_file() or any(part.startswith(".") for part in relative.parts):
             continue
         if len(relative.parts) == 1 and path.name in OURS:
             continue
-        if any(path.match(pattern) for pattern in left_out):
+        if any(path.match(pattern) for pattern in (*NOT_COPIED, *left_out)):
             continue
         target = folder / relative
         target.parent.mkdir(parents=True, exist_ok=True)
