@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import platform
-import resource
 import shutil
-import sys
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +34,11 @@ from secateur.network.saving import (
     explain,
     save_network,
 )
+from secateur.outcome import peak_memory, versions, write_result
 from secateur.processes import ALONE, Processes, processes
 from secateur.progress import Progress
 from secateur.pruning import check_pattern, needs_of, prune_weights, select_layers
 from secateur.recipe import Recipe
-from secateur.report.card import model_card
-from secateur.report.page import write_page
 from secateur.result import Comparison, Result, StageReport
 from secateur.structure import prune_units
 from secateur.structure.stage import check_units, needs_windows
@@ -238,14 +232,6 @@ def run_recipe(recipe: Recipe, progress: Progress | None = None, resume: bool = 
         return work.in_memory() if recipe.output is None else work.into(Path(recipe.output).expanduser())
 
 
-def write_result(result: Result, folder: Path) -> None:
-    """Writes secateur.json, report.html and the model card into a folder."""
-    text = json.dumps(result.to_dict(), indent=1, allow_nan=True)
-    (folder / RESULT_FILE).write_text(text + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(model_card(result), encoding="utf-8")
-    write_page(result, folder / "report.html")
-
-
 def _load(recipe: Recipe, progress: Progress, stream: bool | None) -> Network:
     return load(
         recipe.model,
@@ -364,15 +350,3 @@ def _result(
         notes=tuple(work.notes),
         network=None if network.store else network,
     )
-
-
-def peak_memory() -> int:
-    """Returns the process's peak resident memory so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions that figures depend on."""
-    names = ("secateur", "torch", "transformers", "safetensors", "numpy")
-    return {name: version(name) for name in names} | {"python": platform.python_version()}

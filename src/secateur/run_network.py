@@ -14,19 +14,24 @@ from torch import Tensor, nn
 from secateur.calibration.batches import Batch, Loss, batches_of, default_loss
 from secateur.calibration.statistics import GRADIENTS
 from secateur.errors import SaveError, UsageError
+from secateur.evaluation.costs import Costs
 from secateur.evaluation.examples import Measured, Metric, compare_examples
+from secateur.evaluation.reloading import model_difference
 from secateur.network.graph.costs import GraphCosts
 from secateur.network.graph.network import Fixed, GraphNetwork
-from secateur.network.graph.saving import WEIGHTS_FILE, difference, rebuild, save_shapes
+from secateur.network.graph.saving import difference, rebuild, save_shapes
 from secateur.network.graph.tracing import evaluating
-from secateur.network.saving import check_output, complete_folder
+from secateur.network.loading import weight_bytes
+from secateur.network.network import Source
+from secateur.network.pretrained import plain_kind, pretrained
+from secateur.network.saving import check_output, complete_folder, save_model
 from secateur.network.units import UnitGroup
+from secateur.outcome import peak_memory, versions, write_result
 from secateur.progress import Progress
 from secateur.recipe import Prune
 from secateur.report.structure import group_rows, units_table
 from secateur.report.terminal import to_text
 from secateur.result import Comparison, Result, StageReport
-from secateur.run import peak_memory, versions, write_result
 from secateur.scores.units import unit_score_named
 from secateur.structure.traced import TracedJob, prune_traced
 from secateur.timing import timed
@@ -70,8 +75,15 @@ def units(model: nn.Module, example_inputs: Any, leaf_modules: Sequence[type[nn.
     Example:
         >>> print(secateur.units(model, torch.randn(1, 3, 32, 32)).table())
     """
-    network = GraphNetwork(model, example_inputs, leaf_modules)
+    network = graph_network(model, example_inputs, leaf_modules)
     return Units(tuple(network.groups), tuple(network.fixed))
+
+
+def graph_network(
+    model: nn.Module, example_inputs: Any, leaf_modules: Sequence[type[nn.Module] | str] = ()
+) -> GraphNetwork:
+    """Traces a network; a transformers model stays of its class, so that it can be saved as a checkpoint."""
+    return GraphNetwork(model, example_inputs, leaf_modules, keep_class=plain_kind(model) is not None)
 
 
 @dataclass
@@ -80,7 +92,7 @@ class NetworkRun:
 
     Attributes:
         network: The network; it isn't changed.
-        stage: What to do.
+        stages: What to do, one after the other; several only with transformers models.
         calibration: Batches that statistics come from; empty where there are none.
         evaluation: Batches that quality is measured on; empty where there are none.
         evaluate: Whether anything is measured.
@@ -90,10 +102,13 @@ class NetworkRun:
         overwrite: Whether it may be replaced.
         seed: For scores that draw.
         progress: Shows progress.
+        source: The checkpoint that the network was read from; None if it wasn't.
+        about, recipe, data: What the result says of the network, the recipe and the calibration data.
+        speed: Whether speed is measured.
     """
 
     network: GraphNetwork
-    stage: Prune
+    stages: Sequence[Prune]
     calibration: Sequence[Batch]
     evaluation: Sequence[Batch]
     evaluate: bool
@@ -103,6 +118,11 @@ class NetworkRun:
     overwrite: bool
     seed: int
     progress: Progress
+    source: Source | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    data: str = "the caller's data"
+    speed: bool = True
     start: float = field(default_factory=time.perf_counter)
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -114,22 +134,46 @@ class NetworkRun:
             SecateurError: Something went wrong; the network is as it was, and nothing half-written is left.
         """
         if self.output is not None:
-            check_output(self.output, self.overwrite)
-        job = TracedJob(self.network, self.stage, self.calibration, self.loss or default_loss, self.seed, self.progress)
+            check_output(self.output, self.overwrite, None if self.source is None else self.source.path)
         with timed(self.seconds, "prune"):
-            small, keep, report = prune_traced(job)
+            last, small, keep, reports = self._pruned()
+        after = GraphCosts(last).of({name: int(stays.sum()) for name, stays in keep.items()})
         peak = peak_memory()
         if self.output is None:
-            return self._result(small, report, self._compare(small, report, None), None, peak)
+            return self._result(small, reports, self._compare(small, after, None), None, peak)
         with complete_folder(self.output) as folder:
-            with timed(self.seconds, "save"):
-                save_shapes(self.network, small, keep, folder)
-            with timed(self.seconds, "reload"):
-                far = self._rebuilt(small, folder)
-            comparison = self._compare(small, report, (folder / WEIGHTS_FILE).stat().st_size)
-            result = self._result(small, report, comparison, far, peak)
+            far = self._save(small, keep, folder)
+            result = self._result(small, reports, self._compare(small, after, folder), far, peak)
             write_result(result, folder)
         return result
+
+    def _pruned(self) -> tuple[GraphNetwork, nn.Module, dict[str, Tensor], tuple[StageReport, ...]]:
+        """Carries the stages out; returns the network before the last one, and what that one left of it."""
+        network, small, reports = self.network, self.network.model, []
+        keep: dict[str, Tensor] = {}
+        first = GraphCosts(network).of()
+        for number, stage in enumerate(self.stages):
+            if number:
+                network = graph_network(small, network.inputs, network.leaf_modules)
+            given = (network, stage, self.calibration, self.loss or default_loss, self.seed, self.progress, first)
+            small, keep, report = prune_traced(TracedJob(*given))
+            if plain_kind(small) is not None:
+                small = pretrained(small, network.inputs)
+            reports.append(report)
+        return network, small, keep, tuple(reports)
+
+    def _save(self, small: nn.Module, keep: Mapping[str, Tensor], folder: Path) -> float:
+        """Writes the smaller network, and returns how far what is loaded of it is from the one in memory."""
+        with timed(self.seconds, "save"):
+            if plain_kind(small) is None:
+                save_shapes(self.network, small, keep, folder)
+            else:
+                save_model(small, folder, None if self.source is None else self.source.path)
+        with timed(self.seconds, "reload"):
+            if plain_kind(small) is None:
+                return self._rebuilt(small, folder)
+            trust = self.source is not None and self.source.trust_remote_code
+            return model_difference(small, folder, self.network.inputs, trust)
 
     def _rebuilt(self, small: nn.Module, folder: Path) -> float:
         """Shapes a copy of the dense network by the files, and holds it against the network in memory.
@@ -144,38 +188,47 @@ class NetworkRun:
             raise SaveError(f"what was saved gives other outputs than the network in memory (by {far:.3g}).")
         return far
 
-    def _compare(self, small: nn.Module, report: StageReport, size: int | None) -> Comparison | None:
+    def _compare(self, small: nn.Module, after: Costs, folder: Path | None) -> Comparison | None:
         if not self.evaluate:
             return None
-        assert report.budget is not None
-        after = {group.name: group.left for group in report.groups}
-        counter = GraphCosts(self.network)
-        dense_size = sum(tensor.nbytes for tensor in self.network.model.state_dict().values())
-        networks = [
-            Measured("dense", self.network.model, counter.of(), None if size is None else dense_size),
-            Measured("pruned", small, counter.of(after), size),
+        sizes = [
+            sum(tensor.nbytes for tensor in self.network.model.state_dict().values())
+            if self.source is None
+            else weight_bytes(self.source.path),
+            None if folder is None else weight_bytes(folder),
         ]
-        classes = any(isinstance(b.target, Tensor) and not b.target.is_floating_point() for b in self.evaluation)
+        networks = [
+            Measured("dense", self.network.model, GraphCosts(self.network).of(), sizes[0] if folder else None),
+            Measured("pruned", small, after, sizes[1]),
+        ]
+        target = self.evaluation[0].target if self.evaluation else None
+        classes = isinstance(target, Tensor) and not target.is_floating_point()
         loss = self.loss or (None if classes or self.metric is not None else default_loss)
+        given = (self.evaluation, self.network.inputs, self.progress, self.metric, loss, self.speed)
         with timed(self.seconds, "evaluate"):
-            return compare_examples(networks, self.evaluation, self.network.inputs, self.progress, self.metric, loss)
+            return compare_examples(networks, *given)
 
     def _result(
-        self, small: nn.Module, report: StageReport, comparison: Comparison | None, far: float | None, peak: int
+        self,
+        small: nn.Module,
+        reports: tuple[StageReport, ...],
+        comparison: Comparison | None,
+        far: float | None,
+        peak: int,
     ) -> Result:
         examples = sum(batch.size for batch in self.calibration)
         name = self.network.architecture
+        about: dict[str, Any] = {"kind": "network", "source": name, "architecture": name}
+        if plain_kind(small) is not None:
+            del about["kind"]
+            about |= {"architecture": type(small).__name__, "reshaped": hasattr(type(small), "plain")}
+        about["dtype"] = str(next(small.parameters()).dtype).removeprefix("torch.")
         return Result(
             output=None if self.output is None else str(self.output),
-            about={
-                "kind": "network",
-                "source": name,
-                "architecture": name,
-                "dtype": str(next(small.parameters()).dtype)[6:],
-            },
-            recipe={},
-            calibration={"data": "the caller's data", "examples": examples} if examples else None,
-            stages=(report,),
+            about={**about, **self.about},
+            recipe=self.recipe,
+            calibration={"data": self.data, "examples": examples} if examples else None,
+            stages=reports,
             comparison=comparison,
             reload=far,
             seconds={**self.seconds, "total": time.perf_counter() - self.start},
@@ -209,7 +262,7 @@ def prune_network(
             f"a {type(model).__name__} in memory is traced: give example_inputs=, what its forward takes. A language "
             "model is named by its folder or hub id instead."
         )
-    network = GraphNetwork(model, example_inputs, leaf_modules)
+    network = graph_network(model, example_inputs, leaf_modules)
     arguments = len(network.inputs)
     batches = [] if calibration is None else batches_of(calibration, arguments, samples)
     if calibration is None and samples is not None:
@@ -221,7 +274,7 @@ def prune_network(
         raise UsageError("a metric holds outputs against targets: give evaluate=, data that has them.")
     work = NetworkRun(
         network=network,
-        stage=stage,
+        stages=(stage,),
         calibration=batches,
         evaluation=measured,
         evaluate=evaluate is not False,

@@ -87,6 +87,8 @@ def default_loss(output: Any, target: Any) -> Tensor:
     Raises:
         CalibrationError: The output isn't a tensor.
     """
+    if isinstance(output, Mapping):  # a transformers model's, whose logits come first
+        output = tuple(output.values())
     if isinstance(output, tuple | list):
         output = output[0]
     if not isinstance(output, Tensor):

@@ -241,7 +241,7 @@ def _describe_removal(unit: str, given: Mapping[str, Any]) -> str:
     if given.get("allocation", "uniform") != "uniform":
         words.append(f"shared out by {given['allocation']}")
     fitted = given.get("repair", True) and (
-        unit == "channel" or set(unit.split(",")) <= {"neuron", "head", "query-head"}
+        unit == "channel" or set(unit.split(",")) <= {"neuron", "head", "query-head", "filter", "hidden"}
     )
     rest = "What reads them was fitted anew by least squares." if fitted else "What stayed is as it was."
     return f"{', '.join(words)}. {rest}"

@@ -45,6 +45,7 @@ class TracedJob:
         loss: What gradient scores differentiate.
         seed: For scores that draw.
         progress: Shows progress.
+        first: What the run's first network cost, of which targets are shares; None if it is this one.
     """
 
     network: GraphNetwork
@@ -53,6 +54,7 @@ class TracedJob:
     loss: Loss = default_loss
     seed: int = 0
     progress: Progress = field(default_factory=Progress)
+    first: Costs | None = None
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     notes: list[str] = field(default_factory=list)
 
@@ -110,7 +112,7 @@ def _pruned(job: TracedJob) -> tuple[nn.Module, dict[str, Tensor], StageReport]:
     check_stage(stage, bool(job.batches))
     groups = _groups(job)
     counter = GraphCosts(network)
-    first = counter.of()
+    before = counter.of()
     scores = _scores(job, groups)
     groups = [group for group in groups if group.name in scores]
     left = _widths(job, groups, scores, counter)
@@ -132,7 +134,7 @@ def _pruned(job: TracedJob) -> tuple[nn.Module, dict[str, Tensor], StageReport]:
         for group in groups
     )
     after = counter.of({name: int(one.sum()) for name, one in keep.items()})
-    budget = {"first": vars(first), "before": vars(first), "after": vars(after)}
+    budget = {"first": vars(job.first or before), "before": vars(before), "after": vars(after)}
     settings = {"prune": stage.model_dump(mode="json")}
     return small, keep, StageReport(settings, (), dict(job.seconds), tuple(job.notes), (), reports, budget)
 
@@ -291,7 +293,7 @@ def _budget(
     job: TracedJob, groups: Sequence[UnitGroup], counter: GraphCosts
 ) -> tuple[Callable[[Mapping[str, int]], float], float, str]:
     """Returns what widths cost in the target's measure, the most that is allowed, and the target in words."""
-    stage, first = job.stage, counter.of()
+    stage, first = job.stage, job.first or counter.of()
     if stage.sparsity is not None:
         total = sum(group.count for group in groups)
         return lambda left: float(sum(left.values())), total * (1 - stage.sparsity), f"--sparsity {stage.sparsity:g}"
