@@ -14,13 +14,18 @@ from secateur.calibration.data import Windows, read_windows, self_generated, win
 from secateur.errors import UsageError
 from secateur.evaluation.comparison import compare_networks
 from secateur.evaluation.examples import Metric
+from secateur.network.graph.network import Fixed
 from secateur.network.loading import load
 from secateur.network.network import Network
+from secateur.network.vision import is_classifier, load_classifier
 from secateur.progress import Progress
 from secateur.recipe import Calibration, Evaluate, Prune, Recipe
+from secateur.report.structure import classifier_structure, group_rows, structure
+from secateur.report.structure import units as list_units
 from secateur.result import Comparison, Metrics, Result
 from secateur.run import run_recipe
-from secateur.run_network import prune_network, units
+from secateur.run_images import compare_classifiers
+from secateur.run_network import graph_network, prune_network, units
 
 
 def prune(
@@ -132,7 +137,8 @@ def single_stage(
         Prune: {},
         Recipe: {},
     }
-    kinds[Evaluate] = {"text": evaluate} if isinstance(evaluate, str) else {}
+    what = "text" if given.get("images") is None else "images"
+    kinds[Evaluate] = {what: evaluate} if isinstance(evaluate, str) else {}
     for name in list(given):
         for kind, fields in kinds.items():
             if name in kind.model_fields and name not in (
@@ -161,6 +167,7 @@ def compare(
     models: Sequence[str | Path | Network],
     *,
     text: str = "self",
+    images: str | Path | None = None,
     windows: int = 8,
     length: int | None = None,
     speed: bool = True,
@@ -174,6 +181,7 @@ def compare(
     Args:
         models: What to compare, as for `load`, or loaded networks.
         text: A file or hub data set; `self` lets the first model write it.
+        images: For image classifiers instead of a text: a folder of images, flat or with a subfolder per class.
         windows: Windows of text.
         length: Tokens per window; None takes 1024, or what all models hold.
         speed: Whether to measure speed.
@@ -185,6 +193,13 @@ def compare(
         Figures of each; KL and agreement are to the first.
     """
     progress = progress or Progress()
+    if images is not None:
+        if text != "self" or length is not None:
+            raise UsageError("image classifiers are measured on images: leave text and length out.")
+        names = [str(model) for model in models]
+        return compare_classifiers(
+            names, str(images), speed=speed, seed=seed, progress=progress, stream=stream, **loading
+        )
     networks = [
         model if isinstance(model, Network) else load(model, seed=seed, stream=stream, progress=progress, **loading)
         for model in models
@@ -199,16 +214,56 @@ def compare(
     return compare_networks(networks, chosen, progress, speed)
 
 
-def evaluate(model: str | Path | Network, *, text: str, windows: int = 20, **options: Any) -> Metrics:
-    """Measures one model: perplexity on a text, sparsity, size, speed.
+def evaluate(
+    model: str | Path | Network, *, text: str | None = None, images: str | Path | None = None, **options: Any
+) -> Metrics:
+    """Measures one model: perplexity on a text or accuracy on images, sparsity, size, speed.
 
     Args:
         model: As for `load`, or a loaded network.
         text: A file or hub data set.
-        windows: Windows of text, at most.
-        **options: As for `compare`.
+        images: For an image classifier instead of a text: a folder of images, flat or with a subfolder per class.
+        **options: As for `compare`; `windows` is 20 if it isn't given.
     """
-    return compare([model], text=text, windows=windows, **options).dense
+    if (text is None) == (images is None):
+        raise UsageError("give a text to measure on, or for an image classifier images.")
+    what = {"windows": 20, "text": text} if images is None else {"images": images}
+    return compare([model], **{**what, **options}).dense
 
 
-__all__ = ["compare", "evaluate", "prune", "single_stage", "units"]
+def inspect(
+    model: str,
+    *,
+    units: bool = False,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+    stream: bool | None = None,
+    **loading: Any,
+) -> tuple[dict[str, Any], tuple[Fixed, ...]]:
+    """Describes a model.
+
+    Args:
+        model: A hub id, a checkpoint folder, a .gguf file, or `demo:NAME`.
+        units: Whether to list the units that can be removed.
+        **loading: Passed on to `load`.
+
+    Returns:
+        Its facts and layers, with units if asked for, as plain data; and what can't be removed of an image classifier.
+    """
+    progress = progress or Progress()
+    if is_classifier(model, trust_remote_code, progress):
+        found = load_classifier(model, trust_remote_code=trust_remote_code, progress=progress, **loading)
+        facts = classifier_structure(found)
+        if not units:
+            return facts, ()
+        network = graph_network(found.model, found.example())
+        return {**facts, "units": group_rows(network.groups)}, tuple(network.fixed)
+    loading |= {"trust_remote_code": trust_remote_code, "progress": progress}
+    described = load(model, device="cpu", stream=stream, **loading)
+    if units and described.store is not None:
+        raise UsageError("units are listed of models in memory; add --no-stream.")
+    facts = structure(described)
+    return {**facts, "units": list_units(described)} if units else facts, ()
+
+
+__all__ = ["compare", "evaluate", "inspect", "prune", "single_stage", "units"]

@@ -21,13 +21,11 @@ from secateur import api
 from secateur.errors import SecateurError, UsageError
 from secateur.journal import left_over
 from secateur.network import packed
-from secateur.network.loading import load
 from secateur.network.saving import explain
 from secateur.progress import Progress, TerminalProgress
 from secateur.recipe import Recipe
 from secateur.report.page import comparison_page
-from secateur.report.structure import structure, structure_table, units_table
-from secateur.report.structure import units as list_units
+from secateur.report.structure import structure_table, units_table
 from secateur.report.terminal import comparison_table, packed_table, result_table, to_text
 from secateur.result import Comparison, Result
 from secateur.run import run_recipe
@@ -63,6 +61,10 @@ Stream = Annotated[
         help="Read blocks from the files when their turn comes; default: if the model exceeds half the free memory.",
     ),
 ]
+Images = Annotated[
+    str | None,
+    typer.Option(help="Image classifiers: folder of .jpg and .png files, flat or with a subfolder per class."),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from what the same command left, if it ended early.")]
 Length = Annotated[int | None, typer.Option(help="Tokens per window; default 1024, or the model's positions.")]
 
@@ -78,7 +80,9 @@ Length = Annotated[int | None, typer.Option(help="Tokens per window; default 102
 
     secateur prune MODEL -o OUT --unit neuron --params 0.8
 
-    secateur prune MODEL -o OUT --unit layer --remove 4"""
+    secateur prune MODEL -o OUT --unit layer --remove 4
+
+    secateur prune CLASSIFIER -o OUT --unit filter --macs 0.7 --images FOLDER"""
 )
 def prune(
     model: Model,
@@ -92,7 +96,7 @@ def prune(
         str,
         typer.Option(
             help="What is removed: weight (set to zero), or for good: neuron, head, query-head, channel, layer, "
-            "attention, mlp, expert, token; neuron,head share a budget."
+            "attention, mlp, expert, token; of image classifiers filter, neuron; neuron,head share a budget."
         ),
     ] = "weight",
     params: Annotated[float | None, typer.Option(help="Units: share of the parameters that may be left.")] = None,
@@ -158,7 +162,8 @@ def prune(
     calibration: Annotated[
         str, typer.Option(help="self (the model writes it), text or .jsonl file, hub data set; folder of .wav.")
     ] = "self",
-    samples: Annotated[int | None, typer.Option(help="Calibration windows; default 32.")] = None,
+    images: Images = None,
+    samples: Annotated[int | None, typer.Option(help="Calibration windows; default 32 (images: 256).")] = None,
     length: Length = None,
     compute: Annotated[
         str | None,
@@ -167,7 +172,9 @@ def prune(
     activation_memory: Annotated[
         str | None, typer.Option(help="Memory for activations, 500MB say; more are kept in files. Default 2GB.")
     ] = None,
-    evaluate: Annotated[str | None, typer.Option(help="Text to measure on; default: held-back windows.")] = None,
+    evaluate: Annotated[
+        str | None, typer.Option(help="Text, or folder of images, to measure on; default: what was held back.")
+    ] = None,
     windows: Annotated[int | None, typer.Option(help="Evaluation windows at most; default 20.")] = None,
     no_evaluate: Annotated[bool, typer.Option("--no-evaluate", help="Skip the evaluation.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
@@ -213,6 +220,7 @@ def prune(
         "exclude": exclude or [],
         "damping": damping,
         "block_size": block_size,
+        "images": images,
         "samples": samples,
         "length": length,
         "compute": compute,
@@ -271,8 +279,11 @@ def _carry_out(recipe: Recipe, progress: Progress, resume: bool) -> Result:
 @app.command(epilog="Example:\n\n    secateur evaluate out/half --text wiki.test.raw --windows 20 --length 1024 --json")
 def evaluate(
     model: Model,
-    text: Annotated[str, typer.Option(help="Text or .jsonl file, hub data set, or folder of .wav files.")],
-    windows: Annotated[int, typer.Option(min=1, help="Windows at most.")] = 20,
+    text: Annotated[
+        str | None, typer.Option(help="Text or .jsonl file, hub data set, or folder of .wav files.")
+    ] = None,
+    images: Images = None,
+    windows: Annotated[int | None, typer.Option(min=1, help="Windows at most; default 20.")] = None,
     length: Length = None,
     no_speed: Annotated[bool, typer.Option("--no-speed", help="Don't measure speed.")] = False,
     stream: Stream = None,
@@ -284,12 +295,13 @@ def evaluate(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Measure one model: perplexity, sparsity, size, speed."""
+    """Measure one model: perplexity (of an image classifier accuracy), sparsity, size, speed."""
     with _friendly(debug, quiet) as progress:
         metrics = api.evaluate(
             model,
             text=text,
-            windows=windows,
+            images=images,
+            **_windows(windows, images),
             length=length,
             speed=not no_speed,
             stream=stream,
@@ -309,7 +321,8 @@ def compare(
     text: Annotated[
         str, typer.Option(help="Text, .jsonl, hub data set, folder of .wav; self: the first model writes it.")
     ] = "self",
-    windows: Annotated[int, typer.Option(min=1, help="Windows at most.")] = 8,
+    images: Images = None,
+    windows: Annotated[int | None, typer.Option(min=1, help="Windows at most; default 8.")] = None,
     length: Length = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML page, too.")] = None,
     no_speed: Annotated[bool, typer.Option("--no-speed", help="Don't measure speed.")] = False,
@@ -329,7 +342,8 @@ def compare(
         comparison = api.compare(
             models,
             text=text,
-            windows=windows,
+            images=images,
+            **_windows(windows, images),
             length=length,
             speed=not no_speed,
             stream=stream,
@@ -342,6 +356,13 @@ def compare(
         if report is not None:
             comparison_page(comparison, report)
     _print(comparison.to_dict(), as_json, lambda: comparison_table(comparison))
+
+
+def _windows(windows: int | None, images: str | None) -> dict[str, int]:
+    """Returns how many windows were asked for, if any were; images aren't counted by them."""
+    if windows is not None and images is not None:
+        raise UsageError("--windows counts windows of text; all images of the folder are measured on.")
+    return {} if windows is None else {"windows": windows}
 
 
 @app.command(epilog="Example:\n\n    secateur pack out/half -o out/half-packed")
@@ -399,21 +420,20 @@ def inspect(
 ) -> None:
     """Show a model's structure: dimensions, layers, parameters, zeros."""
     with _friendly(debug, quiet) as progress:
-        network = load(
+        found, fixed = api.inspect(
             model,
+            units=units,
             dtype=dtype,
-            device="cpu",
             trust_remote_code=trust_remote_code,
             seed=seed,
             stream=stream,
             progress=progress,
         )
-        if units and network.store is not None:
-            raise UsageError("units are listed of models in memory; add --no-stream.")
-        found = structure(network)
-        groups = list_units(network) if units else []
-    data = {**found, "units": groups} if units else found
-    _print(data, as_json, lambda: units_table(groups) if units else structure_table(found, every_layer=layers))
+    _print(
+        found,
+        as_json,
+        lambda: units_table(found["units"], fixed) if units else structure_table(found, every_layer=layers),
+    )
 
 
 def main() -> None:

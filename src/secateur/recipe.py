@@ -38,6 +38,7 @@ def bytes_of(text: str) -> int:
     return int(number * (1024 if found[3] else 1000) ** " kmgt".index(found[2].lower() or " "))
 
 
+SAMPLED_IMAGES = 256
 WEIGHT_TARGETS = ("sparsity", "threshold", "pattern")
 STRUCTURED_TARGETS = ("params", "macs", "memory", "latency", "sparsity", "remove", "threshold")
 TARGETS = (*WEIGHT_TARGETS, "params", "macs", "memory", "latency", "remove")
@@ -92,18 +93,27 @@ class _Settings(BaseModel):
             raise UsageError(_explain(error)) from error
 
 
+def _refuse(settings: _Settings, name: str, fields: Sequence[str]) -> None:
+    """Raises UsageError if a field differs from its default that says nothing of images."""
+    for field in fields:
+        if getattr(settings, field) != type(settings).model_fields[field].default:
+            raise UsageError(f"{name}: {field} says nothing of images; leave it out.")
+
+
 class Calibration(_Settings):
     """Where the statistics come from.
 
     Attributes:
         data: `self` (the model writes its own text), a file, a hub data set, or a folder of .wav files.
-        samples: Windows to calibrate on.
+        images: For image classifiers, a folder of images (.jpg, .jpeg, .png): flat, or with a subfolder per class.
+        samples: Windows to calibrate on, or images; 32, or 256 images, if nothing is said.
         length: Tokens per window; None takes 1024, or the model's positions if they are fewer.
         compute: Precision of the forward passes: `auto`, `float32` or `bfloat16`.
         activation_memory: What the activations may take of the memory, such as `2GB`; more are kept in files.
     """
 
     data: str = "self"
+    images: str | None = None
     samples: int = Field(default=32, ge=1)
     length: int | None = Field(default=None, ge=2)
     compute: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -114,6 +124,18 @@ class Calibration(_Settings):
     def _size(cls, value: object) -> str:
         bytes_of(str(value))
         return str(value)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _more_images(cls, data: Any) -> Any:
+        seen = isinstance(data, dict) and data.get("images") is not None and data.get("samples") is None
+        return {**data, "samples": SAMPLED_IMAGES} if seen else data
+
+    @model_validator(mode="after")
+    def _images_alone(self) -> Calibration:
+        if self.images is not None:
+            _refuse(self, "calibration", ("data", "length", "compute", "activation_memory"))
+        return self
 
     @property
     def activation_bytes(self) -> int:
@@ -368,15 +390,23 @@ class Evaluate(_Settings):
 
     Attributes:
         text: A file (text, .jsonl), hub data set or folder of .wav files; None takes what calibration held back.
+        images: For image classifiers, a folder of images, as for calibration; None takes what calibration held back.
         windows: Windows to evaluate at most.
         length: Tokens per window; None takes the calibration's.
         speed: Whether to measure prefill and decode speed.
     """
 
     text: str | None = None
+    images: str | None = None
     windows: int = Field(default=20, ge=1)
     length: int | None = Field(default=None, ge=2)
     speed: bool = True
+
+    @model_validator(mode="after")
+    def _images_alone(self) -> Evaluate:
+        if self.images is not None:
+            _refuse(self, "evaluate", ("text", "windows", "length"))
+        return self
 
 
 class Stage(_Settings):
@@ -423,6 +453,15 @@ class Recipe(_Settings):
         if not value:
             raise ValueError("a recipe needs at least one stage")
         return value
+
+    @model_validator(mode="after")
+    def _images_everywhere(self) -> Recipe:
+        if self.calibration.images is None:
+            if self.evaluate is not None and self.evaluate.images is not None:
+                raise UsageError("evaluate: images go with calibration images: give --images FOLDER, too.")
+        elif self.evaluate is not None:
+            _refuse(self.evaluate, "evaluate", ("text", "windows", "length"))
+        return self
 
     @classmethod
     def read(cls, path: str | Path) -> Recipe:

@@ -40,6 +40,7 @@ from secateur.progress import Progress
 from secateur.pruning import check_pattern, needs_of, prune_weights, select_layers
 from secateur.recipe import Recipe
 from secateur.result import Comparison, Result, StageReport
+from secateur.run_images import run_images
 from secateur.structure import prune_units
 from secateur.structure.stage import check_units, needs_windows
 from secateur.timing import timed
@@ -227,6 +228,8 @@ def run_recipe(recipe: Recipe, progress: Progress | None = None, resume: bool = 
         SecateurError: Something went wrong; no half-written output is left. The blocks that were finished are kept
             beside the output for `resume`.
     """
+    if recipe.calibration.images is not None:
+        return run_images(recipe, progress or Progress(), resume)
     with processes(recipe.device) as team:
         work = Run(recipe, progress if progress is not None and team.first else Progress(), team, resume)
         return work.in_memory() if recipe.output is None else work.into(Path(recipe.output).expanduser())

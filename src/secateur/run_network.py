@@ -221,7 +221,8 @@ class NetworkRun:
         about: dict[str, Any] = {"kind": "network", "source": name, "architecture": name}
         if plain_kind(small) is not None:
             del about["kind"]
-            about |= {"architecture": type(small).__name__, "reshaped": hasattr(type(small), "plain")}
+            reshaped = hasattr(type(small), "plain")
+            about |= {"architecture": type(small).__name__, "reshaped": reshaped, "reads": "nothing that was saved"}
         about["dtype"] = str(next(small.parameters()).dtype).removeprefix("torch.")
         return Result(
             output=None if self.output is None else str(self.output),

@@ -7,6 +7,7 @@ import json
 import re
 import struct
 import tempfile
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def load(
         else:
             loaded, family, tokenizer, notes = _load_folder(path, dtype, trust_remote_code)
     loaded.eval().requires_grad_(False)
-    _refuse_nan(loaded)
+    refuse_nan(loaded)
     source = Source(str(model), path, str(loaded.dtype).removeprefix("torch."), trust_remote_code)
     return _with_record(Network(loaded, family, tokenizer, source, compute, notes))
 
@@ -180,9 +181,7 @@ def _from_hub(model: str, trust_remote_code: bool) -> Path:
 
 def _described(folder: Path, trust: bool) -> tuple[Any, Family]:
     """Returns a checkpoint folder's config, and the family of its architecture."""
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} has no config.json; is it a Hugging Face checkpoint folder?")
-    config = _config(folder, trust)
+    config = read_config(folder, trust)
     return config, family_of(config.model_type, config)
 
 
@@ -217,17 +216,22 @@ def _load_folder(folder: Path, dtype: str | None, trust: bool) -> tuple[Any, Fam
     return model, family, _tokenizer(folder, trust), notes
 
 
+def refuse_mismatched(folder: Path, info: dict[str, Any]) -> None:
+    """Raises ModelError if a weight has another shape than the config says."""
+    for name, found, expected in sorted(info["mismatched_keys"]):
+        raise ModelError(
+            f"{folder}: {name} has the shape {tuple(found)}, but config.json makes it {tuple(expected)}; "
+            "they don't belong together."
+        )
+
+
 def _check_weights(folder: Path, family: Family, info: dict[str, Any]) -> tuple[str, ...]:
     """Returns notes on weights that the checkpoint lacks, or has and nobody reads.
 
     Raises:
         ModelError: A weight has another shape than the config says, or one of a block is missing.
     """
-    for name, found, expected in sorted(info["mismatched_keys"]):
-        raise ModelError(
-            f"{folder}: {name} has the shape {tuple(found)}, but config.json makes it {tuple(expected)}; "
-            "they don't belong together."
-        )
+    refuse_mismatched(folder, info)
     notes = []
     if missing := sorted(info["missing_keys"]):
         inside = [name for name in missing if any(f"{stack.blocks}." in name for stack in family.stacks)]
@@ -300,8 +304,10 @@ def check_shards(folder: Path) -> list[Path]:
     return shards
 
 
-def _raw_config(folder: Path) -> dict[str, Any]:
+def raw_config(folder: Path) -> dict[str, Any]:
     """Returns what a checkpoint folder's config.json holds."""
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} has no config.json; is it a Hugging Face checkpoint folder?")
     try:
         raw = json.loads((folder / "config.json").read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -313,11 +319,21 @@ def _raw_config(folder: Path) -> dict[str, Any]:
 
 def _is_reshaped(folder: Path) -> bool:
     """Whether a folder holds a model with shapes of its own, whose class is ours."""
-    return (folder / "config.json").is_file() and KEY in _raw_config(folder)
+    return (folder / "config.json").is_file() and KEY in raw_config(folder)
 
 
-def _config(folder: Path, trust: bool) -> Any:
-    raw = _raw_config(folder)
+def read_config(folder: Path, trust: bool, check_type: Callable[[str], None] = check_model_type) -> Any:
+    """Returns a checkpoint folder's config.
+
+    Args:
+        folder: The folder.
+        trust: Whether code from it may run.
+        check_type: Refuses kinds of models.
+
+    Raises:
+        ModelError: There is none, or it can't be read.
+    """
+    raw = raw_config(folder)
     if KEY in raw:
         check_differences(raw, folder / "config.json")
     own_code = "auto_map" in raw and KEY not in raw
@@ -333,7 +349,7 @@ def _config(folder: Path, trust: bool) -> Any:
     if "model_type" not in raw:
         raise ModelError(f"{folder / 'config.json'} names no model_type.")
     if not own_code:
-        check_model_type(raw["model_type"])
+        check_type(raw["model_type"])
     try:
         return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=own_code)
     except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
@@ -358,7 +374,7 @@ def _model_class(config: Any, family: Family) -> Any:
     return transformers.AutoModelForCausalLM if causal else transformers.AutoModel
 
 
-def _refuse_nan(model: Any) -> None:
+def refuse_nan(model: Any) -> None:
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise ModelError(f"{name} holds NaN or infinite weights; the checkpoint is broken.")

@@ -326,6 +326,7 @@ class Network:
             "family": self.family.name,
             "dtype": self.source.dtype,
             "blocks": len(self.blocks),
+            "reshaped": hasattr(type(self.model), "plain"),
         }
 
 

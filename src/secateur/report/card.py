@@ -25,6 +25,7 @@ AUTO_CLASSES = {  # how an architecture's name ends -> the class that loads it
     "ForTokenClassification": "AutoModelForTokenClassification",
     "ForQuestionAnswering": "AutoModelForQuestionAnswering",
     "ForPreTraining": "AutoModelForPreTraining",
+    "ForImageClassification": "AutoModelForImageClassification",
 }  # any other is loaded by its own class
 
 
@@ -132,14 +133,27 @@ def _how_to_load(result: Result) -> str:
             + _fenced(code, "python")
         )
     ending = next((ending for ending in AUTO_CLASSES if architecture.endswith(ending)), None)
-    name = AUTO_CLASSES[ending] if ending else architecture or "AutoModel"
+    reshaped = result.about.get("reshaped", False)
+    name = AUTO_CLASSES[ending] if ending else "AutoModel" if reshaped or not architecture else architecture
     folder = result.output or "path/to/this/folder"
-    code = (
-        f"from transformers import {', '.join(sorted(('AutoTokenizer', name)))}\n\n"
-        f"model = {name}.from_pretrained({folder!r})\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({folder!r})"
-    )
-    return f"Plain transformers loads it; secateur isn't needed.\n\n{_fenced(code, 'python')}"
+    trust = ", trust_remote_code=True" if reshaped else ""
+    lines = [f"model = {name}.from_pretrained({folder!r}{trust})"]
+    names = [name]
+    if (reader := _reader(result)) is not None:
+        what, kind = reader
+        names.append(kind)
+        lines.append(f"{what} = {kind}.from_pretrained({folder!r})")
+    code = "\n".join([f"from transformers import {', '.join(sorted(names))}", "", *lines])
+    text = "Plain transformers loads it; secateur isn't needed."
+    if trust:
+        text += " Its config can't say its widths, so it runs `modeling_secateur.py` from this folder."
+    return f"{text}\n\n{_fenced(code, 'python')}"
+
+
+def _reader(result: Result) -> tuple[str, str] | None:
+    """Returns what makes the model's inputs, and the class that loads it; None where nothing of it was saved."""
+    readers = {"text": ("tokenizer", "AutoTokenizer"), "images": ("processor", "AutoImageProcessor")}
+    return readers.get(result.about.get("reads", "text"))
 
 
 def _how_to_reproduce(result: Result) -> str:

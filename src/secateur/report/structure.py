@@ -10,11 +10,14 @@ from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+from torch import nn
 
 from secateur.errors import UsageError
+from secateur.network.family import Layout
 from secateur.network.graph.network import Fixed
 from secateur.network.network import Layer, Network
 from secateur.network.units import UNITS, UnitGroup
+from secateur.network.vision import Classifier
 from secateur.report.terminal import count, layer_kind, percent
 
 
@@ -34,6 +37,31 @@ def structure(network: Network) -> dict[str, Any]:
     }
 
 
+def classifier_structure(found: Classifier) -> dict[str, Any]:
+    """Returns an image classifier's facts, as `structure` does; its layers are linear ones and convolutions."""
+    example = found.example()
+    layers = [
+        Layer(name, module.weight, Layout.OUT_IN, name, module)  # type: ignore[arg-type]
+        for name, module in found.model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    ]
+    return {
+        "source": found.source.name,
+        "architecture": type(found.model).__name__,
+        "family": found.model.config.model_type,
+        "dtype": found.source.dtype,
+        "parameters": sum(parameter.numel() for parameter in found.model.parameters()),
+        "dimensions": {
+            "channels": found.channels,
+            "height": example.shape[-2],
+            "width": example.shape[-1],
+            "labels": len(found.labels),
+        },
+        "layers": [_layer(layer) for layer in layers],
+        "outside": [],
+    }
+
+
 def _layer(layer: Layer) -> dict[str, Any]:
     rows, columns = layer.shape
     return {"name": layer.name, "outputs": rows, "inputs": columns, "zeros": layer.zeros()}
@@ -43,7 +71,8 @@ def structure_table(found: dict[str, Any], every_layer: bool = False) -> Rendera
     """Returns tables of what `structure` gave; blocks of the same shape share a row unless `every_layer`."""
     facts = Table.grid(padding=(0, 2))
     for name in ("source", "architecture", "family", "dtype", "blocks"):
-        facts.add_row(name, Text(str(found[name])))
+        if name in found:
+            facts.add_row(name, Text(str(found[name])))
     facts.add_row("parameters", f"{found['parameters']:,}")
     facts.add_row("dimensions", ", ".join(f"{name} {value}" for name, value in found["dimensions"].items()))
     layers = Table("layer", "count", "outputs x inputs", "weights", "zeros", box=box.SIMPLE_HEAD)
@@ -52,6 +81,8 @@ def structure_table(found: dict[str, Any], every_layer: bool = False) -> Rendera
     for layer in found["outside"]:
         tied = f" (tied to {', '.join(layer['tied_to'])})" if layer["tied_to"] else ""
         _row(layers, layer["name"], [layer], tied)
+    if not found["outside"]:
+        return Group(facts, layers)
     note = Text("Layers outside of the blocks are pruned only when --include names them.", style="dim")
     return Group(facts, layers, note)
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from secateur.errors import ModelError, did_you_mean
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
+from secateur.errors import ModelError, UsageError, did_you_mean
 from secateur.network.families.bert import BERT
 from secateur.network.families.distilbert import DISTILBERT
 from secateur.network.families.gemma import GEMMA
@@ -30,7 +32,7 @@ from secateur.network.families.whisper import WHISPER
 from secateur.network.families.xlnet import XLNET
 from secateur.network.family import Family
 
-__all__ = ["FAMILIES", "check_model_type", "family_of"]
+__all__ = ["FAMILIES", "IMAGE_TYPES", "check_model_type", "family_of"]
 
 FAMILIES: dict[str, Family] = {
     family.name: family
@@ -64,8 +66,21 @@ for _family in FAMILIES.values():
         _BY_MODEL_TYPE.setdefault(_model_type, []).append(_family)
 
 
+IMAGE_TYPES = frozenset(MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES) - _BY_MODEL_TYPE.keys()
+
+
 def check_model_type(model_type: str) -> None:
-    """Raises ModelError if no family covers a `config.model_type`; the message lists those that are known."""
+    """Raises an error if no family covers a `config.model_type`; the message lists those that are known.
+
+    Raises:
+        UsageError: It is of an image classifier, which goes with images.
+        ModelError: It is of anything else.
+    """
+    if model_type in IMAGE_TYPES:
+        raise UsageError(
+            f"a '{model_type}' model classifies images: give --images FOLDER, and --unit filter or --unit neuron "
+            "where it is pruned."
+        )
     if model_type not in _BY_MODEL_TYPE:
         raise ModelError(
             f"The architecture '{model_type}' (model_type in config.json) isn't one that secateur describes."
