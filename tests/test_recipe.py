@@ -132,7 +132,8 @@ def test_every_field_of_a_recipe_can_be_given_flat() -> None:
     common = {"sparsity": 0.5, "solver": "sparsegpt", "reconstruct": True}
     values: dict[str, Any] = {"threshold": None, "pattern": None, "score": None, "include": ["*"], "exclude": ["*"]}
     values |= {"unit": "weight", "allocation": "global", "per": "output", "compute": "float32", "speed": False}
-    values |= {"gradient": "block", "reconstruct_halves": True, "activation_memory": "1GB", **STRUCTURED, **TARGETS}
+    values |= {"gradient": "block", "reconstruct_halves": True, "activation_memory": "1GB", "images": "folder"}
+    values |= {**STRUCTURED, **TARGETS}
     for field in fields - set(common):
         value = values.get(field, 2)
         given = {**common, field: value}

@@ -1,44 +1,18 @@
-"""Recipes: what a user asks for, as data. The one place where defaults live."""
+"""The stage that prunes."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from secateur.allocation.amounts import Pattern, Threshold
 from secateur.calibration.statistics import GRADIENTS
-from secateur.errors import SecateurError, UsageError, did_you_mean
+from secateur.errors import UsageError, did_you_mean
+from secateur.recipe.base import Settings, bytes_of, listed
 from secateur.scores import score_named
 from secateur.solvers import AUTO, AUTO_MASKED, chain_named
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-_SIZE = re.compile(r"([\d.]+)\s*(k|m|g|t|)(i?)b?", re.IGNORECASE)
-
-
-def bytes_of(text: str) -> int:
-    """Returns the bytes that `500MB`, `2GiB` or `1000000` stand for.
-
-    Raises:
-        UsageError: It isn't a size.
-    """
-    found = _SIZE.fullmatch(text.strip())
-    try:
-        number = float(found[1]) if found else -1.0
-    except ValueError:
-        number = -1.0
-    if found is None or number < 0:
-        raise UsageError(f"'{text}' is not a size; write 500MB, 2GB or a number of bytes.")
-    return int(number * (1024 if found[3] else 1000) ** " kmgt".index(found[2].lower() or " "))
-
-
-SAMPLED_IMAGES = 256
 WEIGHT_TARGETS = ("sparsity", "threshold", "pattern")
 STRUCTURED_TARGETS = ("params", "macs", "memory", "latency", "sparsity", "remove", "threshold")
 TARGETS = (*WEIGHT_TARGETS, "params", "macs", "memory", "latency", "remove")
@@ -69,81 +43,7 @@ UNIT_OPTIONS = {  # which units an option says something about
 WEIGHTS_ONLY = {"per", "min_per_output", "include", "exclude", "block_size", "pattern"}
 
 
-def _listed(names: Sequence[str]) -> str:
-    """Returns options as a list in words: `--a, --b and --c`."""
-    options = ["--" + name.replace("_", "-") for name in names]
-    return " and ".join([", ".join(options[:-1]), options[-1]] if len(options) > 1 else options)
-
-
-class _Settings(BaseModel):
-    """Unknown fields are errors; an option that nobody reads would be worse."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @classmethod
-    def build(cls, data: object) -> Self:
-        """Makes settings from plain data.
-
-        Raises:
-            UsageError: A field is unknown, missing or out of range; the message names it.
-        """
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            raise UsageError(_explain(error)) from error
-
-
-def _refuse(settings: _Settings, name: str, fields: Sequence[str]) -> None:
-    """Raises UsageError if a field differs from its default that says nothing of images."""
-    for field in fields:
-        if getattr(settings, field) != type(settings).model_fields[field].default:
-            raise UsageError(f"{name}: {field} says nothing of images; leave it out.")
-
-
-class Calibration(_Settings):
-    """Where the statistics come from.
-
-    Attributes:
-        data: `self` (the model writes its own text), a file, a hub data set, or a folder of .wav files.
-        images: For image classifiers, a folder of images (.jpg, .jpeg, .png): flat, or with a subfolder per class.
-        samples: Windows to calibrate on, or images; 32, or 256 images, if nothing is said.
-        length: Tokens per window; None takes 1024, or the model's positions if they are fewer.
-        compute: Precision of the forward passes: `auto`, `float32` or `bfloat16`.
-        activation_memory: What the activations may take of the memory, such as `2GB`; more are kept in files.
-    """
-
-    data: str = "self"
-    images: str | None = None
-    samples: int = Field(default=32, ge=1)
-    length: int | None = Field(default=None, ge=2)
-    compute: Literal["auto", "float32", "bfloat16"] = "auto"
-    activation_memory: str = "2GB"
-
-    @field_validator("activation_memory", mode="before")
-    @classmethod
-    def _size(cls, value: object) -> str:
-        bytes_of(str(value))
-        return str(value)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _more_images(cls, data: Any) -> Any:
-        seen = isinstance(data, dict) and data.get("images") is not None and data.get("samples") is None
-        return {**data, "samples": SAMPLED_IMAGES} if seen else data
-
-    @model_validator(mode="after")
-    def _images_alone(self) -> Calibration:
-        if self.images is not None:
-            _refuse(self, "calibration", ("data", "length", "compute", "activation_memory"))
-        return self
-
-    @property
-    def activation_bytes(self) -> int:
-        """`activation_memory` in bytes."""
-        return bytes_of(self.activation_memory)
-
-
-class Prune(_Settings):
+class Prune(Settings):
     """One pruning stage. Exactly one target is given: `sparsity`, `threshold`, or for weights `pattern`, or for other
     units `params`, `macs`, `memory`, `latency` or `remove`.
 
@@ -290,9 +190,9 @@ class Prune(_Settings):
         wanted = STRUCTURED_TARGETS if self.structured else WEIGHT_TARGETS
         if len(given) != 1:
             have = " and ".join("--" + name for name in given) or "none of them"
-            raise UsageError(f"give exactly one of {_listed(wanted)}; got {have}.")
+            raise UsageError(f"give exactly one of {listed(wanted)}; got {have}.")
         if given[0] not in wanted:
-            raise UsageError(f"--{given[0]} isn't a target for --unit {self.unit}; give one of {_listed(wanted)}.")
+            raise UsageError(f"--{given[0]} isn't a target for --unit {self.unit}; give one of {listed(wanted)}.")
         for name in ("sparsity", "params", "macs", "latency"):
             share = getattr(self, name)
             if share is not None and not 0 < share < 1:
@@ -311,7 +211,7 @@ class Prune(_Settings):
         if self.pattern is not None:
             Pattern.parse(self.pattern)
         if misplaced := STRUCTURED_ONLY & self._changed():
-            raise UsageError(f"{_listed(sorted(misplaced))} goes with units that are removed, not with --unit weight.")
+            raise UsageError(f"{listed(sorted(misplaced))} goes with units that are removed, not with --unit weight.")
         if self.allocation == "ramp":
             raise UsageError("--allocation ramp is for units; weights take uniform, global, owl, alpha or error.")
         if self.allocation != "uniform" and self.sparsity is None:
@@ -356,11 +256,11 @@ class Prune(_Settings):
     def _consistent_options(self) -> None:
         """Raises UsageError if an option says nothing about the stage's units."""
         if misplaced := WEIGHTS_ONLY & self._changed():
-            raise UsageError(f"{_listed(sorted(misplaced))} goes with --unit weight only.")
+            raise UsageError(f"{listed(sorted(misplaced))} goes with --unit weight only.")
         for option, kinds in UNIT_OPTIONS.items():
             if option in self._changed() and not set(self.kinds) <= kinds:
                 known = ", ".join(sorted(kinds))
-                raise UsageError(f"{_listed([option])} says nothing about --unit {self.unit}, only about {known}.")
+                raise UsageError(f"{listed([option])} says nothing about --unit {self.unit}, only about {known}.")
         damped = self.repair or self.solver == "obs" or self.allocation == "error"
         if self.damping is not None and not damped:
             raise UsageError("--damping is for fits and for the solver obs; without them nothing is damped.")
@@ -383,120 +283,3 @@ class Prune(_Settings):
     def _changed(self) -> set[str]:
         """The fields that differ from their defaults."""
         return {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
-
-
-class Evaluate(_Settings):
-    """What quality is measured on.
-
-    Attributes:
-        text: A file (text, .jsonl), hub data set or folder of .wav files; None takes what calibration held back.
-        images: For image classifiers, a folder of images, as for calibration; None takes what calibration held back.
-        windows: Windows to evaluate at most.
-        length: Tokens per window; None takes the calibration's.
-        speed: Whether to measure prefill and decode speed.
-    """
-
-    text: str | None = None
-    images: str | None = None
-    windows: int = Field(default=20, ge=1)
-    length: int | None = Field(default=None, ge=2)
-    speed: bool = True
-
-    @model_validator(mode="after")
-    def _images_alone(self) -> Evaluate:
-        if self.images is not None:
-            _refuse(self, "evaluate", ("text", "windows", "length"))
-        return self
-
-
-class Stage(_Settings):
-    """One stage: a mapping with one key, the stage's kind."""
-
-    prune: Prune
-
-
-class Recipe(_Settings):
-    """A whole run.
-
-    Attributes:
-        version: Of the recipe format.
-        model: A hub id, a checkpoint folder, a .gguf file, or `demo:NAME`.
-        output: The folder to write; None keeps the result in memory.
-        seed: Of everything that draws.
-        dtype: None keeps the checkpoint's; a GGUF becomes float32.
-        device: Where blocks are computed: `auto`, `cpu`, `cuda`, `mps`.
-        trust_remote_code: Whether code from the checkpoint may run.
-        overwrite: Whether an existing output may be replaced.
-        stream: Whether blocks are read from the files when their turn comes and written when they are done; None does
-            so if the checkpoint is larger than half of the free memory.
-        calibration: Where statistics come from; not read if no stage needs any.
-        stages: What to do, in order.
-        evaluate: What quality is measured on; None skips the evaluation.
-    """
-
-    version: Literal[1] = 1
-    model: str
-    output: str | None = None
-    seed: int = Field(default=0, ge=0, lt=1 << 32)
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    trust_remote_code: bool = False
-    overwrite: bool = False
-    stream: bool | None = None
-    calibration: Calibration = Calibration()
-    stages: tuple[Stage, ...]
-    evaluate: Evaluate | None = Evaluate()
-
-    @field_validator("stages")
-    @classmethod
-    def _some_stage(cls, value: tuple[Stage, ...]) -> tuple[Stage, ...]:
-        if not value:
-            raise ValueError("a recipe needs at least one stage")
-        return value
-
-    @model_validator(mode="after")
-    def _images_everywhere(self) -> Recipe:
-        if self.calibration.images is None:
-            if self.evaluate is not None and self.evaluate.images is not None:
-                raise UsageError("evaluate: images go with calibration images: give --images FOLDER, too.")
-        elif self.evaluate is not None:
-            _refuse(self.evaluate, "evaluate", ("text", "windows", "length"))
-        return self
-
-    @classmethod
-    def read(cls, path: str | Path) -> Recipe:
-        """Reads a recipe from a YAML file.
-
-        Raises:
-            UsageError: The file is missing, isn't YAML, or isn't a recipe.
-        """
-        try:
-            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"recipe {path} can't be read: {error}.") from error
-        except yaml.YAMLError as error:
-            raise UsageError(f"recipe {path} is not YAML: {' '.join(str(error).split())}.") from error
-        if not isinstance(data, dict):
-            raise UsageError(f"recipe {path} must be a mapping with 'model' and 'stages'.")
-        try:
-            return cls.build(data)
-        except SecateurError as error:
-            raise UsageError(f"recipe {path}: {error}") from error
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain data for JSON and YAML, defaults written out."""
-        return self.model_dump(mode="json")
-
-
-def _explain(error: ValidationError) -> str:
-    """Puts pydantic's findings into one line that names the fields."""
-    parts = []
-    for found in error.errors():
-        where = ".".join(str(part) for part in found["loc"]) or "the recipe"
-        if found["type"] == "extra_forbidden":
-            parts.append(f"{where} is not a known field")
-        elif found["type"] == "missing":
-            parts.append(f"{where} is missing")
-        else:
-            parts.append(f"{where}: {found['msg'].removeprefix('Value error, ')}, but got {found['input']!r}")
-    return "; ".join(parts) + "."

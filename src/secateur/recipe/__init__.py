@@ -1,0 +1,96 @@
+"""Recipes: what a user asks for, as data. The one place where defaults live."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from secateur.errors import SecateurError, UsageError
+from secateur.recipe.base import Settings, bytes_of, refuse
+from secateur.recipe.data import Calibration, Evaluate
+from secateur.recipe.prune import INNER_UNITS, TRACED_UNITS, Prune
+
+
+class Stage(Settings):
+    """One stage: a mapping with one key, the stage's kind."""
+
+    prune: Prune
+
+
+class Recipe(Settings):
+    """A whole run.
+
+    Attributes:
+        version: Of the recipe format.
+        model: A hub id, a checkpoint folder, a .gguf file, or `demo:NAME`.
+        output: The folder to write; None keeps the result in memory.
+        seed: Of everything that draws.
+        dtype: None keeps the checkpoint's; a GGUF becomes float32.
+        device: Where blocks are computed: `auto`, `cpu`, `cuda`, `mps`.
+        trust_remote_code: Whether code from the checkpoint may run.
+        overwrite: Whether an existing output may be replaced.
+        stream: Whether blocks are read from the files when their turn comes and written when they are done; None does
+            so if the checkpoint is larger than half of the free memory.
+        calibration: Where statistics come from; not read if no stage needs any.
+        stages: What to do, in order.
+        evaluate: What quality is measured on; None skips the evaluation.
+    """
+
+    version: Literal[1] = 1
+    model: str
+    output: str | None = None
+    seed: int = Field(default=0, ge=0, lt=1 << 32)
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    trust_remote_code: bool = False
+    overwrite: bool = False
+    stream: bool | None = None
+    calibration: Calibration = Calibration()
+    stages: tuple[Stage, ...]
+    evaluate: Evaluate | None = Evaluate()
+
+    @field_validator("stages")
+    @classmethod
+    def _some_stage(cls, value: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        if not value:
+            raise ValueError("a recipe needs at least one stage")
+        return value
+
+    @model_validator(mode="after")
+    def _images_everywhere(self) -> Recipe:
+        if self.calibration.images is None:
+            if self.evaluate is not None and self.evaluate.images is not None:
+                raise UsageError("evaluate: images go with calibration images: give --images FOLDER, too.")
+        elif self.evaluate is not None:
+            refuse(self.evaluate, "evaluate", ("text", "windows", "length"))
+        return self
+
+    @classmethod
+    def read(cls, path: str | Path) -> Recipe:
+        """Reads a recipe from a YAML file.
+
+        Raises:
+            UsageError: The file is missing, isn't YAML, or isn't a recipe.
+        """
+        try:
+            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"recipe {path} can't be read: {error}.") from error
+        except yaml.YAMLError as error:
+            raise UsageError(f"recipe {path} is not YAML: {' '.join(str(error).split())}.") from error
+        if not isinstance(data, dict):
+            raise UsageError(f"recipe {path} must be a mapping with 'model' and 'stages'.")
+        try:
+            return cls.build(data)
+        except SecateurError as error:
+            raise UsageError(f"recipe {path}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain data for JSON and YAML, defaults written out."""
+        return self.model_dump(mode="json")
+
+
+__all__ = ["INNER_UNITS", "TRACED_UNITS", "Calibration", "Evaluate", "Prune", "Recipe", "Stage", "bytes_of"]
