@@ -195,6 +195,90 @@ class Recurrent(nn.Module):
         return self.fc(output[:, -1])
 
 
+class Mixture(nn.Module):
+    """Experts, weighted by a gate: all of them, as in a mixture that is computed densely."""
+
+    def __init__(self, width: int = 12, experts: int = 3) -> None:
+        super().__init__()
+        self.embed, self.gate = nn.Linear(48, width), nn.Linear(width, experts)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, 10), nn.GELU(), nn.Linear(10, width)) for _ in range(experts)
+        )
+        self.norm, self.fc = nn.LayerNorm(width), nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.flatten(1)).relu()
+        mixed = torch.stack([expert(x) for expert in self.experts], 1)
+        return self.fc(self.norm(x + (self.gate(x).softmax(-1)[..., None] * mixed).sum(1)))
+
+
+class ConvNextBlock(nn.Module):
+    """ConvNeXt's block: channels last between two permutations, and a scale per channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.depth, self.norm = nn.Conv2d(channels, channels, 7, 1, 3, groups=channels), nn.LayerNorm(channels)
+        self.one, self.two = nn.Linear(channels, 3 * channels), nn.Linear(3 * channels, channels)
+        self.scale = nn.Parameter(torch.rand(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.depth(x).permute(0, 2, 3, 1))
+        y = self.scale * self.two(functional.gelu(self.one(y)))
+        return x + y.permute(0, 3, 1, 2)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """A layer norm over the channels of images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.layer_norm(
+            x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps
+        ).permute(0, 3, 1, 2)
+
+
+class Attention(nn.Module):
+    """ViT's self-attention, its three projections in one layer."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.qkv, self.out, self.heads = nn.Linear(width, 3 * width), nn.Linear(width, width), heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, _ = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = qkv[0], qkv[1], qkv[2]
+        mixed = functional.scaled_dot_product_attention(query, key, value)
+        return self.out(mixed.transpose(1, 2).reshape(batch, tokens, -1))
+
+
+class Transformer(nn.Module):
+    """ViT's block."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.attention = nn.LayerNorm(width), nn.LayerNorm(width), Attention(width, 4)
+        self.mlp = nn.Sequential(nn.Linear(width, 20), nn.GELU(), nn.Linear(20, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class ViT(nn.Module):
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 4, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, width))
+        self.positions = nn.Parameter(torch.randn(1, 17, width))
+        self.blocks = nn.Sequential(Transformer(width), Transformer(width))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.positions
+        return self.head(self.norm(self.blocks(x))[:, 0])
+
+
 class Split(nn.Module):
     """Sizes as constants: split, narrow views and slices."""
 
@@ -265,6 +349,20 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
         ),
         lambda: images(size=4),
     ),
+    "mixture": (Mixture, lambda: images(size=4)),
+    "convnext": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 8, 4, 4),
+            ChannelNorm(8),
+            ConvNextBlock(8),
+            ChannelNorm(8),
+            nn.Conv2d(8, 12, 2, 2),
+            ConvNextBlock(12),
+            Head(12),
+        ),
+        images,
+    ),
+    "vit": (ViT, images),
     "lstm": (lambda: Recurrent(nn.LSTM, 2, True), lambda: torch.randint(0, 20, (3, 7))),
     "gru": (lambda: Recurrent(nn.GRU, 1, False), lambda: torch.randint(0, 20, (3, 7))),
     "constants": (Split, images),

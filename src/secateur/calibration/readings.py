@@ -64,7 +64,9 @@ def _picked(values: Tensor, number: int) -> Tensor:
 @contextmanager
 def _hooked(pairs: Mapping[nn.Module, Callable[[tuple[Any, ...], Any], None]]) -> Iterator[None]:
     handles = [
-        module.register_forward_hook(lambda _, args, output, act=act: act(args, output))
+        module.register_forward_hook(
+            lambda _, args, named, output, act=act: act(args or tuple(named.values()), output), with_kwargs=True
+        )
         for module, act in pairs.items()
     ]
     try:

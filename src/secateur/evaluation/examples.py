@@ -15,8 +15,8 @@ from torch.nn import functional
 from secateur.calibration.batches import Batch, Loss
 from secateur.errors import CalibrationError, first_line
 from secateur.evaluation.costs import Costs
-from secateur.network.graph.saving import tensors_in
 from secateur.network.graph.tracing import evaluating
+from secateur.network.graph.values import tensors
 from secateur.progress import Progress
 from secateur.result import Comparison, Metrics
 
@@ -108,16 +108,16 @@ class _Sums:
         """Adds a batch: what this network and what the dense one makes of it."""
         self._examples += batch.size
         target = batch.target
-        logits = next(tensors_in(output), None)
+        logits = next(tensors(output), None)
         classes = isinstance(target, Tensor) and not target.is_floating_point() and not target.is_complex()
         if logits is not None and logits.ndim > 1 and logits.shape[1] > 1:
             best = logits.argmax(1)
-            other = next(tensors_in(dense)).argmax(1)
+            other = next(tensors(dense)).argmax(1)
             self._sum("top1_agreement", (best == other).float().mean(), batch.size)
             if classes and target.shape == best.shape:
                 self._sum("accuracy", (best == target.to(best.device)).float().mean(), batch.size)
         elif logits is not None:
-            both = (logits.float().flatten(), next(tensors_in(dense)).float().flatten())
+            both = (logits.float().flatten(), next(tensors(dense)).float().flatten())
             self._sum("cosine", functional.cosine_similarity(*both, dim=0), batch.size)
         if metric is not None and target is not None:
             self._sum("metric", _number(metric(output, target), "metric"), batch.size)

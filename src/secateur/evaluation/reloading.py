@@ -19,8 +19,8 @@ from secateur.calibration.windows import Windows
 from secateur.errors import SaveError, UsageError
 from secateur.evaluation import reload
 from secateur.evaluation.quality import outputs
-from secateur.network.graph.saving import tensors_in
 from secateur.network.graph.tracing import evaluating
+from secateur.network.graph.values import tensors
 from secateur.network.network import Network
 from secateur.progress import Progress
 
@@ -73,7 +73,7 @@ def model_difference(model: Any, folder: Path, inputs: tuple[Any, ...], trust_re
         raise UsageError(f"the example inputs of a {type(model).__name__} that is saved have to be tensors.")
     named = dict(zip(inspect.signature(model.forward).parameters, inputs, strict=False))
     with torch.inference_mode(), evaluating(model):
-        expected = next(tensors_in(model(*inputs))).float()
+        expected = next(tensors(model(*inputs))).float()
     return _compared(model, folder, named, expected.flatten(0, -2), trust_remote_code)
 
 

@@ -15,7 +15,8 @@ import transformers
 from torch import Tensor, nn
 
 from secateur.errors import ModelError
-from secateur.network.graph.saving import difference, tensors_in
+from secateur.network.graph.saving import difference
+from secateur.network.graph.values import tensors
 from secateur.network.modeling import KEY
 from secateur.network.quiet import quiet_transformers
 from secateur.network.surgery import reshaped_class
@@ -201,7 +202,7 @@ def _built(kind: Any, config: Any, state: Mapping[str, Tensor], small: Any) -> A
 def _alike(model: nn.Module, small: nn.Module, inputs: tuple[Any, ...]) -> bool:
     small = copy.deepcopy(small).eval()
     with torch.no_grad():
-        size = max(float(one.abs().max()) for one in tensors_in(small(*inputs)))
+        size = max(float(one.abs().max()) for one in tensors(small(*inputs)))
     return difference(model.eval(), small, inputs) <= ALIKE * max(size, 1.0)
 
 

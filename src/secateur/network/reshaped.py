@@ -98,6 +98,7 @@ def reshape(model: Any, differences: dict[str, Any]) -> None:
 
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+RMS_NORM: Any = getattr(nn, "RMSNorm", nn.LayerNorm)  # torch 2.4 and later
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -106,14 +107,16 @@ def describe(module: nn.Module) -> None:
     own: Any = module
     weight: Any = getattr(module, "weight", None)
     if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
-        transposed = isinstance(module, TRANSPOSED)
-        if own.groups > 1 and weight.shape[1] == 1 and not transposed and own.groups == own.in_channels:
-            own.groups = own.in_channels = weight.shape[0]  # depthwise: a filter per channel
+        transposed, each = isinstance(module, TRANSPOSED), own.out_channels // own.groups
+        if own.groups > 1 and own.groups == own.in_channels:  # depthwise: as many groups as channels
+            own.groups = weight.shape[0] if transposed else weight.shape[0] // each
         out, inputs = (1, 0) if transposed else (0, 1)
         own.out_channels = weight.shape[out] * (own.groups if transposed else 1)
         own.in_channels = weight.shape[inputs] * (1 if transposed else own.groups)
     elif isinstance(module, nn.Linear):
         own.out_features, own.in_features = module.weight.shape
+    elif isinstance(module, nn.Embedding):
+        own.num_embeddings, own.embedding_dim = weight.shape
     elif type(module).__name__ == "Conv1D":  # transformers', stored (in, out)
         own.nx, own.nf = weight.shape
     elif isinstance(module, nn.modules.batchnorm._NormBase):
@@ -122,7 +125,7 @@ def describe(module: nn.Module) -> None:
             own.num_features = len(known[0])
     elif isinstance(module, nn.GroupNorm) and weight is not None:
         own.num_channels = len(weight)
-    elif isinstance(module, nn.LayerNorm) and weight is not None:
+    elif isinstance(module, (nn.LayerNorm, RMS_NORM)) and weight is not None:
         own.normalized_shape = tuple(weight.shape)
     elif isinstance(module, nn.PReLU):
         own.num_parameters = len(module.weight)

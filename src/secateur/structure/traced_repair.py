@@ -51,7 +51,8 @@ def repair(
         if group.name in keep and not bool(keep[group.name].all()):
             for reader in group.readers:
                 readers[reader.layer.name].append(group)
-    order = list(dict.fromkeys(name for name, _ in network.found.readers if name in readers))
+    order = [name for name, _ in network.found.readers if name in readers and not network.shared(name)]
+    notes += [f"{name} wasn't fitted anew: its weight is used more than once." for name in readers.keys() - {*order}]
     errors: dict[str, list[tuple[float, float]]] = defaultdict(list)
     small.eval()
     bar = progress.bar("repairing", len(order))

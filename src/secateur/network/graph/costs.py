@@ -42,7 +42,7 @@ class GraphCosts:
         macs = sum(
             positions * _product(shapes[name])
             for module, positions in self.network.found.positions.items()
-            for name in _weights(self.network.model.get_submodule(module), module)
+            for name in map(self.network.canonical, _weights(self.network.model.get_submodule(module), module))
         )
         return Costs(parameters, round(macs), parameters * size, 0)
 

@@ -4,81 +4,170 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from secateur.network.graph.labels import Axes
-from secateur.network.graph.tracing import where
-from secateur.network.graph.walker import Walker, dims_of, nothing
+from secateur.network.graph.places import where
+from secateur.network.graph.values import Unfollowed, argument, dims_of
+from secateur.network.graph.walker import MEETS, Walker
+
+TOGETHER = "takes units together"
 
 
-def same(walker: Walker, node: fx.Node, value: Any) -> Any:
-    return walker.of(node.args[0]) if isinstance(value, Tensor) else nothing(value)
+def same(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    """Takes its first argument as it is."""
+    found: Axes = walker.of(node.args[0])
+    return found
 
 
-def constant(walker: Walker, node: fx.Node, value: Any) -> Any:
-    return nothing(value)
-
-
-def pooled(walker: Walker, node: fx.Node, value: Any) -> Any:
-    """Works on the last axes, place by place of the others."""
-    axes = walker.of(node.args[0])
-    first = value[0] if isinstance(value, tuple) else value
-    moved = [axis for axis in range(len(axes)) if axis >= 2 or (len(axes) < 4 and axis == len(axes) - 1)]
-    for axis in moved:
-        walker.freeze(axes[axis], f"{where(node)} pools over units")
-    kept = tuple(None if axis in moved else axes[axis] for axis in range(first.ndim))
-    return (kept, kept) if isinstance(value, tuple) else kept
-
-
-def reduced(walker: Walker, node: fx.Node, value: Any) -> Any:
-    axes = walker.of(node.args[0])
-    first = value[0] if isinstance(value, tuple) else value
-    gone = dims_of(node, len(axes))
-    for axis in gone:
-        walker.freeze(axes[axis], f"{where(node)} takes units together")
-    keep = first.ndim == len(axes)
-    left = tuple(None if axis in gone else labels for axis, labels in enumerate(axes) if keep or axis not in gone)
-    return (left, left) if isinstance(value, tuple) else left
-
-
-def over(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
-    """A softmax or a normalisation over some axes, whose shape stays."""
-    axes: Axes = walker.of(node.args[0])
-    module = walker.fetch_attr(str(node.target)) if node.op == "call_module" else None
-    if module is not None:
-        dims = [] if module.dim is None else [module.dim % len(axes)]
-    else:
-        dims = dims_of(node, len(axes))
-    for axis in dims:
-        walker.freeze(axes[axis], f"{where(node)} takes units together")
-    return axes
-
-
-def binary(walker: Walker, node: fx.Node, value: Any) -> Any:
-    """Places that meet are one unit; a parameter of the model's own follows what it meets."""
-    if not isinstance(value, Tensor):
-        return None
-    sides = [argument for argument in node.args[:2] if isinstance(argument, fx.Node)]
-    tensors = [(side, walker.env[side]) for side in sides if isinstance(walker.env[side], Tensor)]
-    if len(tensors) == 1:
-        return walker.of(tensors[0][0])
-    reason = f"{where(node)} joins it with what can't be cut"
+def pointwise(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    """Places that meet are one unit."""
+    inputs = [one for one in node.all_input_nodes if isinstance(walker.env[one], Tensor)]
     found: list[Tensor | None] = []
     for axis in range(-value.ndim, 0):
         size = value.shape[axis]
-        wide = [(side, one) for side, one in tensors if one.ndim >= -axis and one.shape[axis] == size]
-        some = [(side, one, walker.axes[side][one.ndim + axis]) for side, one in wide]
-        known = [labels for _, _, labels in some if labels is not None]
-        if not known or size == 1:
-            found.append(known[0] if known else None)
-            continue
-        first = known[0]
-        for side, one, labels in some:
-            if labels is None and side.op == "get_attr":
-                walker.place(str(side.target), one.ndim + axis, first, "follows")
-            elif labels is None or labels is not first:
-                other = torch.zeros(size, dtype=torch.int64) if labels is None else labels
-                walker.found.labels.join(first, other, reason)
-        found.append(first)
+        wide = [one for one in inputs if walker.env[one].ndim >= -axis and walker.env[one].shape[axis] == size]
+        some = [walker.axes[one][axis] for one in wide]
+        found.append(walker.found.labels.meet(some, size, f"{where(node)}: {MEETS}"))
     return tuple(found)
+
+
+def pooled(dims: int | None = None) -> Any:
+    """Returns the rule of what works on the last axes, place by place of the others.
+
+    Args:
+        dims: How many axes; None for all behind the second.
+    """
+
+    def rule(walker: Walker, node: fx.Node, value: Any) -> Any:
+        axes = walker.of(node.args[0])
+        own = len(axes) - 2 if dims is None else dims
+        walker.freeze(axes[len(axes) - own :], f"{where(node)} pools over units")
+        kept = (*axes[: len(axes) - own], *([None] * own))
+        return (kept, kept) if isinstance(value, tuple) else kept  # the maxima and their places
+
+    return rule
+
+
+def reduced(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    axes = walker.of(node.args[0])
+    gone = dims_of(node, len(axes)) or list(range(len(axes)))
+    if not isinstance(value, Tensor):
+        raise Unfollowed(TOGETHER)
+    for axis in gone:
+        walker.freeze(axes[axis], f"{where(node)} {TOGETHER}")
+    keep = value.ndim == len(axes)
+    return tuple(None if axis in gone else labels for axis, labels in enumerate(axes) if keep or axis not in gone)
+
+
+def extreme(walker: Walker, node: fx.Node, value: Any) -> Any:
+    """The larger of two tensors; or the largest along an axis and its place, or over all of them."""
+    if len(node.all_input_nodes) > 1:
+        return pointwise(walker, node, value)
+    if isinstance(value, Tensor):
+        return reduced(walker, node, value)
+    left = reduced(walker, node, value[0])
+    return left, left
+
+
+def over(position: int = 1) -> Any:
+    """Returns the rule of a softmax, or of another operation along some axes whose places depend on each other.
+
+    Args:
+        position: Of the argument that names the axes.
+    """
+
+    def rule(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+        axes: Axes = walker.of(node.args[0])
+        if node.op == "call_module":
+            dim = walker.fetch_attr(str(node.target)).dim
+            dims = list(range(len(axes))) if dim is None else [dim % len(axes)]
+        else:
+            dims = dims_of(node, len(axes), position, "dims" if position > 1 else "dim")
+        for axis in dims:
+            walker.freeze(axes[axis], f"{where(node)} {TOGETHER}")
+        return axes
+
+    return rule
+
+
+def normalized(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    axes: Axes = walker.of(node.args[0])
+    for axis in dims_of(node, len(axes), 2) if len(node.args) > 2 or "dim" in node.kwargs else [1]:
+        walker.freeze(axes[axis], f"{where(node)} {TOGETHER}")
+    return axes
+
+
+def matmul(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    """Rows of the first and columns of the second go on; what is summed over stays."""
+    pair = [walker.of(one) for one in node.args[:2]]
+    sizes = [walker.value(one).shape for one in node.args[:2]]
+    if len(node.args) < 2 or any(len(axes) < 2 for axes in pair):
+        raise Unfollowed("multiplies vectors")
+    (*batch1, rows, inner1), (*batch2, inner2, columns) = pair
+    walker.freeze((inner1, inner2), f"{where(node)} sums over them")
+    found: list[Tensor | None] = []
+    for axis in range(-value.ndim, -2):
+        sides = ((batch1, sizes[0]), (batch2, sizes[1]))
+        some = [own[axis + 2] for own, size in sides if len(size) >= -axis and size[axis] == value.shape[axis]]
+        found.append(walker.found.labels.meet(some, value.shape[axis], f"{where(node)}: {MEETS}"))
+    return (*found, rows, columns)
+
+
+def einsum(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    """Places that meet under a letter of the result are one unit; what is summed over stays."""
+    equation, *operands = node.args
+    operands = list(operands[0]) if len(operands) == 1 and isinstance(operands[0], tuple | list) else operands
+    if not isinstance(equation, str) or "." in equation or "->" not in equation:
+        raise Unfollowed("is given no equation with all of its letters")
+    left, right = equation.replace(" ", "").split("->")
+    by_letter: dict[str, list[Tensor | None]] = {}
+    for letters, one in zip(left.split(","), operands, strict=True):
+        for letter, labels, size in zip(letters, walker.of(one), walker.value(one).shape, strict=True):
+            if size != value.shape[right.index(letter)] if letter in right else letters.count(letter) > 1:
+                raise Unfollowed("repeats places")
+            by_letter.setdefault(letter, []).append(labels)
+    for letter, some in by_letter.items():
+        if letter not in right:
+            walker.freeze(tuple(some), f"{where(node)} sums over them")
+    meets = f"{where(node)}: {MEETS}"
+    return tuple(
+        walker.found.labels.meet(by_letter[letter], size, meets)
+        for letter, size in zip(right, value.shape, strict=True)
+    )
+
+
+def attention(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    """Scaled dot-product attention: the values' features go on."""
+    names = ("query", "key", "value")
+    query, key, values = (walker.of(argument(node, place, name)) for place, name in enumerate(names))
+    mask = walker.of(argument(node, 3, "attn_mask"))
+    if len({walker.value(argument(node, place, name)).shape[:-2] for place, name in enumerate(names)}) > 1:
+        raise Unfollowed("repeats heads")
+    walker.freeze((query[-2:], key[-2:], values[-2], mask), f"{where(node)} takes units together")
+    found: list[Tensor | None] = []
+    for axis in range(-value.ndim, -2):
+        some = [axes[axis] for axes in (query, key, values)]
+        found.append(walker.found.labels.meet(some, value.shape[axis], f"{where(node)}: {MEETS}"))
+    return (*found, None, values[-1])
+
+
+def gated(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    """A gated linear unit: the first half of an axis times the second, passed through a sigmoid."""
+    axes = list(walker.of(node.args[0]))
+    module = walker.fetch_attr(str(node.target)) if isinstance(node.target, str) else None
+    dim = module.dim if isinstance(module, nn.GLU) else argument(node, 1, "dim", -1)
+    if axes[dim] is not None:
+        axes[dim] = walker.found.labels.tie(axes[dim].reshape(2, -1), 0)
+    return tuple(axes)
+
+
+def shuffled_channels(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    """Channels of several groups, in turns: those at the same place of each group stay or go together."""
+    axes = walker.of(node.args[0])
+    module = walker.fetch_attr(str(node.target)) if node.op == "call_module" else None
+    groups = argument(node, 1, "groups") if module is None else module.groups
+    if axes[1] is None:
+        return axes  # type: ignore[no-any-return]
+    first = walker.found.labels.tie(axes[1].reshape(groups, -1), 0)
+    return (axes[0], first.repeat_interleave(groups), *axes[2:])

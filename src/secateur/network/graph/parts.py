@@ -9,34 +9,46 @@ import torch
 from torch import Tensor, fx
 
 from secateur.network.graph.labels import Axes
-from secateur.network.graph.tracing import where
-from secateur.network.graph.walker import Edit, Walker, argument, nothing, position_of
+from secateur.network.graph.places import where
+from secateur.network.graph.values import Unfollowed, argument, nothing, position_of, union
+from secateur.network.graph.walker import MEETS, Edit, Walker, sized
 
 
 def cat(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
-    parts = node.args[0]
-    assert isinstance(parts, tuple | list)
-    dim = argument(node, 1, "dim", 0) % value.ndim
-    every = [walker.of(part) for part in parts]
-    sizes = [walker.value(part).shape[dim] for part in parts]
+    given: Any = node.args[0]
+    parts, every = walker.value(given), walker.of(given)
+    dim = argument(node, 1, "dim", node.kwargs.get("axis", 0)) % value.ndim
     found: list[Tensor | None] = []
     for axis in range(value.ndim):
         some = [axes[axis] for axes in every]
-        known = [labels for labels in some if labels is not None]
-        if not known:
-            found.append(None)
-        elif axis == dim:
-            zero = [torch.zeros(size, dtype=torch.int64) for size in sizes]
-            found.append(torch.cat([empty if own is None else own for own, empty in zip(some, zero, strict=True)]))
+        if axis == dim:
+            zeros = [torch.zeros(part.shape[dim], dtype=torch.int64) for part in parts]
+            both = [empty if own is None else own for own, empty in zip(some, zeros, strict=True)]
+            found.append(None if all(labels is None for labels in some) else torch.cat(both))
         else:
-            for labels in some:
-                other = torch.zeros(value.shape[axis], dtype=torch.int64) if labels is None else labels
-                walker.found.labels.join(known[0], other, f"{where(node)} joins it with what can't be cut")
-            found.append(known[0])
+            found.append(walker.found.labels.meet(some, value.shape[axis], f"{where(node)}: {MEETS}"))
     return tuple(found)
 
 
-def _pieces(walker: Walker, node: fx.Node, value: Sequence[Tensor], dim: int, parts: list[Tensor]) -> tuple[Axes, ...]:
+def stack(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    every = walker.of(node.args[0])
+    dim = argument(node, 1, "dim", 0) % value.ndim
+    found: list[Tensor | None] = []
+    for axis in range(value.ndim - 1):
+        some = [axes[axis] for axes in every]
+        found.append(walker.found.labels.meet(some, value.shape[axis + (axis >= dim)], f"{where(node)}: {MEETS}"))
+    found.insert(dim, None)
+    return tuple(found)
+
+
+def unbind(walker: Walker, node: fx.Node, value: Sequence[Tensor]) -> tuple[Axes, ...]:
+    axes = walker.of(node.args[0])
+    dim = argument(node, 1, "dim", 0) % len(axes)
+    walker.freeze(axes[dim], f"{where(node)} picks single places")
+    return tuple((*axes[:dim], *axes[dim + 1 :]) for _ in value)
+
+
+def _pieces(walker: Walker, node: fx.Node, parts: Sequence[Tensor], dim: int) -> tuple[Axes, ...]:
     axes = walker.of(node.args[0])
     return tuple((*axes[:dim], part, *axes[dim + 1 :]) for part in parts)
 
@@ -44,80 +56,100 @@ def _pieces(walker: Walker, node: fx.Node, value: Sequence[Tensor], dim: int, pa
 def chunk(walker: Walker, node: fx.Node, value: Sequence[Tensor]) -> Any:
     """Equal parts stay equal: units at the same place of each part stay or go together."""
     axes = walker.of(node.args[0])
-    dim = argument(node, 2, "dim", 0) % len(axes)
-    return _equal_parts(walker, node, value, dim)
+    return _equal_parts(walker, node, value, argument(node, 2, "dim", 0) % len(axes))
 
 
 def _equal_parts(walker: Walker, node: fx.Node, value: Sequence[Tensor], dim: int) -> Any:
     axes = walker.of(node.args[0])
-    labels = axes[dim]
-    if labels is None:
+    if axes[dim] is None:
         return tuple(axes for _ in value)
     if len({one.shape[dim] for one in value}) > 1:
-        return walker.unknown(node, value, f"{where(node)} parts units unequally")
-    first = walker.found.labels.tie(labels.reshape(len(value), -1), 0)
-    return _pieces(walker, node, value, dim, [first] * len(value))
+        raise Unfollowed("parts units unequally")
+    first = walker.found.labels.tie(axes[dim].reshape(len(value), -1), 0)
+    return _pieces(walker, node, [first] * len(value), dim)
 
 
+@sized
 def split(walker: Walker, node: fx.Node, value: Sequence[Tensor]) -> Any:
     axes = walker.of(node.args[0])
     dim = argument(node, 2, "dim", 0) % len(axes)
-    sizes = argument(node, 1, "split_size_or_sections", None) or node.kwargs.get("split_size")
-    labels = axes[dim]
+    name = next((one for one in ("split_size_or_sections", "split_sizes") if one in node.kwargs), "split_size")
+    sizes, labels = argument(node, 1, name), axes[dim]
     if labels is None:
+        walker.freeze_counts(node)
         return tuple(axes for _ in value)
     parts = list(labels.split([one.shape[dim] for one in value]))
-    position = position_of(
-        node, 1, "split_size_or_sections" if "split_size_or_sections" in node.kwargs else "split_size"
-    )
     if isinstance(sizes, int):
         found = _equal_parts(walker, node, value, dim)
-        walker.found.edits.append(Edit(node.name, position, parts[0]))
+        walker.found.edits.append(Edit(node.name, position_of(node, 1, name), parts[0]))
         return found
+    if isinstance(sizes, fx.Node):  # of half the units there are, half are left
+        walker.found.sizes.append((union(walker.axes[sizes]), labels, f"{where(node)} parts them by another number"))
+        return _equal_parts(walker, node, value, dim)
     if isinstance(sizes, tuple | list) and all(isinstance(size, int) for size in sizes):
-        walker.found.edits.append(Edit(node.name, position, parts))
-        return _pieces(walker, node, value, dim, parts)
-    return walker.unknown(node, value, f"{where(node)} parts units by computed numbers")
+        walker.found.edits.append(Edit(node.name, position_of(node, 1, name), parts))
+        return _pieces(walker, node, parts, dim)
+    raise Unfollowed("parts units by computed numbers")
 
 
 def getitem(walker: Walker, node: fx.Node, value: Any) -> Any:
     axes, index = walker.of(node.args[0]), node.args[1]
     source = walker.value(node.args[0])
     if not isinstance(source, Tensor):
-        return axes[index] if isinstance(axes, tuple) and isinstance(index, int | slice) else nothing(value)
+        known = isinstance(axes, tuple | dict) and len(node.all_input_nodes) == 1
+        return axes[index] if known else nothing(value)
     items = list(index) if isinstance(index, tuple) else [index]
-    if any(isinstance(item, fx.Node) and isinstance(walker.env[item], Tensor) for item in items):
-        return walker.unknown(node, value, f"{where(node)} picks places by a tensor")
+    for item in items:
+        number = isinstance(item, fx.Node) and isinstance(walker.env[item], int)
+        if isinstance(item, bool) or not (number or item is None or isinstance(item, int | slice | type(Ellipsis))):
+            raise Unfollowed("picks places by a list or a tensor")
     missing = source.ndim - sum(item is not None and item is not Ellipsis for item in items)
     if Ellipsis in items:
         here = items.index(Ellipsis)
         items[here : here + 1] = [slice(None)] * missing
     else:
         items += [slice(None)] * missing
+    return _taken(walker, node, axes, items)
+
+
+def _taken(walker: Walker, node: fx.Node, axes: Axes, items: Sequence[Any]) -> Axes:
+    """Returns the labels of what an index takes, that has a slice, a number or None for each axis."""
     found: list[Tensor | None] = []
     edited: list[Any] = []
     axis = 0
     for item in items:
+        edited.append(item)
         if item is None:
             found.append(None)
-            edited.append(None)
             continue
         labels = axes[axis]
         axis += 1
-        edited.append(item)
         if not isinstance(item, slice):
             walker.freeze(labels, f"{where(node)} picks single places")
-            continue
-        if labels is None or item == slice(None):
+        elif labels is None or item == slice(None):
             found.append(labels)
-            continue
-        if any(isinstance(end, fx.Node) for end in (item.start, item.stop, item.step)) or item.step not in (None, 1):
+        elif item.step not in (None, 1) or any(isinstance(end, fx.Node) for end in (item.start, item.stop)):
             walker.freeze(labels, f"{where(node)} picks places by computed numbers or in steps")
             found.append(None)
-            continue
-        start, stop, _ = item.indices(len(labels))
-        edited[-1] = slice(labels[:start], labels[:stop])
-        found.append(labels[start:stop])
+        else:
+            start, stop, _ = item.indices(len(labels))
+            edited[-1] = slice(labels[:start], labels[:stop])
+            found.append(labels[start:stop])
     if any(isinstance(item, slice) and isinstance(item.start, Tensor) for item in edited):
         walker.found.edits.append(Edit(node.name, 1, tuple(edited)))
     return tuple(found)
+
+
+def narrow(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    axes = list(walker.of(node.args[0]))
+    dim, start, length = (argument(node, place, name) for place, name in enumerate(("dim", "start", "length"), 1))
+    labels = axes[dim]
+    if labels is None:
+        return tuple(axes)
+    if not isinstance(start, int) or not isinstance(length, int):
+        raise Unfollowed("picks places by computed numbers")
+    start %= len(labels)
+    axes[dim] = labels[start : start + length]
+    for place, name, part in ((2, "start", labels[:start]), (3, "length", axes[dim])):
+        walker.found.edits.append(Edit(node.name, position_of(node, place, name), part))
+    return tuple(axes)

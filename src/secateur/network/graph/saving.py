@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from torch import Tensor, fx, nn
 
 from secateur.errors import ModelError, UsageError, first_line
 from secateur.files import as_os_error
-from secateur.network.graph.network import GraphNetwork, constants, with_constants
+from secateur.network.graph.cutting import constants, fields, replace_tensors, with_constants
+from secateur.network.graph.network import GraphNetwork
+from secateur.network.graph.values import tensors
 from secateur.network.graph.walker import Edit
-from secateur.network.reshaped import describe
 
 SHAPES_FILE = "shapes.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -35,7 +36,9 @@ def save_shapes(network: GraphNetwork, small: nn.Module, keep: Mapping[str, Tens
     Raises:
         OSError: The disk is full, or can't be written.
     """
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in small.state_dict().items()}
+    there = network.model.state_dict()  # a traced module also holds tensors that its code makes anew
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in small.state_dict().items() if name in there}
+    dense = fields(network.model)
     edits = [
         {"node": edit.node, "position": edit.position, "value": _plain(edit.value)} for edit in constants(network, keep)
     ]
@@ -44,8 +47,13 @@ def save_shapes(network: GraphNetwork, small: nn.Module, keep: Mapping[str, Tens
         "architecture": network.architecture,
         "weights": WEIGHTS_FILE,
         "shapes": {name: list(tensor.shape) for name, tensor in state.items()},
+        "fields": {
+            module: {name: one for name, one in some.items() if one != dense[module][name]}
+            for module, some in fields(small).items()
+            if some != dense.get(module)
+        },
         "constants": edits,
-        "leaf_modules": _leaf_names(network),
+        "leaf_modules": network.leaf_names,
         "arguments": len(network.inputs),
     }
     try:
@@ -91,9 +99,8 @@ def rebuild(model: nn.Module, file: str | Path) -> nn.Module:
             raise ModelError(
                 f"{path}: {name} has {tensor.ndim} axes, and in the model that was given {there[name].ndim}."
             )
-        _put(model, name, tensor)
-    for module in model.modules():
-        describe(module)
+    replace_tensors(model, state)
+    _describe(model, about["fields"])
     edits = [Edit(one["node"], one["position"], _value(one["value"])) for one in about["constants"]]
     try:
         return with_constants(model, edits, (None,) * about["arguments"], about["leaf_modules"])
@@ -108,9 +115,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} can't be read ({error.strerror}); give the folder that secateur wrote.") from error
     except ValueError as error:
         raise ModelError(f"{path} isn't what secateur wrote: {first_line(error)}.") from error
-    fields = ("version", "architecture", "weights", "shapes", "constants", "leaf_modules", "arguments")
-    if not isinstance(about, dict) or any(name not in about for name in fields):
-        raise ModelError(f"{path} isn't what secateur wrote: it must have {', '.join(fields)}.")
+    parts = ("version", "architecture", "weights", "shapes", "fields", "constants", "leaf_modules", "arguments")
+    if not isinstance(about, dict) or any(name not in about for name in parts):
+        raise ModelError(f"{path} isn't what secateur wrote: it must have {', '.join(parts)}.")
     if about["version"] != VERSION:
         raise ModelError(f"{path} is of version {about['version']}, and this secateur reads {VERSION}; update it.")
     return about
@@ -128,23 +135,14 @@ def _weights(path: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tenso
     return state
 
 
-def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
-    """Has a parameter or a buffer hold other values of another shape."""
-    path, _, attribute = name.rpartition(".")
-    module = model.get_submodule(path)
-    old = getattr(module, attribute)
-    new = tensor.to(old.device, old.dtype)
-    if isinstance(old, nn.Parameter):
-        setattr(module, attribute, nn.Parameter(new, requires_grad=old.requires_grad))
-    else:
-        setattr(module, attribute, new)
-
-
-def _leaf_names(network: GraphNetwork) -> list[str]:
-    """Returns leaf modules by name: kinds can't be written down."""
-    kinds = tuple(leaf for leaf in network.leaf_modules if isinstance(leaf, type))
-    named = [leaf for leaf in network.leaf_modules if isinstance(leaf, str)]
-    return named + [name for name, module in network.model.named_modules() if kinds and isinstance(module, kinds)]
+def _describe(model: nn.Module, about: Mapping[str, Mapping[str, Any]]) -> None:
+    """Has modules say the shapes of their weights."""
+    for name, some in about.items():
+        module = model.get_submodule(name)
+        for field, value in some.items():
+            setattr(module, field, tuple(value) if isinstance(value, list) else value)
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()
 
 
 def _plain(value: Any) -> Any:
@@ -176,17 +174,6 @@ def _value(plain: Any) -> Any:
 def difference(one: nn.Module, other: nn.Module, inputs: tuple[Any, ...]) -> float:
     """Returns the largest difference between what two networks give, over all tensors in their outputs."""
     with torch.no_grad():
-        pairs = zip(tensors_in(one(*inputs)), tensors_in(other(*inputs)), strict=True)
-        return max((float((a.float() - b.float()).abs().max()) for a, b in pairs if a.numel()), default=0.0)
-
-
-def tensors_in(output: Any) -> Iterator[Tensor]:
-    """Yields the tensors in what a network gives: a tensor, a tuple, a list, a mapping."""
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        for part in output.values():
-            yield from tensors_in(part)
-    elif isinstance(output, tuple | list):
-        for part in output:
-            yield from tensors_in(part)
+        pairs = zip(tensors(one(*inputs)), tensors(other(*inputs)), strict=True)
+        far = [(a.float() - b.float()).abs().max() for a, b in pairs if a.numel()]
+    return float(torch.stack(far).max()) if far else 0.0

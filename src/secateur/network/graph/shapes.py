@@ -2,81 +2,226 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from secateur.network.graph.labels import Axes
-from secateur.network.graph.tracing import where
-from secateur.network.graph.walker import Edit, Walker, argument, dims_of, nothing, position_of
+from secateur.network.graph.labels import Axes, Count
+from secateur.network.graph.places import where
+from secateur.network.graph.values import Unfollowed, argument, dims_of, position_of, union
+from secateur.network.graph.walker import Edit, Walker, sized
 
 
+def _given(walker: Walker, node: fx.Node, start: int = 1) -> tuple[list[Any], int | str | None]:
+    """Returns the sizes that a node is given, and where they stand together; None where each is an argument.
+
+    Args:
+        walker: The walker.
+        node: The node.
+        start: The position of the first one.
+    """
+    name = next((one for one in ("shape", "size", "sizes", "dims", "repeats") if one in node.kwargs), None)
+    if name is not None:
+        return listed(walker, node.kwargs[name]), name
+    some = node.args[start:]
+    if len(some) > 0 and not isinstance(walker.value(some[0]), int):
+        return listed(walker, some[0]), start
+    return list(some), None
+
+
+def listed(walker: Walker, given: Any) -> list[Any]:
+    if isinstance(given, fx.Node):  # a size that was computed: what it comes from, axis by axis
+        return list(walker.of(given) or [None] * len(walker.value(given)))
+    if not isinstance(given, tuple | list):
+        raise Unfollowed("is given no sizes")
+    return list(given)
+
+
+def _count(walker: Walker, size: Any) -> Count | None:
+    """Returns what a size comes from, if it comes from units."""
+    found = walker.axes[size] if isinstance(size, fx.Node) else size
+    return found if isinstance(found, Count) else None
+
+
+def checked(
+    walker: Walker,
+    node: fx.Node,
+    axes: Axes,
+    sizes: Sequence[Any],
+    at: int | str | None,
+    reason: str = "gives them a size that isn't computed from theirs",
+    start: int = 1,
+) -> Axes:
+    """Notes which of the sizes that a node is given have to follow a cut, and freezes units whose sizes can't."""
+    edited = list(sizes)
+    for axis, (labels, size) in enumerate(zip(axes, sizes, strict=True)):
+        count = _count(walker, size)
+        if labels is None:
+            walker.freeze(count, f"{where(node)} has their number as a size of something else")
+        elif isinstance(size, int):
+            edited[axis] = labels if size != -1 else size
+        else:
+            walker.found.sizes.append((count, labels, f"{where(node)} {reason}"))
+    if at is None:
+        for position, labels in enumerate(edited, start):
+            if isinstance(labels, Tensor):
+                walker.found.edits.append(Edit(node.name, position, labels))
+    elif any(isinstance(one, Tensor) for one in edited):
+        walker.found.edits.append(Edit(node.name, at, edited))
+    return axes
+
+
+@sized
 def reshape(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    sizes, at = _given(walker, node)
+    if any(isinstance(size, torch.dtype) for size in sizes):
+        raise Unfollowed("reads its bytes as another type")
+    if len(sizes) != value.ndim:
+        raise Unfollowed("is given sizes in a way that isn't followed")
+    axes = _parted(walker, node, value, sizes)
+    return checked(walker, node, axes, sizes, at)
+
+
+def _parted(walker: Walker, node: fx.Node, value: Tensor, sizes: Sequence[Any]) -> Axes:
+    """Follows a reshape; where an axis is parted, units stay apart along one whose size is free to change."""
+    axes, source = walker.of(node.args[0]), walker.value(node.args[0])
+    free = [axis for axis, size in enumerate(sizes) if size == -1 or _count(walker, size) is not None]
+    choice = walker.choices.get(node.name)
+    keep = [*free[::-1], *([] if choice is None else range(choice, value.ndim))]
+    reason = f"{where(node)} mixes units of two axes"
+    found, choices = walker.found.labels.reshaped(axes, source.shape, value.shape, reason, keep)
+    if choices and not choices & set(free):
+        left = [labels for axis in sorted(choices) if (labels := found[axis]) is not None]
+        walker.found.parted[node.name] = (value.ndim, torch.cat(left))
+    return found
+
+
+def flattened(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
     axes, source = walker.of(node.args[0]), walker.value(node.args[0])
     reason = f"{where(node)} mixes units of two axes"
-    found = walker.found.labels.reshaped(axes, source.shape, value.shape, reason)
-    if node.op == "call_module" or node.target in (torch.flatten, "flatten"):
-        return found
-    several = len(node.args) == 2 and isinstance(node.args[1], tuple | list)
-    shape = node.args[1] if several else node.args[1:]
-    assert isinstance(shape, tuple | list)
-    if len(shape) != len(found):  # unflatten
-        return found
-    for position, (size, labels) in enumerate(zip(shape, found, strict=True)):
-        if isinstance(size, fx.Node):
-            _counts(walker, node, walker.axes[size], labels)
-        if isinstance(size, int) and size != -1 and labels is not None:
-            if several:
-                shape = [labels if place == position else one for place, one in enumerate(shape)]
+    return walker.found.labels.reshaped(axes, source.shape, value.shape, reason)[0]
+
+
+@sized
+def reshaped_as(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    """Takes its shape from another tensor."""
+    sizes = [None if labels is None else Count(labels, exact=True) for labels in walker.of(node.args[1])]
+    axes = _parted(walker, node, value, sizes)
+    return checked(walker, node, axes, sizes, 1, "gives them the size of something else")
+
+
+@sized
+def unflattened(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    source = walker.value(node.args[0])
+    if node.op == "call_module":
+        module: Any = walker.fetch_attr(str(node.target))
+        dim, given, at = module.dim, module.unflattened_size, None
+    else:
+        dim, given, at = argument(node, 1, "dim"), argument(node, 2, "sizes"), position_of(node, 2, "sizes")
+    if not isinstance(dim, int) or not isinstance(given, tuple | list):
+        raise Unfollowed("is given its sizes in a way that isn't followed")
+    dim %= source.ndim
+    behind = value.ndim - dim - len(given)
+    sizes: list[Any] = [-1] * dim + list(given) + [-1] * behind  # the other axes are as they were
+    axes = _parted(walker, node, value, [0] * dim + list(given) + [0] * behind)
+    if at is None:
+        if any(size != -1 and labels is not None for size, labels in zip(sizes, axes, strict=True)):
+            raise Unfollowed("has its sizes as constants")
+        return axes
+    checked(walker, node, axes[dim : dim + len(given)], given, at)
+    return axes
+
+
+@sized
+def expanded(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    source, (sizes, at) = walker.value(node.args[0]), _given(walker, node)
+    new = value.ndim - source.ndim
+    axes: list[Tensor | None] = [None] * new + list(walker.of(node.args[0]))
+    for axis in range(new, value.ndim):
+        if source.shape[axis - new] != value.shape[axis]:
+            walker.freeze(axes[axis], f"{where(node)} repeats the only one")
+            axes[axis] = None
+    return checked(walker, node, tuple(axes), sizes, at)
+
+
+def created(start: int) -> Any:
+    """Returns the rule of what makes a tensor whose places are all the same: they follow what they meet.
+
+    Args:
+        start: The position of the first size.
+    """
+
+    @sized
+    def rule(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+        sizes, at = _given(walker, node, start)
+        for one in node.all_input_nodes:
+            if one not in sizes:
+                walker.freeze(union(walker.axes[one]), f"{where(node)} computes with their number")
+        axes: list[Tensor | None] = []
+        for size in sizes:
+            count = _count(walker, size)
+            if isinstance(size, int) and size > 1:
+                axes.append(walker.found.labels.fresh(size, loose=True))
             else:
-                walker.found.edits.append(Edit(node.name, position + 1, labels))
-    if several and any(isinstance(size, Tensor) for size in shape):
-        walker.found.edits.append(Edit(node.name, 1, list(shape)))
-    return found
+                axes.append(count.labels if count is not None and count.exact else None)
+        return checked(walker, node, tuple(axes), sizes, at, start=start)
+
+    return rule
 
 
-def _counts(walker: Walker, node: fx.Node, counted: Tensor | None, labels: Tensor | None) -> None:
-    """Has an axis whose size is that of another one lose places along with it."""
-    if counted is not None and labels is not counted:
-        other = torch.zeros_like(counted) if labels is None else labels
-        walker.found.labels.join(counted, other, f"{where(node)} counts units for an axis that can't be cut")
-
-
-def unflatten(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
-    axes, source = walker.of(node.args[0]), walker.value(node.args[0])
-    found = walker.found.labels.reshaped(axes, source.shape, value.shape, f"{where(node)} mixes units of two axes")
-    changed = [
-        labels for labels, before in zip(found, axes, strict=False) if labels is not before and labels is not None
-    ]
-    for labels in changed:
-        walker.freeze(labels, f"{where(node)} has its sizes as constants")
-    return found
-
-
-def permuted(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
-    axes = walker.of(node.args[0])
-    order: Any = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], tuple | list) else node.args[1:]
-    order = node.kwargs.get("dims", order)
-    return tuple(axes[axis % len(axes)] for axis in order)
-
-
-def transposed(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+def repeated(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    """Copies behind each other: a unit's copies go with it."""
+    times, _ = _given(walker, node)
     axes = list(walker.of(node.args[0]))
-    one, two = (argument(node, 1, "dim0"), argument(node, 2, "dim1")) if len(axes) > 1 else (0, 0)
-    if node.target in ("t", torch.t):
-        one, two = 0, len(axes) - 1
-    axes[one], axes[two] = axes[two], axes[one]
+    axes = [None] * (value.ndim - len(axes)) + axes
+    times = [1] * (value.ndim - len(times)) + times
+    for axis, (labels, number) in enumerate(zip(axes, times, strict=True)):
+        if labels is not None:
+            if not isinstance(number, int):
+                raise Unfollowed("repeats units a computed number of times")
+            axes[axis] = labels.repeat(number)
     return tuple(axes)
+
+
+def interleaved(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    """Copies beside each other: a unit's copies go with it."""
+    axes = list(walker.of(node.args[0]))
+    times, dim = argument(node, 1, "repeats"), argument(node, 2, "dim")
+    if dim is None or not isinstance(times, int):
+        raise Unfollowed("repeats places by computed numbers")
+    labels = axes[dim]
+    axes[dim] = None if labels is None else labels.repeat_interleave(times)
+    return tuple(axes)
+
+
+def moved(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    """Changes the order of the axes; which, is seen from a tensor whose axes all have different sizes."""
+    axes = walker.of(node.args[0])
+    if len(node.all_input_nodes) > 1:
+        raise Unfollowed("moves axes by computed numbers")
+    probe = torch.empty([2 + axis for axis in range(len(axes))], device="meta")
+    operation: Any = getattr(probe, node.target) if isinstance(node.target, str) else node.target
+    rest = node.args[1:]
+    after = operation(*rest, **node.kwargs) if isinstance(node.target, str) else operation(probe, *rest, **node.kwargs)
+    return tuple(axes[size - 2] for size in after.shape)
+
+
+def attribute(walker: Walker, node: fx.Node, value: Any) -> Any:
+    if node.args[1] in ("T", "mT", "H", "mH"):
+        return moved(walker, node, value)
+    if node.args[1] == "data":
+        return walker.of(node.args[0])
+    raise Unfollowed("isn't an operation that can be followed")
 
 
 def squeezed(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
     axes, source = walker.of(node.args[0]), walker.value(node.args[0])
     dims = dims_of(node, source.ndim)
-    gone = [axis for axis in dims if source.shape[axis] == 1]
-    for axis in gone:
-        walker.freeze(axes[axis], f"{where(node)} takes an axis of one unit away")
-    return tuple(labels for axis, labels in enumerate(axes) if axis not in gone)
+    for axis in dims:
+        walker.freeze(axes[axis], f"{where(node)} takes their axis away when one is left")
+    return tuple(labels for axis, labels in enumerate(axes) if axis not in dims or source.shape[axis] != 1)
 
 
 def unsqueezed(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
@@ -85,23 +230,11 @@ def unsqueezed(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
     return tuple(axes)
 
 
-def expanded(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
-    axes = walker.of(node.args[0])
-    source = walker.value(node.args[0])
-    padded = [None] * (value.ndim - len(axes)) + list(axes)
-    sizes = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], tuple | list) else node.args[1:]
-    for axis, labels in enumerate(padded):
-        size = sizes[axis] if axis < len(sizes) else -1
-        constant = isinstance(size, int) and size != -1
-        if labels is not None and (constant or value.shape[axis] != source.shape[axis - value.ndim]):
-            walker.freeze(labels, f"{where(node)} has its size as a constant")
-    return tuple(padded)
-
-
 def flipped(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
     axes = list(walker.of(node.args[0]))
-    dims = argument(node, 1, "dims")
-    for axis in [dims] if isinstance(dims, int) else dims:
+    dims: Any = node.kwargs.get("dims", node.args[1:])
+    dims = dims[0] if len(dims) == 1 and isinstance(dims[0], tuple | list) else dims
+    for axis in dims:
         labels = axes[axis]
         axes[axis] = None if labels is None else labels.flip(0)
     return tuple(axes)
@@ -111,20 +244,21 @@ def padded(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
     """Zeros beside units are units of their own, until something is added to them."""
     axes = list(walker.of(node.args[0]))
     if node.op == "call_module":
-        module = walker.fetch_attr(str(node.target))
-        pads, mode = list(module.padding), "constant"
-        constant = getattr(module, "value", 0.0) == 0
+        module: Any = walker.fetch_attr(str(node.target))
+        pads, plain = list(module.padding), False
     else:
-        pads, mode = argument(node, 1, "pad"), argument(node, 2, "mode", "constant")
-        constant = argument(node, 3, "value", None) in (None, 0, 0.0)
+        pads = argument(node, 1, "pad")
+        zero = argument(node, 3, "value", None) in (None, 0, 0.0)
+        plain = zero and argument(node, 2, "mode", "constant") == "constant"
+    if not isinstance(pads, tuple | list):
+        raise Unfollowed("pads by computed numbers")
     edited: list[Any] = list(pads)
     for place in range(0, len(pads), 2):
         axis = len(axes) - 1 - place // 2
         labels, (left, right) = axes[axis], pads[place : place + 2]
         if labels is None or (left, right) == (0, 0):
             continue
-        literal = isinstance(left, int) and isinstance(right, int) and left >= 0 and right >= 0
-        if mode != "constant" or not constant or not literal or node.op == "call_module":
+        if not (plain and all(isinstance(one, int) and one >= 0 for one in (left, right))):
             walker.freeze(labels, f"{where(node)} pads units in a way that isn't followed")
             axes[axis] = None
             continue
@@ -141,25 +275,9 @@ def shuffled(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
     axes, source = walker.of(node.args[0]), walker.value(node.args[0])
     channels = value.ndim - 3
     labels = axes[channels]
-    if labels is None:
-        return axes  # type: ignore[no-any-return]
-    if source.shape[channels] > value.shape[channels]:
-        first = walker.found.labels.tie(labels.reshape(value.shape[channels], -1), 1)
-    else:
-        first = labels.repeat_interleave(value.shape[channels] // source.shape[channels])
-    return (*axes[:channels], first, *axes[channels + 1 :])
-
-
-def attribute(walker: Walker, node: fx.Node, value: Any) -> Any:
-    if node.args[1] in ("T", "mT") and isinstance(value, Tensor):
-        axes = list(walker.of(node.args[0]))
-        axes[-1], axes[-2] = axes[-2], axes[-1]
-        return tuple(axes)
-    return walker.of(node.args[0]) if node.args[1] == "shape" else nothing(value)
-
-
-def size(walker: Walker, node: fx.Node, value: Any) -> Any:
-    """A size has the labels of the places that it counts."""
-    axes = walker.of(node.args[0])
-    dim = argument(node, 1, "dim")
-    return axes if dim is None else axes[dim]
+    walker.freeze(axes[channels + 1 :], f"{where(node)} moves over an axis of units")
+    if labels is not None and source.shape[channels] > value.shape[channels]:
+        labels = walker.found.labels.tie(labels.reshape(value.shape[channels], -1), 1)
+    elif labels is not None:
+        labels = labels.repeat_interleave(value.shape[channels] // source.shape[channels])
+    return (*axes[:channels], labels, None, None)
