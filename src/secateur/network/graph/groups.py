@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.network.graph.rules import CONVOLUTIONS
 from secateur.network.graph.walker import Found
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from secateur.network.graph.network import GraphNetwork
 
 Key = tuple[str, int]  # a tensor's name and one of its axes
-Members = dict[int, dict[Key, list[int]]]  # by unit: its places
 
 
 @dataclass(frozen=True)
@@ -36,75 +35,102 @@ class Fixed:
     reason: str
 
 
-def members(found: Found) -> Members:
-    """Returns the places of each unit that some tensor makes."""
-    every: Members = defaultdict(dict)
-    for key, place in found.places.items():
-        for position, label in enumerate(found.labels.roots(place.labels).tolist()):
-            if label:
-                every[label].setdefault(key, []).append(position)
-    return {label: places for label, places in every.items() if _first(found, places) is not None}
+class _Spots:
+    """Where along an axis each unit has its places."""
+
+    def __init__(self, found: Found, labels: Tensor) -> None:
+        self.roots, self._order = found.labels.roots(labels).sort(stable=True)
+
+    def of(self, units: Tensor) -> Tensor:
+        """Returns (units, width): places of units, by their roots; each has as many."""
+        start = torch.searchsorted(self.roots, units)
+        width = int(torch.searchsorted(self.roots, units[0], right=True) - start[0])
+        found: Tensor = self._order[start[:, None] + torch.arange(width)]
+        return found
+
+
+def _makers(found: Found) -> list[Key]:
+    """Returns the tensors that make units, and along which axis, in the order of computation."""
+    order = {tensor: place for place, tensor in enumerate(found.made)}
+    keys = [key for key, place in found.places.items() if key[0] in order and place.role == "produces"]
+    return sorted(keys, key=lambda key: (order[key[0]], key[1]))
+
+
+def _made(found: Found) -> dict[int, Key]:
+    """Returns all units that some tensor makes, with the first one that does."""
+    first: dict[int, Key] = {}
+    for key in _makers(found):
+        for root in found.labels.roots(found.places[key].labels).unique().tolist():
+            first.setdefault(root, key)
+    first.pop(0, None)
+    return first
 
 
 def free(found: Found) -> int:
-    """Returns how much can be cut: the rows and columns of all units that aren't frozen."""
-    total = 0
-    for places in (places for label, places in members(found).items() if label not in found.labels.reasons):
-        total += sum(len(at) * found.places[key].each for key, at in places.items())
-    return total
-
-
-def _first(found: Found, places: dict[Key, list[int]]) -> Key | None:
-    """Returns the first tensor that makes a unit."""
-    order = {tensor: place for place, tensor in enumerate(found.made)}
-    made = [key for key in places if key[0] in order and found.places[key].role == "produces"]
-    return min(made, key=lambda key: (order[key[0]], key[1])) if made else None
+    """Returns how much can be cut: the numbers in rows and columns of all units that aren't frozen."""
+    made = torch.tensor([*_made(found)], dtype=torch.int64)
+    units = made[~found.labels.frozen(made)]
+    return sum(
+        place.each * int(torch.isin(found.labels.roots(place.labels), units).sum()) for place in found.places.values()
+    )
 
 
 def groups_of(network: GraphNetwork) -> tuple[list[UnitGroup], list[Fixed]]:
     """Returns units that have the same slices, in the order of computation, and those that are frozen, with reasons."""
     found = network.found
-    every = members(found)
-    alike: dict[tuple[tuple[str, int, int], ...], list[int]] = defaultdict(list)
+    first = _made(found)
+    spots = {key: _Spots(found, place.labels) for key, place in found.places.items()}
+    slices: dict[int, list[tuple[int, int]]] = {root: [] for root in first}  # by unit: tensor and number of places
+    for number, spot in enumerate(spots.values()):
+        roots, counts = spot.roots.unique_consecutive(return_counts=True)
+        for root, count in zip(roots.tolist(), counts.tolist(), strict=True):
+            if root in slices:
+                slices[root].append((number, count))
+    alike: dict[tuple[tuple[int, int], ...], list[int]] = defaultdict(list)
     fixed: dict[tuple[str, str], int] = defaultdict(int)
-    producers = {}
-    for label, places in every.items():
-        first = _first(found, places)
-        assert first is not None
-        producers[label] = first
-        reason = found.labels.reasons.get(label)
+    for root, (tensor, _) in first.items():  # in the order of computation
+        reason = found.labels.reasons.get(root)
         if reason is not None:
-            fixed[first[0], reason] += 1
+            fixed[tensor, reason] += 1
         else:
-            alike[tuple(sorted((name, axis, len(at)) for (name, axis), at in places.items()))].append(label)
-    order = {tensor: place for place, tensor in enumerate(found.made)}
-    sets = sorted(alike.values(), key=lambda some: order[producers[some[0]][0]])
-    groups = []
-    for some in sets:
-        first = producers[some[0]]
-        some.sort(key=lambda label, first=first: min(every[label][first]))  # type: ignore[misc]
-        groups.append(_group(network, first, some, every))
-    lists = sorted(fixed.items(), key=lambda one: order[one[0][0]])
+            alike[tuple(slices[root])].append(root)
+    readers = [(name, _Spots(found, columns)) for name, columns in found.readers]
+    groups = [
+        _group(network, first[some[0]], torch.tensor(some), {key: spots[key] for key in _keys(spots, tensors)}, readers)
+        for tensors, some in alike.items()
+    ]
     whole = [Fixed(name, *about) for name, about in found.left.items()]
-    return _numbered(groups), [Fixed(found.made[tensor], count, reason) for (tensor, reason), count in lists] + whole
+    return _numbered(groups), [Fixed(found.made[tensor], n, reason) for (tensor, reason), n in fixed.items()] + whole
 
 
-def _group(network: GraphNetwork, first: Key, labels: Sequence[int], every: Members) -> UnitGroup:
+def _keys(spots: dict[Key, _Spots], tensors: Sequence[tuple[int, int]]) -> list[Key]:
+    every = list(spots)
+    return [every[number] for number, _ in tensors]
+
+
+def _group(
+    network: GraphNetwork, first: Key, roots: Tensor, spots: dict[Key, _Spots], readers: list[tuple[str, _Spots]]
+) -> UnitGroup:
+    """Returns the group of some units; they stand in the order of their first places in the first tensor."""
+    roots = roots[spots[first].of(roots)[:, 0].argsort()]
     producer = network.found.made[first[0]]
     parts: dict[str, list[Slice]] = {"produces": [], "consumes": [], "follows": []}
-    for key in every[labels[0]]:
-        index = torch.tensor([every[label][key] for label in labels])
-        parts[network.found.places[key].role].append(Slice(*key, index))
+    for key, spot in spots.items():
+        parts[network.found.places[key].role].append(Slice(*key, spot.of(roots)))
     kind = _kind(network.model.get_submodule(producer))
     return UnitGroup(
         name=f"{producer}/{kind}",
         unit=kind,
-        count=len(labels),
+        count=len(roots),
         block=None,
         produces=tuple(parts["produces"]),
         consumes=tuple(parts["consumes"]),
         follows=tuple(parts["follows"]),
-        readers=tuple(_readers(network, labels)),
+        readers=tuple(
+            Reader(network.layer(name), spot.of(roots))
+            for name, spot in readers
+            if bool(torch.isin(roots[0], spot.roots))
+        ),
         network=network,  # type: ignore[arg-type]
     )
 
@@ -113,18 +139,6 @@ def _kind(module: nn.Module) -> str:
     if isinstance(module, CONVOLUTIONS):
         return "filter"
     return "hidden" if isinstance(module, nn.RNNBase) else "neuron"
-
-
-def _readers(network: GraphNetwork, labels: Sequence[int]) -> Iterator[Reader]:
-    """Yields the layers that read units through their matrix, with each unit's columns of it."""
-    wanted = {label: place for place, label in enumerate(labels)}
-    for name, columns in network.found.readers:
-        at: list[list[int]] = [[] for _ in labels]
-        for column, label in enumerate(network.found.labels.roots(columns).tolist()):
-            if label in wanted:
-                at[wanted[label]].append(column)
-        if at[0]:
-            yield Reader(network.layer(name), torch.tensor(at))
 
 
 def _numbered(groups: Sequence[UnitGroup]) -> list[UnitGroup]:

@@ -41,6 +41,7 @@ class Labels:
     def __init__(self) -> None:
         self._parents = [0]
         self._loose: set[int] = set()  # roots of what only stored tensors have
+        self._table: Tensor | None = None  # by label: its root, once nothing is joined any more
         self.reasons: dict[int, str] = {}
 
     def fresh(self, number: int, loose: bool = False) -> Tensor:
@@ -66,8 +67,18 @@ class Labels:
 
     def roots(self, labels: Tensor) -> Tensor:
         """Returns the roots of labels, in the same shape."""
+        if self._table is not None:
+            return self._table[labels]
         some, places = labels.unique(return_inverse=True)
         return torch.tensor([self.root(label) for label in some.tolist()], dtype=torch.int64)[places]
+
+    def close(self) -> None:
+        """Has roots be looked up faster from now on: nothing is joined any more."""
+        self._table = torch.tensor([self.root(label) for label in range(len(self._parents))])
+
+    def frozen(self, roots: Tensor) -> Tensor:
+        """Returns (n,) bool: which of some roots can't be cut."""
+        return torch.isin(roots, torch.tensor([0, *self.reasons], dtype=torch.int64))
 
     def join(self, first: Tensor, second: Tensor, reason: str) -> None:
         """Joins labels pair by pair; what is joined with 0 is frozen for this reason."""
@@ -85,10 +96,6 @@ class Labels:
 
     def _all_loose(self, labels: Tensor | None) -> bool:
         return labels is not None and set(self.roots(labels).tolist()) <= self._loose
-
-    def all_frozen(self, labels: Tensor) -> bool:
-        """Returns whether none of some places can be cut."""
-        return all(label == 0 or label in self.reasons for label in self.roots(labels).unique().tolist())
 
     def meet(self, some: Sequence[Tensor | None], size: int, reason: str) -> Tensor | None:
         """Joins axes of one size that meet place by place; returns their labels."""

@@ -74,7 +74,11 @@ class GraphNetwork:
         """Follows the example inputs; where an axis of units is parted, along the axis that leaves most to cut."""
         best, chosen = self._walked({}, keep_class), dict[str, int]()
         for _ in range(2):  # what another choice left stuck may be freed by one more
-            stuck = [node for node, (_, labels) in best.parted.items() if best.labels.all_frozen(labels)]
+            stuck = [
+                node
+                for node, (_, labels) in best.parted.items()
+                if bool(best.labels.frozen(best.labels.roots(labels)).all())
+            ]
             if not stuck:
                 break
             most = max(best.parted[node][0] for node in stuck)
@@ -99,6 +103,7 @@ class GraphNetwork:
                 for labels in edit.labels():
                     found.labels.freeze(labels, f"their number is a constant in the code, at {edit.node}")
             found.edits = []
+        found.labels.close()
         return found
 
     def _walk(
