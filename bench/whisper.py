@@ -5,6 +5,7 @@ each model write down a recording. MODEL is a Whisper checkpoint folder, TEXT a 
 .wav file. Figures go to bench/results/whisper.json.
 
     python bench/whisper.py --model MODEL --text TEXT --sound SOUND
+    python bench/whisper.py --table
 """
 
 from __future__ import annotations
@@ -53,13 +54,28 @@ def speak(text: Path, folder: Path) -> None:
         subprocess.run(["espeak-ng", "-v", VOICES[number % len(VOICES)], "-w", str(wav), sentence], check=True)
 
 
+def table(results: dict[str, Any]) -> str:
+    """Returns the table in markdown: a row per model."""
+    lines = ["| model | parameters | writes |", "|---|---:|---|"]
+    for name, row in results["rows"].items():
+        share = f"{row['parameters']:.0%}" if "parameters" in row else ""
+        lines.append(f"| {name} | {share} | {row['writes']} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measures and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--sound", type=Path, required=True)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--text", type=Path)
+    parser.add_argument("--sound", type=Path)
+    parser.add_argument("--table", action="store_true", help="Print the table of what was measured.")
     arguments = parser.parse_args()
+    if arguments.table:
+        print(table(json.loads(RESULTS.read_text())))
+        return
+    if None in (arguments.model, arguments.text, arguments.sound):
+        parser.error("--model, --text and --sound are needed.")
     if shutil.which("espeak-ng") is None:
         sys.exit("espeak-ng isn't installed; it speaks the calibration sentences.")
     rows: dict[str, Any] = {}

@@ -38,6 +38,12 @@ def test_the_table_of_solvers_is_the_one_that_the_benchmark_wrote() -> None:
         assert "| sparsegpt |" not in page  # no figure without a file that it comes from
 
 
+@pytest.mark.usefixtures("bench")
+def test_the_table_of_speech_is_the_one_that_the_benchmark_wrote() -> None:
+    whisper = import_module("whisper")
+    assert whisper.table(json.loads(whisper.RESULTS.read_text())) in (ROOT / "docs/units.md").read_text()
+
+
 def test_the_table_of_proofs_is_that_of_the_tests() -> None:
     assert proof_table() in (ROOT / "docs/units.md").read_text()
 
