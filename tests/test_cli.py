@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ import pytest
 import yaml
 from typer.main import get_command
 
+from command_line import Outcome, secateur
 from secateur import cli
 from secateur.errors import UsageError
 from tiny import save_tiny
@@ -28,33 +26,6 @@ WIDEST = 100
 TINY_CALIBRATION = ["--samples", "4", "--length", "16"]
 HALF = ["--sparsity", "0.5", *TINY_CALIBRATION]
 LAYERS, LINEAR_WEIGHTS = 14, 14_592  # of the tiny llama's blocks
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command left behind: its exit code and its two streams."""
-
-    code: int
-    out: str
-    err: str
-
-
-def secateur(*arguments: object) -> Outcome:
-    """Runs the real entry point in this process, and puts back what it sets for the whole process."""
-    out, err = io.StringIO(), io.StringIO()
-    handlers = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr(sys, "argv", ["secateur", *map(str, arguments)])
-        patch.setattr(sys, "excepthook", sys.excepthook)
-        patch.setattr(sys, "unraisablehook", sys.unraisablehook)
-        try:
-            cli.main()
-        except SystemExit as left:
-            code = left.code
-        finally:
-            for kind, handler in handlers.items():
-                signal.signal(kind, handler)
-    return Outcome(int(code or 0), out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")

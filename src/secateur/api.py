@@ -14,7 +14,6 @@ from secateur.calibration.data import Windows, read_windows, self_generated, win
 from secateur.errors import UsageError
 from secateur.evaluation.comparison import compare_networks
 from secateur.evaluation.examples import Metric
-from secateur.network.graph.network import Fixed
 from secateur.network.loading import load
 from secateur.network.network import Network
 from secateur.network.vision import is_classifier, load_classifier
@@ -239,7 +238,7 @@ def inspect(
     progress: Progress | None = None,
     stream: bool | None = None,
     **loading: Any,
-) -> tuple[dict[str, Any], tuple[Fixed, ...]]:
+) -> dict[str, Any]:
     """Describes a model.
 
     Args:
@@ -248,22 +247,22 @@ def inspect(
         **loading: Passed on to `load`.
 
     Returns:
-        Its facts and layers, with units if asked for, as plain data; and what can't be removed of an image classifier.
+        Its facts and layers, as plain data; with `units` if asked for, and of an image classifier what is `fixed`.
     """
     progress = progress or Progress()
     if is_classifier(model, trust_remote_code, progress):
         found = load_classifier(model, trust_remote_code=trust_remote_code, progress=progress, **loading)
         facts = classifier_structure(found)
         if not units:
-            return facts, ()
+            return facts
         network = graph_network(found.model, found.example())
-        return {**facts, "units": group_rows(network.groups)}, tuple(network.fixed)
+        return {**facts, "units": group_rows(network.groups), "fixed": [vars(one) for one in network.fixed]}
     loading |= {"trust_remote_code": trust_remote_code, "progress": progress}
     described = load(model, device="cpu", stream=stream, **loading)
     if units and described.store is not None:
         raise UsageError("units are listed of models in memory; add --no-stream.")
     facts = structure(described)
-    return {**facts, "units": list_units(described)} if units else facts, ()
+    return {**facts, "units": list_units(described)} if units else facts
 
 
 __all__ = ["compare", "evaluate", "inspect", "prune", "single_stage", "units"]

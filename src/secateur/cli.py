@@ -21,6 +21,7 @@ from secateur import api
 from secateur.errors import SecateurError, UsageError
 from secateur.journal import left_over
 from secateur.network import packed
+from secateur.network.graph.network import Fixed
 from secateur.network.saving import explain
 from secateur.progress import Progress, TerminalProgress
 from secateur.recipe import Recipe
@@ -420,7 +421,7 @@ def inspect(
 ) -> None:
     """Show a model's structure: dimensions, layers, parameters, zeros."""
     with _friendly(debug, quiet) as progress:
-        found, fixed = api.inspect(
+        found = api.inspect(
             model,
             units=units,
             dtype=dtype,
@@ -429,6 +430,7 @@ def inspect(
             stream=stream,
             progress=progress,
         )
+    fixed = [Fixed(**one) for one in found.get("fixed", ())]
     _print(
         found,
         as_json,

@@ -21,6 +21,7 @@ from secateur.run_network import NetworkRun, graph_network
 from secateur.structure.traced import check_stage
 
 HELD_OUT = 1024  # images at most that quality is measured on, where no folder is named for it
+HELD_SHARE = 5  # one of so many images is held back for that, if there aren't more than calibration wants
 
 
 def run_images(recipe: Recipe, progress: Progress, resume: bool) -> Result:
@@ -129,12 +130,13 @@ def _images(recipe: Recipe, found: Classifier, notes: list[str]) -> tuple[ImageB
     every = find_pictures(settings.images, found.labels)
     named = None if evaluate is None else evaluate.images
     spare = HELD_OUT if evaluate is not None and named is None else 0
-    some, rest = parted(every, settings.samples, spare, recipe.seed)
+    taken = min(settings.samples, len(every) - (len(every) // HELD_SHARE if spare else 0))
+    some, rest = parted(every, taken, spare, recipe.seed)
     measured = rest if named is None else find_pictures(named, found.labels)
     if evaluate is not None and not len(measured):
         notes.append(
-            f"Quality wasn't measured: calibration took all {len(every)} images of {settings.images}; name a folder "
-            "of others with --evaluate, or take fewer --samples."
+            f"Quality wasn't measured: {settings.images} has {len(every)} images, which calibration needs; name a "
+            "folder of others with --evaluate."
         )
     for one in (every, measured):
         if one.by_order and len(one):

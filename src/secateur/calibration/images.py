@@ -140,8 +140,14 @@ class ImageBatches(Sequence[Batch]):
         """Returns (1, channels, height, width), as the model takes it."""
         with _opened(file) as image:
             plain = image.convert("L" if self._channels == 1 else "RGB")
-        found: Tensor = self._processor(images=[plain], return_tensors="pt")["pixel_values"].to(self._dtype)
-        return found
+        try:
+            found: Tensor = self._processor(images=[plain], return_tensors="pt")["pixel_values"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise CalibrationError(
+                f"the checkpoint's image processor can't take {file} ({first_line(error)}); see its "
+                "preprocessor_config.json."
+            ) from error
+        return found.to(self._dtype)
 
 
 @contextmanager

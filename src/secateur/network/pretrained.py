@@ -6,8 +6,9 @@ It is a plain one where its config can say the new widths, and a `Reshaped` one 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from secateur.network.surgery import reshaped_class
 Shapes = Mapping[str, tuple[int, ...]]
 Axis = tuple[str, int]  # a tensor's name, and which of its axes
 Path = tuple[str | int, ...]  # of a number in a config: fields, and places in lists
+FACTORS = (2, 3)  # a number may be doubled to what another one is, which can make another model
 ALIKE = 1e-5  # of the largest output: what sums in another order may differ by
 
 
@@ -65,8 +67,9 @@ def pretrained(small: nn.Module, inputs: tuple[Any, ...]) -> Any:
 def fitted_config(config: Any, kind: Any, wanted: Shapes) -> Any:
     """Returns a config of which models have the wanted shapes; None if no change of its numbers gives them.
 
-    Each number is doubled in turn, to see which axes of which tensors it moves, and by how much. Where none of several
-    equal ones can be doubled alone (a ResNet's first stage has a shortcut if it is wider than the stem), all are.
+    Each number is multiplied in turn, to see which axes of which tensors it moves, and by how much. Where none of
+    several equal ones can be changed alone (a ResNet's first stage has a shortcut if it isn't as wide as the stem), all
+    are.
 
     Args:
         config: The config before.
@@ -84,29 +87,39 @@ def fitted_config(config: Any, kind: Any, wanted: Shapes) -> Any:
         key = next((key for key in move if sum(key in other for other in moves.values()) == 1), None)
         if key is not None:
             value = _number(config.to_dict(), paths[0])
-            values |= dict.fromkeys(paths, value + round(changed[key] * value / move[key]))
+            values |= dict.fromkeys(paths, value + round(changed[key] / move[key]))
     fitting = _with(config, values)
     return fitting if values and _shapes_or_none(kind, fitting) == wanted else None
 
 
-def _moves(kind: Any, config: Any, before: Shapes) -> dict[tuple[Path, ...], dict[Axis, int]]:
-    """Returns numbers of a config, and what their doubling adds to which axes of which tensors.
+def _moves(kind: Any, config: Any, before: Shapes) -> dict[tuple[Path, ...], dict[Axis, float]]:
+    """Returns numbers of a config, and what 1 more of them adds to which axes of which tensors.
 
     Those that give a model of other tensors, or none at all, are left out.
     """
-    found: dict[tuple[Path, ...], dict[Axis, int]] = {}
+    found: dict[tuple[Path, ...], dict[Axis, float]] = {}
     alone: dict[int, list[Path]] = defaultdict(list)
     for path, value in _numbers(config.to_dict()):
-        shapes = _shapes_or_none(kind, _with(config, {path: 2 * value}))
-        if shapes is not None and shapes.keys() == before.keys():
-            found[path,] = _differences(shapes, before)
+        move = _move(kind, config, before, (path,), value)
+        if move is not None:
+            found[path,] = move
         else:
             alone[value].append(path)
     for value, paths in alone.items():
-        shapes = _shapes_or_none(kind, _with(config, dict.fromkeys(paths, 2 * value)))
-        if shapes is not None and shapes.keys() == before.keys():
-            found[tuple(paths)] = _differences(shapes, before)
+        move = _move(kind, config, before, paths, value) if len(paths) > 1 else None
+        if move is not None:
+            found[tuple(paths)] = move
     return found
+
+
+def _move(kind: Any, config: Any, before: Shapes, paths: Sequence[Path], value: int) -> dict[Axis, float] | None:
+    """Returns how much longer axes are for 1 more of a number; None if no multiple of it gives the same tensors."""
+    for times in FACTORS:
+        shapes = _shapes_or_none(kind, _with(config, dict.fromkeys(paths, times * value)))
+        if shapes is not None and shapes.keys() == before.keys():
+            more = (times - 1) * value
+            return {axis: size / more for axis, size in _differences(shapes, before).items()}
+    return None
 
 
 def _differences(after: Shapes, before: Shapes) -> dict[Axis, int]:
@@ -168,7 +181,8 @@ def _shapes_or_none(kind: Any, config: Any) -> Shapes | None:
 
 def _shapes(kind: Any, config: Any) -> Shapes:
     """Returns the shapes of all tensors that a model of a config has in its state."""
-    with quiet_transformers(), torch.device("meta"), torch.random.fork_rng(devices=[]):
+    with warnings.catch_warnings(), quiet_transformers(), torch.device("meta"), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")  # of numbers that are only tried out
         return {name: tuple(tensor.shape) for name, tensor in kind(config).state_dict().items()}
 
 

@@ -17,7 +17,8 @@ class Calibration(Settings):
     Attributes:
         data: `self` (the model writes its own text), a file, a hub data set, or a folder of .wav files.
         images: For image classifiers, a folder of images (.jpg, .jpeg, .png): flat, or with a subfolder per class.
-        samples: Windows to calibrate on, or images; 32, or 256 images, if nothing is said.
+        samples: Windows to calibrate on, or images; 32, or 256 images, if nothing is said. Of a folder that has no
+            more, a fifth is held back to measure quality on, unless images are named for that.
         length: Tokens per window; None takes 1024, or the model's positions if they are fewer.
         compute: Precision of the forward passes: `auto`, `float32` or `bfloat16`.
         activation_memory: What the activations may take of the memory, such as `2GB`; more are kept in files.

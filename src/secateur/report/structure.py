@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -149,7 +150,8 @@ def units_table(found: list[dict[str, Any]], fixed: Sequence[Fixed] = ()) -> Ren
         table.add_row(Text(name, overflow="fold"), unit, str(groups), f"{number:,}", f"{each:,}")
     if not fixed:
         return table
-    rest = Table("stays as it is", "units", "why", box=box.SIMPLE_HEAD)
-    for stays in fixed:
-        rest.add_row(Text(stays.name, overflow="fold"), f"{stays.count:,}", Text(stays.reason))
+    rest = Table("stays as it is", "places", "units each", "why", box=box.SIMPLE_HEAD)
+    alike = Counter((re.sub(r"\.\d+\.", ".*.", one.name), one.count, one.reason) for one in fixed)
+    for (name, number, reason), places in alike.items():
+        rest.add_row(Text(name, overflow="fold"), str(places), f"{number:,}", Text(reason, overflow="fold"))
     return Group(table, rest)

@@ -32,4 +32,5 @@ def where(node: fx.Node) -> str:
     if not frames:
         return text
     file, number = lines[frames[-1]].split(",")[:2]
-    return f"{text} at {file.removeprefix('File ').strip(chr(34))}:{number.removeprefix(' line ')}"
+    path = file.removeprefix("File ").strip('"').rpartition("/site-packages/")[2]
+    return f"{text} at {path}:{number.removeprefix(' line ')}"
