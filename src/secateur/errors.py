@@ -30,6 +30,10 @@ class ScoreError(SecateurError):
     """A score can't be computed, or came out as NaN or with the wrong shape."""
 
 
+class ConstantScoreError(ScoreError):
+    """A score is the same for all units of a group."""
+
+
 class SolverError(SecateurError):
     """A solver can't give a result, for instance as a Gram matrix isn't positive definite."""
 

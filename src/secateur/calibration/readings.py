@@ -112,6 +112,8 @@ def gather_gradients(
     tick: Callable[[], None],
 ) -> dict[str, Gradients]:
     """Returns gradients of the mean loss of each batch by the layers' weights, by name."""
+    if not layers:
+        return {}
     found = {layer.name: Gradients.empty(layer.shape, needs, layer.parameter.device) for layer in layers}
     parameters = [layer.parameter for layer in layers]
     before = [parameter.requires_grad for parameter in parameters]

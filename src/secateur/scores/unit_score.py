@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from secateur.calibration.statistics import Gradients, Needs, Statistics
-from secateur.errors import ScoreError
+from secateur.errors import ConstantScoreError, ScoreError
 from secateur.network.units import UnitGroup
 
 WIDTHS = frozenset({"neuron", "head", "query-head", "channel", "filter", "hidden"})  # that layers with a matrix read
@@ -107,7 +107,7 @@ def checked(values: object, group: UnitGroup, name: str) -> Tensor:
     if bad:
         raise ScoreError(f"{where} is NaN or infinite for {bad} of {group.count} units; try --compute float32.")
     if group.count > 1 and bool((values == values[0]).all()):
-        raise ScoreError(
+        raise ConstantScoreError(
             f"{where} is constant ({float(values[0]):g}): it says nothing about which units matter. "
             "Take another score, or other calibration data."
         )

@@ -16,7 +16,7 @@ from secateur.allocation.amounts import Threshold
 from secateur.calibration.batches import Batch, Loss, default_loss
 from secateur.calibration.readings import gather, gather_gradients
 from secateur.calibration.statistics import GRADIENTS, INPUTS, Needs, Statistics
-from secateur.errors import NothingPrunedError, UsageError
+from secateur.errors import ConstantScoreError, NothingPrunedError, UsageError
 from secateur.evaluation.costs import Costs
 from secateur.linear_algebra import DAMPING
 from secateur.network.graph.costs import GraphCosts
@@ -159,7 +159,13 @@ def _score(stage: Prune) -> UnitScore:
 
 
 def _scores(job: TracedJob, groups: Sequence[UnitGroup]) -> dict[str, Tensor]:
-    """Returns (units,) float32 by group; groups that no matrix reads are left out where the score needs one."""
+    """Returns (units,) float32 by group, without groups that the score says nothing about, which a note names.
+
+    Those are groups that no matrix reads, where the score needs one, and such whose units are all worth the same.
+
+    Raises:
+        ScoreError: It says nothing about any group, or can't be computed.
+    """
     score = _score(job.stage)
     needs = score.needs if job.batches else Needs.NOTHING
     if needs & (INPUTS | GRADIENTS):
@@ -180,7 +186,7 @@ def _scores(job: TracedJob, groups: Sequence[UnitGroup]) -> dict[str, Tensor]:
         with job.timed("gradients"):
             bar = job.progress.bar("gradients of the loss", len(job.batches))
             gradients = gather_gradients(job.network.model, layers, needs, job.batches, job.loss, bar)
-    found = {}
+    found, alike = {}, dict[str, ConstantScoreError]()
     with job.timed("score"):
         for number, group in enumerate(groups):
             inputs = []
@@ -191,8 +197,18 @@ def _scores(job: TracedJob, groups: Sequence[UnitGroup]) -> dict[str, Tensor]:
                 own = gradients.get(reader.layer.name)
                 inputs.append(known if known is None or own is None else replace(known, gradients=own))
             random = torch.Generator().manual_seed(job.seed * 1_000_003 + number)
-            values = scored(score, group, UnitStatistics(tuple(inputs), random=random))
-            found[group.name] = _in_rounds(job, group, statistics, values)
+            try:
+                values = scored(score, group, UnitStatistics(tuple(inputs), random=random))
+            except ConstantScoreError as error:
+                alike[group.name] = error
+            else:
+                found[group.name] = _in_rounds(job, group, statistics, values)
+    if alike and not found:
+        raise next(iter(alike.values()))
+    if alike:
+        job.notes.append(
+            f"{', '.join(alike)}: left whole, as all units are worth the same by the score '{score.name}'."
+        )
     return found
 
 

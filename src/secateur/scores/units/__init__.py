@@ -13,10 +13,12 @@ from secateur.scores.random import Random
 from secateur.scores.unit_score import UnitScore, UnitStatistics, checked
 from secateur.scores.units.activation import Activation, MeanActivation
 from secateur.scores.units.apoz import Apoz
+from secateur.scores.units.bn_scale import BnScale
 from secateur.scores.units.correlation import Correlation
 from secateur.scores.units.coupled import COMBINE, Coupled
 from secateur.scores.units.entropy import Entropy
 from secateur.scores.units.flap import Flap
+from secateur.scores.units.fpgm import Fpgm
 from secateur.scores.units.frequency import Frequency
 from secateur.scores.units.gradients import Fisher, Snip, Taylor
 from secateur.scores.units.influence import BlockInfluence, LeaveOneOut
@@ -35,6 +37,7 @@ UNIT_SCORES: dict[str, UnitScore] = {
         *map(Coupled, DATA_FREE.values()),
         *(Wanda(), Activation(), MeanActivation(), Flap(), Apoz(), Entropy(), Correlation(), Obs(), Ria()),
         *(Taylor(), Snip(), Fisher()),
+        *(BnScale(), Fpgm()),
         *(BlockInfluence(), LeaveOneOut(), Reap(), Frequency()),
     )
 }
