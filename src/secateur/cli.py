@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Annotated, Any, NoReturn
@@ -35,6 +36,14 @@ INTERRUPTED = 130
 RANK = os.environ.get("RANK", "0")  # set by torchrun
 # The base of what the parser raises; typer names the module that it lives in differently from release to release.
 Misuse: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version("secateur"))
+        raise typer.Exit
+
+
 app = typer.Typer(
     help="Prune language models into smaller or sparser checkpoints that stock tools load.",
     no_args_is_help=True,
@@ -43,6 +52,16 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     epilog="Exit codes: 0 done, 1 failed, 2 misused, 130 interrupted.",
 )
+
+
+@app.callback()
+def _common(
+    show: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Prune language models into smaller or sparser checkpoints that stock tools load."""
+
 
 Model = Annotated[str, typer.Argument(help="Hub id, checkpoint folder, .gguf file, or demo:NAME.")]
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder to write; it appears only when complete.")]
@@ -467,7 +486,7 @@ def _parse_and_run(command: Any) -> int:
             _complain(f"{message}{end} '{path} --help' says more.")
         return int(found.exit_code)
     if code == INTERRUPTED:
-        _complain("interrupted; nothing half-written was left behind.")
+        _complain("interrupted; there is no half-written output.")
     return int(code)
 
 

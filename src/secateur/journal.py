@@ -34,6 +34,7 @@ from secateur.errors import ResumeError, first_line
 from secateur.files import save_tensors, save_text
 from secateur.network.network import Network
 from secateur.processes import Processes
+from secateur.progress import Progress
 from secateur.recipe import Recipe
 from secateur.result import BlockReport, LayerReport, StageReport
 from secateur.solvers import Step
@@ -57,8 +58,18 @@ def left_over(output: Path) -> str | None:
         return None
     if not done and not stage:
         return None
-    where = f"{done} of its blocks are finished" + (f" in stage {stage + 1}" if stage else "")
-    return f"{where} and kept in {run_folder(output)}: the same command with --resume goes on; without it, starts anew."
+    return (
+        f"{in_words(stage, done)} finished and kept in {run_folder(output)}: the same command with --resume goes on; "
+        "without it, starts anew."
+    )
+
+
+def in_words(stages: int, blocks: int) -> str:
+    """Says how far a run came: `1 of its stages and 4 blocks of the next are`."""
+    parts = [f"{stages} of its stages"] if stages else []
+    if blocks:
+        parts.append(f"{blocks} blocks of the next" if stages else f"{blocks} of its blocks")
+    return f"{' and '.join(parts)} {'is' if stages + blocks == 1 else 'are'}"
 
 
 class Journal:
@@ -85,7 +96,15 @@ class Journal:
         self._files: dict[str, str] = {}  # by block (or REST): the file of its latest weights
 
     @classmethod
-    def open(cls, output: Path, about: Mapping[str, Any], network: Network, team: Processes, resume: bool) -> Journal:
+    def open(
+        cls,
+        output: Path,
+        about: Mapping[str, Any],
+        network: Network,
+        team: Processes,
+        resume: bool,
+        progress: Progress,
+    ) -> Journal:
         """Begins a run, or takes up one that ended early.
 
         Args:
@@ -94,6 +113,7 @@ class Journal:
             network: The model, as loaded; it gets the weights of the blocks that are finished.
             team: The processes of the run.
             resume: Whether to take up what is there; otherwise it is removed.
+            progress: Is told which of the two happens, where something is there.
 
         Raises:
             ResumeError: What is there is of another recipe, model or version, or damaged.
@@ -104,8 +124,14 @@ class Journal:
         there = team.share((folder / FILE).is_file())
         if resume and there:
             journal._take_up()
+            if journal.stage or journal.position:
+                progress.say(f"going on: {in_words(journal.stage, journal.position)} finished.")
             return journal
         if team.first:
+            if (lost := left_over(output)) is not None:
+                progress.say(
+                    f"starting anew, as --resume isn't given; of an earlier run {lost.partition(' and kept')[0]}."
+                )
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
         team.wait()

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from secateur.errors import MaskError, first_line
+from secateur.errors import MaskError, UsageError, first_line
 from secateur.network.network import Layer, Network
 
 FILE = "secateur.mask"  # a safetensors file by another name, so that no tool takes it for weights
@@ -150,6 +150,8 @@ class Mask:
             )
 
     def _matched(self, network: Network) -> list[tuple[Layer, MaskedLayer]]:
+        if not isinstance(network, Network):
+            raise UsageError(f"a mask is held against what secateur.load gives, but got a {type(network).__name__}.")
         known = _layers(network)
         pairs = []
         for name, masked in self.layers.items():
@@ -174,13 +176,18 @@ class Mask:
             usual = int(fullest.argmax())
             fitting = int(fullest[: usual + 1].sum())
             if 0 < usual < size and fitting > 0.9 * groups:
-                return f"{usual}:{size} in {100 * fitting / groups:.4g} % of groups, {share}"
+                full = (
+                    self.sparsity < 1 - (usual - 0.5) / size
+                )  # else most groups hold fewer than the pattern lets them
+                return (
+                    f"{'' if full else 'at most '}{usual}:{size} in {100 * fitting / groups:.4g} % of groups, {share}"
+                )
         return f"unstructured, {share}"
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Writes a safetensors file: a uint8 tensor per layer, shapes in the metadata."""
         shapes = {name: (layer.rows, layer.columns) for name, layer in self.layers.items()}
-        _write(path, shapes, (layer.packed for layer in self.layers.values()))
+        _write(Path(path), shapes, (layer.packed for layer in self.layers.values()))
 
     @classmethod
     def load(cls, path: str | Path) -> Mask:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 
 T = TypeVar("T")
+SAID_EVERY = 30  # seconds, where lines stand for bars
 
 
 class Progress(AbstractContextManager["Progress"]):
@@ -60,19 +62,37 @@ class TerminalProgress(Progress):
         self._bars.stop()
 
     def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-        self._name(label)
         size = len(items) if total is None and isinstance(items, Sized) else total
-        return iter(self._bars.track(items, total=size, description=label))
+        if self.console.is_interactive or size is None:
+            return iter(self._bars.track(items, total=size, description=label))
+        return self._said(items, self.bar(label, size))
+
+    def _said(self, items: Iterable[T], tick: Callable[[], None]) -> Iterator[T]:
+        for item in items:
+            yield item
+            tick()
 
     def bar(self, label: str, total: int) -> Callable[[], None]:
-        self._name(label)
+        if not self.console.is_interactive:
+            return _Lines(self.say, label, total)
         task = self._bars.add_task(label, total=total)
         return lambda: self._bars.advance(task)
 
-    def _name(self, label: str) -> None:
-        """In a pipe or log, where bars aren't shown, at least says what begins."""
-        if not self.console.is_interactive:
-            self.say(f"{label} ...")
-
     def say(self, message: str) -> None:
         self.console.print(message, highlight=False, soft_wrap=True)
+
+
+class _Lines:
+    """In a pipe or a log, where bars aren't shown: says what begins, and now and then how far it is."""
+
+    def __init__(self, say: Callable[[str], None], label: str, total: int) -> None:
+        self._say, self._label, self._total = say, label, total
+        self._done = 0
+        self._said = time.monotonic()
+        say(f"{label} ...")
+
+    def __call__(self) -> None:
+        self._done += 1
+        if time.monotonic() - self._said >= SAID_EVERY and self._done < self._total:
+            self._said = time.monotonic()
+            self._say(f"{self._label}: {self._done / self._total:.0%}")

@@ -89,6 +89,13 @@ def prune_weights(
             f"nothing was pruned: all {len(reports)} layers already have {_extent(reports)} zeros. "
             "Ask for more, or choose other layers."
         )
+    whole = [report.name for report in reports if report.zeros == report.rows * report.columns]
+    if len(whole) == len(reports):
+        raise UsageError(
+            f"every weight of all {len(reports)} layers would be zero: the threshold lies above all scores; lower it."
+        )
+    if whole and stage.threshold is not None:
+        work.notes.append(f"Nothing is left of {', '.join(whole[:4])}{' and others' if len(whole) > 4 else ''}.")
     return StageReport(
         {"prune": stage.model_dump(mode="json")},
         tuple(reports),

@@ -93,7 +93,7 @@ class Run:
                 return self._write(output, network, calibration, held_out, None)
         with _full_disk(output):
             about = identity(self.recipe, network, calibration, self.team)
-            journal = Journal.open(output, about, network, self.team, self.resume)
+            journal = Journal.open(output, about, network, self.team, self.resume, self.progress)
             self.storage = journal.storage(self.recipe.calibration.activation_bytes)
             try:
                 result = self._write(output, network, calibration, held_out, journal)

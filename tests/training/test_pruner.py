@@ -259,7 +259,7 @@ def test_a_saved_network_is_rebuilt(tmp_path: Path) -> None:
         {"schedule": WhenRecovered(0.6, amount=0.2, margin=0.5, greater_is_better=False)},
         {"schedule": Periodic(every=3, amount=0.3, final=0.6)},
     ],
-    ids=str,
+    ids=["taylor", "movement", "rigl", "filters", "cut during", "when recovered", "periodic"],
 )
 def test_a_resumed_run_ends_like_an_uninterrupted_one(options: dict[str, Any], tmp_path: Path) -> None:
     def parts(steps: list[int]) -> nn.Module:

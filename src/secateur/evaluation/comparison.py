@@ -53,6 +53,9 @@ def compare_networks(
         names: What to call them; None takes their sources' names.
         storage: Where streamed networks' hidden states may be kept.
     """
+    for network in networks:
+        if (network.source.path / mask.FILE).is_file():
+            mask.Mask.load(network.source.path)  # a damaged one is an error before any work
     sizes = sizes or [weight_bytes(network.source.path) for network in networks]
     names = names or [network.source.name for network in networks]
     speeds: list[Speed | None] = [None] * len(networks)

@@ -33,6 +33,15 @@ from secateur.progress import Progress
 
 FORMAT = "packed-1"
 PREFIX = "packed-"
+NOTE_FILE = "PACKED.md"
+NOTE = """# A packed checkpoint
+
+Its pruned weights are stored as bit masks and kept values. Other tools read it after
+
+    secateur unpack THIS_FOLDER -o FOLDER
+
+which gives the same bytes as before; secateur itself reads it as it is. README.md is the card of what comes out.
+"""
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes of the dtypes that are packed
 INTEGERS = {8: np.uint64, 4: np.uint32, 2: np.uint16}
 CHUNK = 1 << 24
@@ -99,6 +108,7 @@ def pack(folder: Path, output: Path, overwrite: bool, progress: Progress) -> Pac
         if sizes[4] == 0:
             raise ModelError(f"{folder}: no weight has enough zeros to be smaller when packed. Prune it first.")
         _copy_rest(folder, scratch, shards)
+        (scratch / NOTE_FILE).write_text(NOTE, encoding="utf-8")
     return PackedSize(str(output), time.perf_counter() - start, *sizes)
 
 
@@ -134,8 +144,8 @@ def unpack_into(folder: Path, output: Path, progress: Progress) -> list[int]:
 
 
 def _copy_rest(folder: Path, output: Path, shards: Sequence[Path]) -> None:
-    """Copies what isn't weights as it is."""
-    names = {shard.name for shard in shards}
+    """Copies what isn't weights as it is, but not the note of a packed folder."""
+    names = {shard.name for shard in shards} | {NOTE_FILE}
     shutil.copytree(
         folder, output, dirs_exist_ok=True, ignore=lambda where, some: names if Path(where) == folder else ()
     )

@@ -210,6 +210,8 @@ def describe_stage(stage: Mapping[str, Any]) -> str:
     rest = (
         "What stayed is as it was." if solver == "none" else f"What stayed was corrected by {' and then '.join(chain)}."
     )
+    if given.get("reconstruct"):
+        rest += " Then each block was tuned to give the dense block's outputs."
     return f"{', '.join(words)}. {rest}"
 
 

@@ -39,7 +39,10 @@ def chain_named(names: str) -> tuple[Solver, ...]:
     Raises:
         UsageError: One of them is unknown, or can't follow.
     """
-    chain = tuple(solver_named(name.strip()) for name in names.split("+"))
+    parts = [name.strip() for name in names.split("+")]
+    if not all(parts):
+        raise UsageError(f"the chain '{names}' has an empty step; write solvers with one + between two of them.")
+    chain = tuple(solver_named(name) for name in parts)
     check_chain(chain)
     return chain
 

@@ -37,6 +37,11 @@ class Step:
 def check_chain(chain: Sequence[Solver]) -> None:
     """Raises UsageError if a solver can't follow the one before it."""
     for before, solver in itertools.pairwise(chain):
+        if solver is before:
+            raise UsageError(
+                f"in the chain {'+'.join(one.name for one in chain)}, '{solver.name}' follows itself, which changes "
+                "nothing; name it once."
+            )
         if not solver.follows:
             raise UsageError(
                 f"in the chain {'+'.join(one.name for one in chain)}, '{solver.name}' can't follow '{before.name}': it "
