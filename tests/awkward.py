@@ -211,6 +211,18 @@ class Unsaved(nn.Module):
         return self.z(self.a(x) * self.scale)
 
 
+class Keeping(nn.Module):
+    """Keeps what it computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.z = of_vector(lambda m, y: y)(), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.inner.kept = self.kept = self.inner(x)
+        return self.z(self.kept)
+
+
 class Named(nn.Module):
     """Takes a dictionary and gives nested ones."""
 
@@ -221,6 +233,20 @@ class Named(nn.Module):
     def forward(self, some: Any) -> Any:
         first, second = some["x"][0], some["x"][1]
         return {"z": (self.z(self.a(first) + self.b(some["y"])), [second])}
+
+
+class Same(nn.Conv2d):
+    """A convolution that pads as TensorFlow does: as much as its input needs, more behind than before."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.size()[-2:]
+        needed = [
+            max((-(-size // step) - 1) * step + kernel - size, 0)
+            for size, step, kernel in zip((height, width), self.stride, self.kernel_size, strict=True)
+        ]
+        if max(needed) > 0:
+            x = F.pad(x, [needed[1] // 2, needed[1] - needed[1] // 2, needed[0] // 2, needed[0] - needed[0] // 2])
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 class Backwards(nn.Linear):
@@ -282,6 +308,7 @@ CUT = {
     "a constant of as many places": Case(of_vector(lambda m, y: y + torch.full((y.shape[0], 8), 2.0)), vector, A8),
     # inputs and outputs
     "dictionaries": Case(Named, lambda: ({"x": (torch.randn(3, 6), torch.randn(2)), "y": torch.randn(3, 6)},), A8),
+    "values that are kept": Case(Keeping, vector, (("inner.a", 8), ("inner.z", 4))),
     "layers of training only": Case(Auxiliary, image, A8),
     "arguments by name": Case(
         net(lambda m, x: m.z(input=F.relu(input=m.a(input=x))), a=nn.Linear(6, 8), z=nn.Linear(8, 4)), vector, A8
@@ -331,6 +358,10 @@ CUT = {
     "tile": Case(of_image(lambda m, y: y.tile(1, 2, 1, 1), read=16), image, A8),
     "repeat_interleave": Case(of_image(lambda m, y: y.repeat_interleave(2, 1), read=16), image, A8),
     "flip of several axes": Case(of_image(lambda m, y: y.flip(2, 1)), image, A8),
+    "the first one of all": Case(of_image(lambda m, y: y * y[:, :1]), image, (("a", 7),)),
+    "an axis by how many there are": Case(
+        of_vector(lambda m, y: torch.cat([y, y], dim=y.dim() - 1).mean(y.ndim - 2), read=16), tokens, A8
+    ),
     # shapes
     "a shuffle": Case(of_image(shuffled(channels_first=False)), image, (("a", 4),)),
     "a shuffle the other way": Case(of_image(shuffled(channels_first=True)), image, (("a", 4),)),
@@ -383,6 +414,13 @@ CUT = {
         of_image(lambda m, y: m.b(y), read=6, b=nn.ConvTranspose2d(8, 6, 2)), image, (("a", 8), ("b", 6))
     ),
     "transposed depthwise": Case(of_image(lambda m, y: m.b(y), b=nn.ConvTranspose2d(8, 8, 2, groups=8)), image, A8),
+    "convolutions that pad by themselves": Case(
+        net(
+            lambda m, x: m.z(m.c(m.b(m.a(x)).relu()).mean((2, 3))),
+            a=Same(3, 8, 3, 2), b=Same(8, 8, 3, groups=8), c=Same(8, 6, 3, 2), z=nn.Linear(6, 4),
+        ),
+        image, (("a", 8), ("c", 6)),
+    ),
     "one image": Case(
         net(lambda m, x: m.z(m.n(m.a(x))), a=C(3, 8, 3), n=nn.InstanceNorm2d(8, affine=True), z=C(8, 2, 1)),
         lambda: torch.randn(3, 8, 8), A8,

@@ -87,6 +87,7 @@ def of_maps(c: int, h: int, w: int, out: int) -> dict[str, Piece]:
             ),
             (c, h, w),
         ),
+        "twice": Piece(lambda: Through(lambda x, a: a(a(x).relu()), conv(c, c)), (c, h, w)),
         "transposed": Piece(lambda: nn.ConvTranspose2d(c, out, 3, 1, 1), (out, h, w)),
         "slices": Piece(lambda: Through(lambda x: torch.cat([x[:, 1:], x[:, :1]], 1)), (c, h, w)),
         "to the mean": Piece(lambda: Through(lambda x: x.mean((2, 3))), (c,)),
@@ -109,6 +110,7 @@ def of_maps(c: int, h: int, w: int, out: int) -> dict[str, Piece]:
     if max(h, w) <= 3:
         found["resize"] = Piece(lambda: nn.Upsample(scale_factor=2), (c, 2 * h, 2 * w))
         found["flatten"] = Piece(nn.Flatten, (c * h * w,))
+        found["view by constants"] = Piece(lambda: Through(lambda x: x.view(-1, c * h * w)), (c * h * w,))
         found["view"] = Piece(lambda: Through(lambda x: x.view(x.size(0), -1)), (c * h * w,))
     if c % 4 == 0 and max(h, w) <= 3:
         found["pixel shuffle"] = Piece(lambda: nn.PixelShuffle(2), (c // 4, 2 * h, 2 * w))

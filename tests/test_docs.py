@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
+import cuts_of_networks
 from cuts import proof_table
 from secateur.cli import app
 
@@ -46,6 +47,12 @@ def test_the_table_of_speech_is_the_one_that_the_benchmark_wrote() -> None:
 
 def test_the_table_of_proofs_is_that_of_the_tests() -> None:
     assert proof_table() in (ROOT / "docs/units.md").read_text()
+
+
+def test_the_tables_of_networks_are_those_of_the_tests_and_of_the_registries() -> None:
+    page = (ROOT / "docs/networks.md").read_text()
+    assert cuts_of_networks.proof_table() in page
+    assert cuts_of_networks.operations_table() in page
 
 
 def test_every_command_and_option_in_the_readme_exists() -> None:

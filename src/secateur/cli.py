@@ -148,8 +148,8 @@ def prune(
         str | None,
         typer.Option(
             help="l1, l2, mean_abs, random, wanda, ria, obs, taylor, fisher, snip; default: solver's. Units also: "
-            "variance, activation, mean_activation, flap, apoz, entropy, correlation, block-influence, loo-kl, reap, "
-            "frequency, or your own function: module:function."
+            "variance, activation, mean_activation, flap, apoz, entropy, correlation, bn-scale, fpgm, block-influence, "
+            "loo-kl, reap, frequency, or your own function: module:function."
         ),
     ] = None,
     solver: Annotated[

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from awkward import Same
 from secateur.calibration.readings import columns, outputs
 
 LAYERS = {
@@ -14,6 +15,7 @@ LAYERS = {
     "2-D": (nn.Conv2d(3, 4, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2)), (2, 3, 9, 8)),
     "2-D, reflected": (nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), (2, 3, 6, 6)),
     "2-D, same": (nn.Conv2d(3, 4, 4, padding="same"), (2, 3, 6, 6)),
+    "2-D, padded by itself": (Same(3, 4, 3, stride=2), (2, 3, 6, 7)),
     "3-D": (nn.Conv3d(2, 3, 2, stride=2), (2, 2, 4, 4, 6)),
 }
 

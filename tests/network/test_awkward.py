@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 import secateur
 from awkward import CUT, FIXED, Case
@@ -22,7 +22,9 @@ from secateur.network.graph.saving import save_shapes
 def made(case: Case, leaves: Any = ()) -> GraphNetwork:
     torch.manual_seed(0)
     model = case.build().eval()
-    return GraphNetwork(model, case.inputs(), leaves)
+    network = GraphNetwork(model, case.inputs(), leaves)
+    assert not any(isinstance(value, fx.Proxy) for module in model.modules() for value in vars(module).values())
+    return network
 
 
 @pytest.mark.filterwarnings("error")
@@ -31,11 +33,11 @@ def test_what_is_cut_changes_nothing_that_was_read(case: Case, tmp_path: Path) -
     network = made(case)
     assert [(group.name.rpartition("/")[0], group.count) for group in network.groups] == list(case.groups)
     before = copy.deepcopy(network.model.state_dict())
-    attributes = set(vars(network.model))
+    attributes = [set(vars(module)) for module in network.model.modules()]
     keep = some_units(network)
     small = cut_graph(network, keep)
     assert all(torch.equal(before[name], value) for name, value in network.model.state_dict().items())
-    assert set(vars(network.model)) == attributes
+    assert [set(vars(module)) for module in network.model.modules()] == attributes
     save_shapes(network, small, keep, tmp_path)
     exact(network, small, keep)
     assert len(list(small.parameters())) == len(list(network.model.parameters()))  # what was one tensor is one
@@ -80,3 +82,13 @@ def test_dropout_in_the_code_goes_on_in_training_when_constants_are_edited() -> 
     small = cut_graph(network, some_units(network))
     steps = [node for node in small.graph.nodes if "dropout" in node.name]  # type: ignore[union-attr]
     assert [str(node.kwargs["training"]) for node in steps] == ["training"]
+
+
+def test_layers_that_pad_by_themselves_are_scored_and_repaired_by_what_they_read() -> None:
+    case = CUT["convolutions that pad by themselves"]
+    torch.manual_seed(0)
+    model, x = case.build().eval(), torch.randn(32, 3, 8, 8)
+    result = secateur.prune(model, example_inputs=x[:2], calibration=x, sparsity=0.5, evaluate=False)
+    groups = {group.name: group for group in result.stages[0].groups}
+    assert {name: group.left for name, group in groups.items()} == {"a/filter": 4, "c/filter": 3}
+    assert all(group.error < group.error_before for group in groups.values())

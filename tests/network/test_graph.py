@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from cuts_of_networks import exact, some_units
+import secateur
+from cuts_of_networks import exact, made, some_units
 from secateur.errors import ModelError, UsageError
 from secateur.network.graph.network import GraphNetwork, cut_graph
+from secateur.network.graph.saving import save_shapes
 from zoo import ZOO
-
-
-def made(name: str) -> tuple[nn.Module, Tensor]:
-    torch.manual_seed(0)
-    build, inputs = ZOO[name]
-    model = build()
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
-    return model.eval(), inputs()
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -33,6 +26,18 @@ def test_units_that_nobody_reads_can_be_cut(name: str) -> None:
     small = cut_graph(network, keep)
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
     exact(network, small, keep)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_cut_network_is_saved_and_rebuilt(name: str, tmp_path: Path) -> None:
+    model, inputs = made(name)
+    network = GraphNetwork(model, inputs)
+    keep = some_units(network)
+    small = cut_graph(network, keep)
+    save_shapes(network, small, keep, tmp_path)
+    again = secateur.rebuild(made(name)[0], tmp_path)
+    assert torch.equal(again(inputs), small(inputs))
+    assert [p.shape for p in again.parameters()] == [p.shape for p in small.parameters()]
 
 
 @pytest.mark.parametrize("name", ZOO)

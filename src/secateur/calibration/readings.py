@@ -14,6 +14,7 @@ from torch.nn import functional
 from secateur.calibration.batches import Batch, Loss
 from secateur.calibration.statistics import INPUTS, Gradients, Needs, Statistics
 from secateur.calibration.targets import Moments, MomentSums
+from secateur.network.graph.own_layers import application, has_own_forward
 from secateur.network.network import Layer
 from secateur.processes import ALONE
 
@@ -31,10 +32,16 @@ def columns(module: nn.Module, x: Tensor) -> Tensor:
         return x.reshape(x.shape[0] if x.ndim > 1 else 1, -1, x.shape[-1])
     assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     dims = len(module.kernel_size)
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    x = functional.pad(x, module._reversed_padding_repeated_twice, mode)
+    strides, dilations = module.stride, module.dilation
+    own = application(module, x) if has_own_forward(module) else None
+    if own is not None:
+        strides, dilations = own.stride, own.dilation
+        x = functional.pad(own.x, [side for width in own.padding[::-1] for side in (width, width)])
+    else:
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        x = functional.pad(x, module._reversed_padding_repeated_twice, mode)
     for axis in range(dims):
-        kernel, dilation, stride = (one[axis] for one in (module.kernel_size, module.dilation, module.stride))
+        kernel, dilation, stride = (one[axis] for one in (module.kernel_size, dilations, strides))
         reach = dilation * (kernel - 1) + 1
         x = x.unfold(2 + axis, reach, stride)[..., ::dilation]  # the window's places become the last axis
     places = x.movedim(1, dims + 1)  # (batch, positions ..., channels, window ...)

@@ -22,6 +22,7 @@ def _bias(walker: Walker, node: fx.Node, module: nn.Module, labels: Tensor, role
 
 
 def linear(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    """Reads units by its columns, and makes new ones by its rows."""
     module, name = walker.fetch_attr(str(node.target)), str(node.target)
     axes = walker.of(node.args[0])
     walker.applied(name, value, value.shape[-1])
@@ -35,6 +36,7 @@ def linear(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
 
 
 def conv(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    """Reads units by its inputs, and makes new ones; with groups, units at the same place of each group go together."""
     module, name = walker.fetch_attr(str(node.target)), str(node.target)
     axes = walker.of(node.args[0])
     transposed, groups = isinstance(module, TRANSPOSED), module.groups
@@ -79,6 +81,7 @@ def _depthwise(walker: Walker, node: fx.Node, module: Any, channels: Tensor) -> 
 
 
 def embedding(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    """Makes units by its columns."""
     name = str(node.target)
     labels = walker.made(name, f"{name}.weight", 1, value.shape[-1])
     walker.place(f"{name}.weight", 0, None, "follows")
@@ -90,7 +93,7 @@ def embedding(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
 
 
 def recurrent(walker: Walker, node: fx.Node, value: Any) -> Any:
-    """The gate rows of a hidden unit go together, in all layers and both directions: one field counts them."""
+    """Makes hidden units: all gate rows of all layers and both directions go together, as one field counts them."""
     name = str(node.target)
     module: Any = walker.fetch_attr(name)
     axes = walker.of(node.args[0])

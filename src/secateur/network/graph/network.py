@@ -110,7 +110,7 @@ class GraphNetwork:
         self, module: fx.GraphModule, decisions: Sequence[Decision], choices: Mapping[str, int], found: Found
     ) -> None:
         names = {id(self._tensors[name]): name for name in self.aliases}
-        walker = Walker(module, rule_of, names, self.leaf_names, choices, found)
+        walker = Walker(module, rule_of, names, self.leaf_names, self.steps.layers, choices, found)
         walker.run(*self.inputs)
         nodes = {node.name: node for node in walker.axes}
         for one in decisions:

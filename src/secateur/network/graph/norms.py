@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from secateur.network.graph.labels import Axes
 from secateur.network.graph.places import where
 from secateur.network.graph.shapes import checked, listed
-from secateur.network.graph.values import Unfollowed, argument
+from secateur.network.graph.values import argument
 from secateur.network.graph.walker import MEETS, Walker, sized
 
 
@@ -26,9 +26,11 @@ def _norm(walker: Walker, node: fx.Node, attribute: str, parts: tuple[str, ...],
 
 
 def batch_norm(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    """Has a scale, a shift and statistics per unit."""
     axes: Axes = walker.of(node.args[0])
     module = walker.fetch_attr(str(node.target))
-    dims = {nn.InstanceNorm1d: 1, nn.InstanceNorm2d: 2, nn.InstanceNorm3d: 3}.get(type(module))
+    kinds = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+    dims = next((dims for dims, kind in kinds.items() if isinstance(module, kind)), None)
     channels = min(1, value.ndim - 1) if dims is None else value.ndim - dims - 1  # instance norms take single examples
     others = [labels for axis, labels in enumerate(axes) if axis != channels]
     walker.freeze(tuple(others), f"{where(node)} takes statistics over them")
@@ -37,6 +39,7 @@ def batch_norm(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
 
 
 def group_norm(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    """Has a scale and a shift per unit; units at the same place of each group go together."""
     axes: Axes = walker.of(node.args[0])
     name = str(node.target)
     walker.freeze(axes[2:], f"{where(node)} takes statistics over them")
@@ -49,6 +52,7 @@ def group_norm(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
 
 
 def layer_norm(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    """Has a scale and a shift per unit, and normalises over those that are left."""
     axes: Axes = walker.of(node.args[0])
     name = str(node.target)
     over = axes[len(axes) - len(walker.fetch_attr(name).normalized_shape) :]
@@ -59,6 +63,7 @@ def layer_norm(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
 
 
 def prelu(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    """Has a slope per unit."""
     axes: Axes = walker.of(node.args[0])
     if walker.fetch_attr(str(node.target)).weight.numel() > 1:
         _norm(walker, node, "num_parameters", ("weight",), (axes[1],))
@@ -76,6 +81,7 @@ def _weights(walker: Walker, node: fx.Node, axes: Axes, names: Sequence[str], st
 
 
 def batch_norm_function(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    """Has a scale, a shift and statistics per unit, which are arguments."""
     axes: Axes = walker.of(node.args[0])
     walker.freeze((axes[0], *axes[2:]), f"{where(node)} takes statistics over them")
     _weights(walker, node, axes[1:2], ("running_mean", "running_var", "weight", "bias"), 1)
@@ -83,11 +89,10 @@ def batch_norm_function(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
 
 
 def group_norm_function(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    """Has a scale and a shift per unit, which are arguments; units at the same place of each group go together."""
     axes: Axes = walker.of(node.args[0])
-    groups = argument(node, 1, "num_groups")
+    groups = walker.plain(argument(node, 1, "num_groups"))
     walker.freeze(axes[2:], f"{where(node)} takes statistics over them")
-    if not isinstance(groups, int):
-        raise Unfollowed("has a computed number of groups")
     if axes[1] is not None:
         walker.found.labels.tie(axes[1].reshape(groups, -1), 0)
         walker.found.mixed[node] = (axes[1],)
@@ -97,7 +102,7 @@ def group_norm_function(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
 
 @sized
 def layer_norm_function(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
-    """A layer norm over the last axes, whose sizes are an argument; a kind of LayerNorm has them as an attribute."""
+    """Normalises over the units that are left; sizes that are constants follow."""
     axes: Axes = walker.of(node.args[0])
     sizes = listed(walker, argument(node, 1, "normalized_shape"))
     over = axes[len(axes) - len(sizes) :]

@@ -8,26 +8,29 @@ from torch import Tensor, fx, nn
 
 from secateur.network.graph.labels import Axes
 from secateur.network.graph.places import where
-from secateur.network.graph.values import Unfollowed, argument, dims_of
+from secateur.network.graph.values import Unfollowed, argument
 from secateur.network.graph.walker import MEETS, Walker
 
 TOGETHER = "takes units together"
+SPREADS = "has a single one meet several"
 
 
 def same(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
-    """Takes its first argument as it is."""
+    """Leaves units as they are."""
     found: Axes = walker.of(node.args[0])
     return found
 
 
 def pointwise(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
-    """Places that meet are one unit."""
+    """Units that meet stay or go together; parameters and buffers that meet them follow."""
     inputs = [one for one in node.all_input_nodes if isinstance(walker.env[one], Tensor)]
     found: list[Tensor | None] = []
     for axis in range(-value.ndim, 0):
         size = value.shape[axis]
-        wide = [one for one in inputs if walker.env[one].ndim >= -axis and walker.env[one].shape[axis] == size]
-        some = [walker.axes[one][axis] for one in wide]
+        there = [one for one in inputs if walker.env[one].ndim >= -axis]
+        some = [walker.axes[one][axis] for one in there if walker.env[one].shape[axis] == size]
+        single = [walker.axes[one][axis] for one in there if walker.env[one].shape[axis] != size]
+        walker.freeze(tuple(single), f"{where(node)} {SPREADS}")
         found.append(walker.found.labels.meet(some, size, f"{where(node)}: {MEETS}"))
     return tuple(found)
 
@@ -40,6 +43,7 @@ def pooled(dims: int | None = None) -> Any:
     """
 
     def rule(walker: Walker, node: fx.Node, value: Any) -> Any:
+        """Leaves units as they are, unless it moves over them: those stay."""
         axes = walker.of(node.args[0])
         own = len(axes) - 2 if dims is None else dims
         walker.freeze(axes[len(axes) - own :], f"{where(node)} pools over units")
@@ -50,8 +54,9 @@ def pooled(dims: int | None = None) -> Any:
 
 
 def reduced(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    """Leaves units as they are; those that it takes together stay."""
     axes = walker.of(node.args[0])
-    gone = dims_of(node, len(axes)) or list(range(len(axes)))
+    gone = walker.dims(node, len(axes)) or list(range(len(axes)))
     if not isinstance(value, Tensor):
         raise Unfollowed(TOGETHER)
     for axis in gone:
@@ -61,7 +66,7 @@ def reduced(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
 
 
 def extreme(walker: Walker, node: fx.Node, value: Any) -> Any:
-    """The larger of two tensors; or the largest along an axis and its place, or over all of them."""
+    """Of two tensors: units that meet stay or go together; of one: those that it takes together stay."""
     if len(node.all_input_nodes) > 1:
         return pointwise(walker, node, value)
     if isinstance(value, Tensor):
@@ -78,12 +83,13 @@ def over(position: int = 1) -> Any:
     """
 
     def rule(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+        """Leaves units as they are; those that it takes together stay."""
         axes: Axes = walker.of(node.args[0])
         if node.op == "call_module":
             dim = walker.fetch_attr(str(node.target)).dim
             dims = list(range(len(axes))) if dim is None else [dim % len(axes)]
         else:
-            dims = dims_of(node, len(axes), position, "dims" if position > 1 else "dim")
+            dims = walker.dims(node, len(axes), position, "dims" if position > 1 else "dim")
         for axis in dims:
             walker.freeze(axes[axis], f"{where(node)} {TOGETHER}")
         return axes
@@ -92,14 +98,15 @@ def over(position: int = 1) -> Any:
 
 
 def normalized(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    """Leaves units as they are; those that it takes together stay."""
     axes: Axes = walker.of(node.args[0])
-    for axis in dims_of(node, len(axes), 2) if len(node.args) > 2 or "dim" in node.kwargs else [1]:
+    for axis in walker.dims(node, len(axes), 2) if len(node.args) > 2 or "dim" in node.kwargs else [1]:
         walker.freeze(axes[axis], f"{where(node)} {TOGETHER}")
     return axes
 
 
 def matmul(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
-    """Rows of the first and columns of the second go on; what is summed over stays."""
+    """Rows of the first and columns of the second go on; units that it sums over stay."""
     pair = [walker.of(one) for one in node.args[:2]]
     sizes = [walker.value(one).shape for one in node.args[:2]]
     if len(node.args) < 2 or any(len(axes) < 2 for axes in pair):
@@ -109,13 +116,15 @@ def matmul(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
     found: list[Tensor | None] = []
     for axis in range(-value.ndim, -2):
         sides = ((batch1, sizes[0]), (batch2, sizes[1]))
-        some = [own[axis + 2] for own, size in sides if len(size) >= -axis and size[axis] == value.shape[axis]]
+        there = [(own[axis + 2], size[axis]) for own, size in sides if len(size) >= -axis]
+        some = [labels for labels, size in there if size == value.shape[axis]]
+        walker.freeze(tuple(labels for labels, size in there if size != value.shape[axis]), f"{where(node)} {SPREADS}")
         found.append(walker.found.labels.meet(some, value.shape[axis], f"{where(node)}: {MEETS}"))
     return (*found, rows, columns)
 
 
 def einsum(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
-    """Places that meet under a letter of the result are one unit; what is summed over stays."""
+    """Units under one letter stay or go together; those that it sums over stay."""
     equation, *operands = node.args
     operands = list(operands[0]) if len(operands) == 1 and isinstance(operands[0], tuple | list) else operands
     if not isinstance(equation, str) or "." in equation or "->" not in equation:
@@ -138,7 +147,7 @@ def einsum(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
 
 
 def attention(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
-    """Scaled dot-product attention: the values' features go on."""
+    """Heads stay or go together, and the values' features go on; units that it sums over stay."""
     names = ("query", "key", "value")
     query, key, values = (walker.of(argument(node, place, name)) for place, name in enumerate(names))
     mask = walker.of(argument(node, 3, "attn_mask"))
@@ -153,20 +162,20 @@ def attention(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
 
 
 def gated(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
-    """A gated linear unit: the first half of an axis times the second, passed through a sigmoid."""
+    """A unit goes with its gate in the other half."""
     axes = list(walker.of(node.args[0]))
     module = walker.fetch_attr(str(node.target)) if isinstance(node.target, str) else None
-    dim = module.dim if isinstance(module, nn.GLU) else argument(node, 1, "dim", -1)
+    dim = module.dim if isinstance(module, nn.GLU) else walker.dim(node, len(axes), default=-1)
     if axes[dim] is not None:
         axes[dim] = walker.found.labels.tie(axes[dim].reshape(2, -1), 0)
     return tuple(axes)
 
 
 def shuffled_channels(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
-    """Channels of several groups, in turns: those at the same place of each group stay or go together."""
+    """Units at the same place of each group stay or go together."""
     axes = walker.of(node.args[0])
     module = walker.fetch_attr(str(node.target)) if node.op == "call_module" else None
-    groups = argument(node, 1, "groups") if module is None else module.groups
+    groups = walker.plain(argument(node, 1, "groups")) if module is None else module.groups
     if axes[1] is None:
         return axes  # type: ignore[no-any-return]
     first = walker.found.labels.tie(axes[1].reshape(groups, -1), 0)

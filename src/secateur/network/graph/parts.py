@@ -15,9 +15,10 @@ from secateur.network.graph.walker import MEETS, Edit, Walker, sized
 
 
 def cat(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    """Puts units beside each other."""
     given: Any = node.args[0]
     parts, every = walker.value(given), walker.of(given)
-    dim = argument(node, 1, "dim", node.kwargs.get("axis", 0)) % value.ndim
+    dim = walker.dim(node, value.ndim)
     found: list[Tensor | None] = []
     for axis in range(value.ndim):
         some = [axes[axis] for axes in every]
@@ -31,8 +32,9 @@ def cat(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
 
 
 def stack(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    """Units that lie above each other stay or go together."""
     every = walker.of(node.args[0])
-    dim = argument(node, 1, "dim", 0) % value.ndim
+    dim = walker.dim(node, value.ndim)
     found: list[Tensor | None] = []
     for axis in range(value.ndim - 1):
         some = [axes[axis] for axes in every]
@@ -42,8 +44,9 @@ def stack(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
 
 
 def unbind(walker: Walker, node: fx.Node, value: Sequence[Tensor]) -> tuple[Axes, ...]:
+    """Takes parts along another axis; along their own, units stay."""
     axes = walker.of(node.args[0])
-    dim = argument(node, 1, "dim", 0) % len(axes)
+    dim = walker.dim(node, len(axes))
     walker.freeze(axes[dim], f"{where(node)} picks single places")
     return tuple((*axes[:dim], *axes[dim + 1 :]) for _ in value)
 
@@ -54,9 +57,9 @@ def _pieces(walker: Walker, node: fx.Node, parts: Sequence[Tensor], dim: int) ->
 
 
 def chunk(walker: Walker, node: fx.Node, value: Sequence[Tensor]) -> Any:
-    """Equal parts stay equal: units at the same place of each part stay or go together."""
+    """Units at the same place of each of several equal parts stay or go together."""
     axes = walker.of(node.args[0])
-    return _equal_parts(walker, node, value, argument(node, 2, "dim", 0) % len(axes))
+    return _equal_parts(walker, node, value, walker.dim(node, len(axes), 2))
 
 
 def _equal_parts(walker: Walker, node: fx.Node, value: Sequence[Tensor], dim: int) -> Any:
@@ -71,8 +74,9 @@ def _equal_parts(walker: Walker, node: fx.Node, value: Sequence[Tensor], dim: in
 
 @sized
 def split(walker: Walker, node: fx.Node, value: Sequence[Tensor]) -> Any:
+    """Sizes that are constants follow; units at the same place of equal parts stay or go together."""
     axes = walker.of(node.args[0])
-    dim = argument(node, 2, "dim", 0) % len(axes)
+    dim = walker.dim(node, len(axes), 2)
     name = next((one for one in ("split_size_or_sections", "split_sizes") if one in node.kwargs), "split_size")
     sizes, labels = argument(node, 1, name), axes[dim]
     if labels is None:
@@ -93,6 +97,7 @@ def split(walker: Walker, node: fx.Node, value: Sequence[Tensor]) -> Any:
 
 
 def getitem(walker: Walker, node: fx.Node, value: Any) -> Any:
+    """Ends of slices that are constants follow; where single units, a list or steps are picked, units stay."""
     axes, index = walker.of(node.args[0]), node.args[1]
     source = walker.value(node.args[0])
     if not isinstance(source, Tensor):
@@ -141,8 +146,9 @@ def _taken(walker: Walker, node: fx.Node, axes: Axes, items: Sequence[Any]) -> A
 
 
 def narrow(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    """Start and length follow."""
     axes = list(walker.of(node.args[0]))
-    dim, start, length = (argument(node, place, name) for place, name in enumerate(("dim", "start", "length"), 1))
+    dim, start, length = walker.dim(node, len(axes)), argument(node, 2, "start"), argument(node, 3, "length")
     labels = axes[dim]
     if labels is None:
         return tuple(axes)

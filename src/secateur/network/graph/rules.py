@@ -167,12 +167,20 @@ METHODS: dict[str, Rule] = {
 }
 
 
-def rule_of(node: fx.Node, module: nn.Module | None, value: Any) -> Rule | None:
-    """Returns an operation's rule, by its node, the module that it calls and what it gave; None where there is none."""
+def rule_of(node: fx.Node, module: nn.Module | None, value: Any, trusted: bool) -> Rule | None:
+    """Returns an operation's rule; None where there is none.
+
+    Args:
+        node: The operation.
+        module: The module that it calls.
+        value: What it gave.
+        trusted: Whether the module does what its kind does, though it is of the model's own.
+    """
     if module is not None:
         kind = next((kind for kind in type(module).__mro__ if kind in MODULES), None)
-        own = kind is None or type(module).forward is not kind.forward or "forward" in vars(module)
-        return None if own else MODULES[kind]  # type: ignore[index]
+        if kind is None or not (trusted or (type(module).forward is kind.forward and "forward" not in vars(module))):
+            return None
+        return MODULES[kind]
     if not any(True for _ in tensors(value)):
         return sizes.number
     if node.op != "call_method":

@@ -53,7 +53,7 @@ def save_shapes(network: GraphNetwork, small: nn.Module, keep: Mapping[str, Tens
             if some != dense.get(module)
         },
         "constants": edits,
-        "leaf_modules": network.leaf_names,
+        "leaf_modules": [*network.leaf_names, *sorted(network.steps.layers)],
         "arguments": len(network.inputs),
     }
     try:

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from secateur.network.graph.labels import Axes, Count
 from secateur.network.graph.places import where
-from secateur.network.graph.values import Unfollowed, argument, dims_of, position_of, union
+from secateur.network.graph.values import Unfollowed, argument, position_of, union
 from secateur.network.graph.walker import Edit, Walker, sized
 
 
@@ -75,6 +75,7 @@ def checked(
 
 @sized
 def reshape(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    """Sizes that are constants follow; where units are parted over two axes, they go along one of them."""
     sizes, at = _given(walker, node)
     if any(isinstance(size, torch.dtype) for size in sizes):
         raise Unfollowed("reads its bytes as another type")
@@ -87,18 +88,20 @@ def reshape(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
 def _parted(walker: Walker, node: fx.Node, value: Tensor, sizes: Sequence[Any]) -> Axes:
     """Follows a reshape; where an axis is parted, units stay apart along one whose size is free to change."""
     axes, source = walker.of(node.args[0]), walker.value(node.args[0])
-    free = [axis for axis, size in enumerate(sizes) if size == -1 or _count(walker, size) is not None]
+    counted = [axis for axis, size in enumerate(sizes) if _count(walker, size) is not None]
+    rest = [axis for axis, size in enumerate(sizes) if isinstance(size, int) and size == -1]
     choice = walker.choices.get(node.name)
-    keep = [*free[::-1], *([] if choice is None else range(choice, value.ndim))]
+    keep = [*counted[::-1], *(rest if choice is None else range(choice, value.ndim))]
     reason = f"{where(node)} mixes units of two axes"
     found, choices = walker.found.labels.reshaped(axes, source.shape, value.shape, reason, keep)
-    if choices and not choices & set(free):
+    if choices and not choices & set(counted):
         left = [labels for axis in sorted(choices) if (labels := found[axis]) is not None]
         walker.found.parted[node.name] = (value.ndim, torch.cat(left))
     return found
 
 
 def flattened(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    """Joins an axis of units with others: all places of a unit go."""
     axes, source = walker.of(node.args[0]), walker.value(node.args[0])
     reason = f"{where(node)} mixes units of two axes"
     return walker.found.labels.reshaped(axes, source.shape, value.shape, reason)[0]
@@ -106,7 +109,7 @@ def flattened(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
 
 @sized
 def reshaped_as(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
-    """Takes its shape from another tensor."""
+    """Takes the shape of another tensor."""
     sizes = [None if labels is None else Count(labels, exact=True) for labels in walker.of(node.args[1])]
     axes = _parted(walker, node, value, sizes)
     return checked(walker, node, axes, sizes, 1, "gives them the size of something else")
@@ -114,13 +117,18 @@ def reshaped_as(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
 
 @sized
 def unflattened(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    """Sizes that are constants follow; where units are parted over two axes, they go along one of them."""
     source = walker.value(node.args[0])
     if node.op == "call_module":
         module: Any = walker.fetch_attr(str(node.target))
         dim, given, at = module.dim, module.unflattened_size, None
     else:
-        dim, given, at = argument(node, 1, "dim"), argument(node, 2, "sizes"), position_of(node, 2, "sizes")
-    if not isinstance(dim, int) or not isinstance(given, tuple | list):
+        dim, given, at = (
+            walker.dim(node, source.ndim, default=None),
+            argument(node, 2, "sizes"),
+            position_of(node, 2, "sizes"),
+        )
+    if not isinstance(given, tuple | list):
         raise Unfollowed("is given its sizes in a way that isn't followed")
     dim %= source.ndim
     behind = value.ndim - dim - len(given)
@@ -136,6 +144,7 @@ def unflattened(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
 
 @sized
 def expanded(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    """Sizes that are constants follow."""
     source, (sizes, at) = walker.value(node.args[0]), _given(walker, node)
     new = value.ndim - source.ndim
     axes: list[Tensor | None] = [None] * new + list(walker.of(node.args[0]))
@@ -155,6 +164,7 @@ def created(start: int) -> Any:
 
     @sized
     def rule(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+        """Makes a tensor whose places are all the same: they follow what they meet."""
         sizes, at = _given(walker, node, start)
         for one in node.all_input_nodes:
             if one not in sizes:
@@ -172,7 +182,7 @@ def created(start: int) -> Any:
 
 
 def repeated(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
-    """Copies behind each other: a unit's copies go with it."""
+    """A unit's copies go with it."""
     times, _ = _given(walker, node)
     axes = list(walker.of(node.args[0]))
     axes = [None] * (value.ndim - len(axes)) + axes
@@ -186,10 +196,10 @@ def repeated(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
 
 
 def interleaved(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
-    """Copies beside each other: a unit's copies go with it."""
+    """A unit's copies go with it."""
     axes = list(walker.of(node.args[0]))
-    times, dim = argument(node, 1, "repeats"), argument(node, 2, "dim")
-    if dim is None or not isinstance(times, int):
+    times, dim = argument(node, 1, "repeats"), walker.dim(node, len(axes), 2, default=None)
+    if not isinstance(times, int):
         raise Unfollowed("repeats places by computed numbers")
     labels = axes[dim]
     axes[dim] = None if labels is None else labels.repeat_interleave(times)
@@ -197,7 +207,7 @@ def interleaved(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
 
 
 def moved(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
-    """Changes the order of the axes; which, is seen from a tensor whose axes all have different sizes."""
+    """Moves axes."""
     axes = walker.of(node.args[0])
     if len(node.all_input_nodes) > 1:
         raise Unfollowed("moves axes by computed numbers")
@@ -209,6 +219,7 @@ def moved(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
 
 
 def attribute(walker: Walker, node: fx.Node, value: Any) -> Any:
+    """`.T`, `.mT`, `.H`, `.mH` move axes, `.data` is the same."""
     if node.args[1] in ("T", "mT", "H", "mH"):
         return moved(walker, node, value)
     if node.args[1] == "data":
@@ -217,20 +228,23 @@ def attribute(walker: Walker, node: fx.Node, value: Any) -> Any:
 
 
 def squeezed(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    """Takes other axes away; units along an axis that it may take away stay."""
     axes, source = walker.of(node.args[0]), walker.value(node.args[0])
-    dims = dims_of(node, source.ndim)
+    dims = walker.dims(node, source.ndim)
     for axis in dims:
         walker.freeze(axes[axis], f"{where(node)} takes their axis away when one is left")
     return tuple(labels for axis, labels in enumerate(axes) if axis not in dims or source.shape[axis] != 1)
 
 
 def unsqueezed(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    """Adds an axis."""
     axes = list(walker.of(node.args[0]))
-    axes.insert(argument(node, 1, "dim") % value.ndim, None)
+    axes.insert(walker.dim(node, value.ndim), None)
     return tuple(axes)
 
 
 def flipped(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
+    """Turns the order of units around."""
     axes = list(walker.of(node.args[0]))
     dims: Any = node.kwargs.get("dims", node.args[1:])
     dims = dims[0] if len(dims) == 1 and isinstance(dims[0], tuple | list) else dims
@@ -241,7 +255,7 @@ def flipped(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
 
 
 def padded(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
-    """Zeros beside units are units of their own, until something is added to them."""
+    """Zeros beside units are units of their own, until something is added to them; other pads have units stay."""
     axes = list(walker.of(node.args[0]))
     if node.op == "call_module":
         module: Any = walker.fetch_attr(str(node.target))
@@ -271,7 +285,7 @@ def padded(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
 
 
 def shuffled(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
-    """Pixel shuffle: the channels that become neighbours stay or go together."""
+    """Channels that become one stay or go together."""
     axes, source = walker.of(node.args[0]), walker.value(node.args[0])
     channels = value.ndim - 3
     labels = axes[channels]

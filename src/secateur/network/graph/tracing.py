@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from secateur.errors import ModelError, UsageError, first_line
+from secateur.network.graph.own_layers import own_layers
 from secateur.network.graph.places import line_of
 from secateur.network.graph.tracer import Decision, Tracer, evaluating, in_mode
 
@@ -24,6 +25,7 @@ class Traced:
         alike: Whether it has the same steps in both.
         flags: Arguments that say in which mode it is: node, position of the argument or its name, module.
         decisions: Sizes that its code decided by in evaluation, and in training where that has other steps.
+        layers: Names of layers of its own kind that do nothing but apply their weight, and pad.
     """
 
     module: fx.GraphModule
@@ -31,6 +33,7 @@ class Traced:
     alike: bool
     flags: tuple[tuple[str, int | str, str], ...]
     decisions: tuple[Sequence[Decision], Sequence[Decision]]
+    layers: frozenset[str]
 
 
 def traced(model: nn.Module, inputs: tuple[Any, ...], leaves: Sequence[type[nn.Module] | str] = ()) -> Traced:
@@ -44,22 +47,28 @@ def traced(model: nn.Module, inputs: tuple[Any, ...], leaves: Sequence[type[nn.M
     Raises:
         ModelError: The model can't be traced in evaluation.
     """
+    if any(one is not None for one in inputs):
+        with in_mode(model, training=False):
+            layers = frozenset(own_layers(model, inputs)) - set(leaves)
+    else:
+        layers = frozenset()
+    leaves = (*leaves, *layers)
     module, decisions = _graph(model, inputs, leaves, training=False)
     try:
         training, others = _graph(model, inputs, leaves, training=True)
     except ModelError:
-        return Traced(module, None, False, (), (decisions, ()))
+        return Traced(module, None, False, (), (decisions, ()), layers)
     flags = _flags(module, training)
     if flags is None:
-        return Traced(module, training, False, (), (decisions, others))
-    return Traced(module, None, True, flags, (decisions, ()))
+        return Traced(module, training, False, (), (decisions, others), layers)
+    return Traced(module, None, True, flags, (decisions, ()), layers)
 
 
 def _graph(
     model: nn.Module, inputs: tuple[Any, ...], leaves: Sequence[type[nn.Module] | str], training: bool
 ) -> tuple[fx.GraphModule, list[Decision]]:
     tracer = Tracer(tuple(leaves), inputs)
-    before = set(vars(model))
+    before = {module: dict(vars(module)) for module in model.modules()}
     try:
         with in_mode(model, training):
             graph = tracer.trace(model)
@@ -74,8 +83,9 @@ def _graph(
             "module that does this in leaf_modules=; it is left as it is then."
         ) from error
     finally:
-        for name in set(vars(model)) - before:  # constants, which the tracer hangs on the model
-            delattr(model, name)
+        for module, had in before.items():  # the tracer hangs constants on the model, and its code may keep values
+            vars(module).clear()
+            vars(module).update(had)
 
 
 def _flags(one: fx.GraphModule, other: fx.GraphModule) -> tuple[tuple[str, int | str, str], ...] | None:

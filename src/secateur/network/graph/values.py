@@ -68,14 +68,3 @@ def argument(node: fx.Node, position: int, name: str, default: Any = None) -> An
 def position_of(node: fx.Node, position: int, name: str) -> int | str:
     """Returns where an argument of a node stands: its position, or its name."""
     return position if len(node.args) > position else name
-
-
-def dims_of(node: fx.Node, ndim: int, position: int = 1, name: str = "dim") -> list[int]:
-    """Returns the axes that a node works over, none of them negative; all of them if it doesn't say."""
-    given = argument(node, position, name, node.kwargs.get("axis"))
-    if given is None or isinstance(given, bool):  # a flag that some reductions take in its place
-        return list(range(ndim))
-    given = [given] if isinstance(given, int | fx.Node) else given
-    if any(not isinstance(one, int) for one in given):
-        raise Unfollowed("works over axes that are computed")
-    return [one % ndim for one in given]

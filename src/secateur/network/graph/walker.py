@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from secateur.network.graph.labels import Axes, Count, Labels
 from secateur.network.graph.places import where
-from secateur.network.graph.values import Unfollowed, counts, fits, nothing
+from secateur.network.graph.values import Unfollowed, argument, counts, fits, nothing
 
 Rule = Callable[["Walker", fx.Node, Any], Any]  # see `rules`
 Role = Literal["produces", "consumes", "follows"]
@@ -124,9 +124,11 @@ class Walker(fx.Interpreter):
 
     Args:
         module: The graph.
-        rule_of: Gives an operation's rule, by its node, the module that it calls and what it gave; None if it has none.
+        rule_of: Gives an operation's rule, by its node, the module that it calls and what it gave;
+            None if it has none. The last argument says whether a module does what its kind does.
         names: The name of each tensor of the model that is saved with it, by the tensor's id.
         leaves: Names of modules that aren't looked into.
+        layers: Names of layers of the model's own kind that are as good as those of torch.
         choices: By reshape that parts an axis of units in several: along which of them units stay apart; else the last.
         found: Where to note what is found: a walk through another graph of the same model goes on from it.
     """
@@ -134,9 +136,10 @@ class Walker(fx.Interpreter):
     def __init__(
         self,
         module: fx.GraphModule,
-        rule_of: Callable[[fx.Node, nn.Module | None, Any], Rule | None],
+        rule_of: Callable[[fx.Node, nn.Module | None, Any, bool], Rule | None],
         names: Mapping[int, str],
         leaves: Sequence[str] = (),
+        layers: Collection[str] = (),
         choices: Mapping[str, int] = MappingProxyType({}),
         found: Found | None = None,
     ) -> None:
@@ -147,6 +150,7 @@ class Walker(fx.Interpreter):
         self._rule_of = rule_of
         self._names = names
         self._leaves = set(leaves)
+        self._layers = layers
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
@@ -170,7 +174,7 @@ class Walker(fx.Interpreter):
         module = self.fetch_attr(str(node.target)) if node.op == "call_module" else None
         if module is not None:
             self._look_into(str(node.target), module)
-        rule = self._rule_of(node, module, value)
+        rule = self._rule_of(node, module, value, str(node.target) in self._layers)
         if rule is None or not node.args:
             raise Unfollowed("isn't an operation that can be followed")
         if rule not in SIZED:
@@ -218,17 +222,45 @@ class Walker(fx.Interpreter):
                 for count in counts(self.axes[one]):
                     self.found.labels.freeze(count.labels, f"{where(node)} computes with their number")
 
-    def of(self, argument: Any) -> Any:
+    def of(self, given: Any) -> Any:
         """Returns the labels of an argument."""
-        if isinstance(argument, fx.Node):
-            return self.axes[argument]
-        if isinstance(argument, tuple | list):
-            return tuple(self.of(one) for one in argument)
+        if isinstance(given, fx.Node):
+            return self.axes[given]
+        if isinstance(given, tuple | list):
+            return tuple(self.of(one) for one in given)
         return None
 
-    def value(self, argument: Any) -> Any:
+    def value(self, given: Any) -> Any:
         """Returns an argument's value."""
-        return fx.map_arg(argument, lambda node: self.env[node])
+        return fx.map_arg(given, lambda node: self.env[node])
+
+    def plain(self, given: Any) -> Any:
+        """Returns an argument's value where it doesn't depend on how many units there are.
+
+        Raises:
+            Unfollowed: It does.
+        """
+        if any(True for _ in counts(self.of(given))):
+            raise Unfollowed("is given numbers that are computed from theirs")
+        return self.value(given)
+
+    def dims(self, node: fx.Node, ndim: int, position: int = 1, name: str = "dim") -> list[int]:
+        """Returns the axes that a node works over, none of them negative; all of them if it doesn't say."""
+        given = self.plain(argument(node, position, name, node.kwargs.get("axis")))
+        if given is None or isinstance(given, bool):  # a flag that some reductions take in its place
+            return list(range(ndim))
+        return [one % ndim for one in ([given] if isinstance(given, int) else given)]
+
+    def dim(self, node: fx.Node, ndim: int, position: int = 1, default: int | None = 0) -> int:
+        """Returns the one axis that a node works over, not negative.
+
+        Raises:
+            Unfollowed: It doesn't say.
+        """
+        given = self.plain(argument(node, position, "dim", node.kwargs.get("axis", default)))
+        if not isinstance(given, int):
+            raise Unfollowed("doesn't say over which axis it works")
+        return given % ndim
 
     def place(self, path: str, axis: int, labels: Tensor | None, role: Role) -> None:
         """Notes the units along an axis of a stored tensor. A tensor that is used twice has the same ones each time."""
