@@ -241,7 +241,7 @@ def test_the_seed_on_the_command_line_wins_over_the_recipes(tmp_path: Path) -> N
         (["prune", "model", "-o", "out", "--sparsity", "half"], ["--sparsity", "number"]),
         (["prune", "model", "-o", "out", "--sparsty", "0.5"], ["No such option", "--sparsty", "--sparsity"]),
         (["prune", "model", "-o", "out", "--seed", "-1"], ["--seed", "greater than or equal to 0"]),
-        (["evaluate", "model"], ["Missing option", "--text"]),
+        (["evaluate", "model"], ["--text", "--images"]),
         (["compare", "model"], ["two models", "secateur evaluate"]),
         (["prune", "model", "-o", "out", "--evaluate", "a", "--no-evaluate"], ["not both"]),
     ],

@@ -145,7 +145,9 @@ def test_inspect_shows_what_can_be_cut_and_what_cannot(place: Path) -> None:
     assert "vit.layers.0.mlp.fc1/neuron" in units.out
     assert "it is an output of the network" in units.out
     found = json.loads(secateur("inspect", place / "vit", "--units", "--json").out)
-    assert [one["count"] for one in found["units"]] == [24, 24]
+    assert [(one["unit"], one["count"]) for one in found["units"]] == [
+        ("filter", 16), ("head", 2), ("neuron", 24), ("head", 2), ("neuron", 24),
+    ]  # fmt: skip
     assert found["fixed"][-1]["name"] == "classifier"
 
 
@@ -177,7 +179,7 @@ IMAGES = ("--images", "{place}/classes")
         (("{place}/resnet", *FILTERS, *IMAGES, "--evaluate", "{place}/nowhere"), "there is no folder"),
         (("{place}/resnet", "--unit", "filter", "--macs", 0.01, *IMAGES), "can't be met"),
         (("{place}/resnet", "--unit", "neuron", "--macs", 0.7, *IMAGES), "has no units of the kind 'neuron'"),
-        (("{place}/resnet", "--unit", "head", "--macs", 0.7, *IMAGES), "filter, neuron, hidden, not 'head'"),
+        (("{place}/resnet", "--unit", "head", "--macs", 0.7, *IMAGES), "has no units of the kind 'head'"),
         (("{place}/resnet", "--sparsity", 0.5, *IMAGES), "not 'weight'"),
         (("{place}/resnet", *FILTERS, *IMAGES, "--length", 16), "length says nothing of images"),
         (("{place}/resnet", *FILTERS, *IMAGES, "--windows", 3), "windows says nothing of images"),
@@ -259,7 +261,12 @@ def test_without_pillow_the_extra_is_named(place: Path, monkeypatch: pytest.Monk
 def test_a_model_in_memory_is_saved_as_a_checkpoint_too(place: Path, tmp_path: Path) -> None:
     model = transformers.ViTForImageClassification.from_pretrained(place / "vit")
     result = library.prune(
-        model, example_inputs=noise(2), remove=8, output=tmp_path / "out", evaluate=(noise(4), torch.arange(4) % 3)
+        model,
+        example_inputs=noise(2),
+        unit="neuron",
+        remove=8,
+        output=tmp_path / "out",
+        evaluate=(noise(4), torch.arange(4) % 3),
     )
     assert result.model.config.intermediate_size == 16
     assert model.config.intermediate_size == 24

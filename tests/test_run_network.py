@@ -131,7 +131,7 @@ def nan(group: Any, statistics: Any) -> Tensor:
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"unit": "head", "params": 0.5}, UsageError, "filter, neuron, hidden"),
+        ({"unit": "channel", "params": 0.5}, UsageError, "filter, neuron, hidden, head"),
         ({"unit": "filter", "params": 0.5}, UsageError, "has no units of the kind 'filter'"),
         ({"params": 0.001}, UsageError, "can't be met"),
         ({"params": 0.5, "macs": 0.5}, UsageError, "exactly one"),

@@ -25,7 +25,7 @@ _TOKENS: dict[str, Any] = {
 }
 _STAGES: dict[str, Any] = {"embedding_size": 8, "hidden_sizes": [8, 12, 16], "depths": [1, 2, 1]}
 _NEXT: dict[str, Any] = {"num_stages": 3, "hidden_sizes": [8, 12, 16], "depths": [1, 2, 1], "image_size": SIZE}
-_MOBILE: dict[str, Any] = {"image_size": SIZE, "depth_multiplier": 0.1, "min_depth": 4}
+_MOBILE: dict[str, Any] = {"image_size": SIZE, "depth_multiplier": 0.1, "min_depth": 4, "classifier_dropout_prob": 0.0}
 
 
 def _builder(name: str, **fields: Any) -> Callable[[], PreTrainedModel]:

@@ -225,7 +225,7 @@ def evaluate(
         **options: As for `compare`; `windows` is 20 if it isn't given.
     """
     if (text is None) == (images is None):
-        raise UsageError("give a text to measure on, or for an image classifier images.")
+        raise UsageError("give a text to measure on (--text), or for an image classifier images (--images).")
     what = {"windows": 20, "text": text} if images is None else {"images": images}
     return compare([model], **{**what, **options}).dense
 

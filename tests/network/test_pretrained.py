@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import operator
 import os
 import subprocess
 import sys
@@ -17,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import secateur
+from cuts_of_networks import exact, some_units
 from secateur.network.graph.network import GraphNetwork, cut_graph
 from secateur.network.pretrained import fitted_config, plain_kind, pretrained
 from secateur.network.saving import save_model
@@ -39,8 +38,14 @@ for folder in sys.argv[1:]:
 """
 
 
-def halves(network: GraphNetwork) -> dict[str, Tensor]:
-    return {group.name: torch.arange(group.count) % 2 == 0 for group in network.groups}
+PLAIN = {  # of which units every group may lose the same share and leave a plain model; others never are
+    **dict.fromkeys(("resnet", "resnet-bottleneck", "regnet", "convnext"), ("filter", "neuron")),
+    **dict.fromkeys(("vit", "deit", "beit", "dinov2"), ("neuron",)),
+}
+
+
+def halves(network: GraphNetwork, units: tuple[str, ...] = ("filter", "neuron", "head")) -> dict[str, Tensor]:
+    return {group.name: torch.arange(group.count) % 2 == 0 for group in network.groups if group.unit in units}
 
 
 def ragged(network: GraphNetwork) -> dict[str, Tensor]:
@@ -56,44 +61,30 @@ def traced(name: str) -> GraphNetwork:
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_units_that_nobody_reads_can_be_cut(name: str) -> None:
     network = traced(name)
-    dense, keep = copy.deepcopy(network.model), halves(network)
-    with torch.no_grad():
-        for group in network.groups:
-            if any(part.name.rpartition(".")[0] in network.found.mixed for part in group.follows):
-                keep[group.name][:] = True  # a norm over units reads them
-            for part in group.consumes:
-                gone = part.index[~keep[group.name]].flatten()
-                operator.attrgetter(part.name)(dense).index_fill_(part.axis, gone, 0.0)
-        if name != "convnextv2":  # whose hidden features are normed, too
-            assert not all(bool(kept.all()) for kept in keep.values())
-        small = cut_graph(network, keep)
-        torch.testing.assert_close(small(noise(3)).logits, dense(noise(3)).logits, atol=1e-5, rtol=1e-4)
-
-
-EVEN = {  # what is plain if every group loses half of its units
-    **dict.fromkeys(("resnet", "resnet-bottleneck", "regnet", "convnext", "vit", "deit", "beit", "dinov2"), True),
-    **dict.fromkeys(("convnextv2", "mobilenet_v1", "mobilenet_v2", "swin"), False),
-}
+    keep = some_units(network)
+    exact(network, cut_graph(network, keep), keep)
 
 
 def test_what_was_cut_is_loaded_by_plain_transformers_without_secateur(tmp_path: Path) -> None:
     kinds = {}
     for name in CLASSIFIERS:
         network = traced(name)
-        assert len(network.groups) > 1
-        for way in (halves, ragged) if name in ("resnet", "convnext", "vit") else (halves,):
-            small = cut_graph(network, way(network))
+        cuts = {"even": halves(network, PLAIN[name])} if name in PLAIN else {"own": halves(network)}
+        if name in ("resnet", "convnext", "vit"):
+            cuts["ragged"] = ragged(network)
+        for way, keep in cuts.items():
+            small = cut_graph(network, keep)
             again = pretrained(small, network.inputs)
             assert sum(one.numel() for one in again.parameters()) < network.parameters()
             with torch.no_grad():
                 logits = again(noise(3)).logits
                 torch.testing.assert_close(logits, small(noise(3)).logits, atol=1e-5, rtol=1e-5)
-            folder = tmp_path / f"{name}-{way.__name__}"
+            folder = tmp_path / f"{name}-{way}"
             folder.mkdir()
             save_model(again, folder)
             save_file({"inputs": noise(3), "logits": logits.contiguous()}, folder / "known.safetensors")
             kinds[str(folder)] = type(again).__name__
-            plain = EVEN[name] and way is halves
+            plain = way == "even"
             assert type(again).__name__ == ("" if plain else "Secateur") + network.architecture
             assert (folder / "modeling_secateur.py").exists() is not plain
             assert ("secateur" in json.loads((folder / "config.json").read_text())) is not plain
@@ -112,12 +103,12 @@ def test_what_was_cut_is_loaded_by_plain_transformers_without_secateur(tmp_path:
 def test_a_reshaped_model_is_cut_again_and_may_become_plain() -> None:
     network, x = traced("vit"), noise(2)
     model = network.model
-    first, second = network.groups
+    first, second = (group for group in network.groups if group.unit == "neuron")
     once = pretrained(cut_graph(network, {first.name: torch.arange(24) < 10}), (x,))
     assert plain_kind(once) is type(model)
     assert type(once) is not type(model)
     again = graph_network(once, x)
-    assert [group.count for group in again.groups] == [10, 24]
+    assert [group.count for group in again.groups if group.unit == "neuron"] == [10, 24]
     twice = pretrained(cut_graph(again, {second.name: torch.arange(24) < 10}), (x,))
     assert type(twice) is type(model)
     assert twice.config.intermediate_size == 10
@@ -140,7 +131,7 @@ def test_a_config_is_fitted_where_numbers_depend_on_each_other() -> None:
 def test_modes_and_what_asks_for_gradients_stay() -> None:
     model, x = classifier("resnet").train(), noise(2)
     model.resnet.embedder.eval().requires_grad_(False)
-    result = secateur.prune(model, example_inputs=x, sparsity=0.5, evaluate=False)
+    result = secateur.prune(model, example_inputs=x, unit="filter", sparsity=0.5, evaluate=False)
     small = result.model
     assert small.training
     assert not small.resnet.embedder.training

@@ -17,7 +17,7 @@ WEIGHT_TARGETS = ("sparsity", "threshold", "pattern")
 STRUCTURED_TARGETS = ("params", "macs", "memory", "latency", "sparsity", "remove", "threshold")
 TARGETS = (*WEIGHT_TARGETS, "params", "macs", "memory", "latency", "remove")
 INNER_UNITS = {"neuron", "head", "query-head", "filter", "hidden"}  # read by linear or convolutional layers
-TRACED_UNITS = ("filter", "neuron", "hidden")  # of networks that aren't described by a family
+TRACED_UNITS = ("filter", "neuron", "hidden", "head")  # of networks that aren't described by a family
 DEFAULT_SCORES = {
     "neuron": "wanda",
     "filter": "wanda",

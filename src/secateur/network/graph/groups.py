@@ -95,8 +95,16 @@ def groups_of(network: GraphNetwork) -> tuple[list[UnitGroup], list[Fixed]]:
         else:
             alike[tuple(slices[root])].append(root)
     readers = [(name, _Spots(found, columns)) for name, columns in found.readers]
+    heads = {root for labels in found.heads for root in found.labels.roots(labels).tolist()}
     groups = [
-        _group(network, first[some[0]], torch.tensor(some), {key: spots[key] for key in _keys(spots, tensors)}, readers)
+        _group(
+            network,
+            first[some[0]],
+            torch.tensor(some),
+            {key: spots[key] for key in _keys(spots, tensors)},
+            readers,
+            heads,
+        )
         for tensors, some in alike.items()
     ]
     whole = [Fixed(name, *about) for name, about in found.left.items()]
@@ -109,7 +117,12 @@ def _keys(spots: dict[Key, _Spots], tensors: Sequence[tuple[int, int]]) -> list[
 
 
 def _group(
-    network: GraphNetwork, first: Key, roots: Tensor, spots: dict[Key, _Spots], readers: list[tuple[str, _Spots]]
+    network: GraphNetwork,
+    first: Key,
+    roots: Tensor,
+    spots: dict[Key, _Spots],
+    readers: list[tuple[str, _Spots]],
+    heads: set[int],
 ) -> UnitGroup:
     """Returns the group of some units; they stand in the order of their first places in the first tensor."""
     roots = roots[spots[first].of(roots)[:, 0].argsort()]
@@ -117,7 +130,7 @@ def _group(
     parts: dict[str, list[Slice]] = {"produces": [], "consumes": [], "follows": []}
     for key, spot in spots.items():
         parts[network.found.places[key].role].append(Slice(*key, spot.of(roots)))
-    kind = _kind(network.model.get_submodule(producer))
+    kind = "head" if int(roots[0]) in heads else _kind(network.model.get_submodule(producer))
     return UnitGroup(
         name=f"{producer}/{kind}",
         unit=kind,

@@ -158,6 +158,7 @@ def attention(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
     for axis in range(-value.ndim, -2):
         some = [axes[axis] for axes in (query, key, values)]
         found.append(walker.found.labels.meet(some, value.shape[axis], f"{where(node)}: {MEETS}"))
+    walker.found.heads += [labels for labels in found if labels is not None]
     return (*found, None, values[-1])
 
 

@@ -83,6 +83,7 @@ class Found:
         edits: Constants that have to follow a cut.
         readers: Modules, with the labels of the columns of their matrix.
         made: By tensor, the module that makes units of its first axis, in the order of computation.
+        heads: Labels of axes over which attention goes head by head.
         mixed: Calls of norms over several units, with the labels of the axes that they normalise over.
         widths: Modules that say in an attribute how many units they are for: the attribute, and the labels by axis.
         positions: Per example, at how many a layer's weight is applied.
@@ -99,6 +100,7 @@ class Found:
     edits: list[Edit] = field(default_factory=list)
     readers: list[tuple[str, Tensor]] = field(default_factory=list)
     made: dict[str, str] = field(default_factory=dict)
+    heads: list[Tensor] = field(default_factory=list)
     mixed: dict[fx.Node, Axes] = field(default_factory=dict)
     widths: dict[str, tuple[str, Axes]] = field(default_factory=dict)
     positions: dict[str, float] = field(default_factory=dict)
