@@ -39,7 +39,7 @@ from secateur.network.saving import save_network
 from secateur.network.surgery import Cut, cut
 from secateur.network.units import UNITS, unit_groups
 from secateur.progress import Progress
-from tiny import TINY
+from tiny import TINY, same
 
 # half after half and half after width are where a reshaped model is cut again
 SEQUENCES = [
@@ -209,11 +209,11 @@ def check_saved(found: Proof, folder: Path) -> None:
     assert [key in config for key in ("secateur", "auto_map")] == [reshaped, reshaped]
     assert (folder / FILE).is_file() == reshaped
     with torch.no_grad():
-        assert torch.equal(output(found.network, found.ids, stock(folder, config).eval()), expected)
+        assert same(output(found.network, found.ids, stock(folder, config).eval()), expected)
     own = load(folder)
     assert own.architecture == found.network.architecture
     assert own.family is found.network.family
-    assert torch.equal(logits(own, found.ids), expected)
+    assert same(logits(own, found.ids), expected)
 
 
 @pytest.mark.parametrize(("name", "unit"), FRESH)
@@ -243,9 +243,9 @@ def test_a_reshaped_model_loads_without_its_head(name: str, tmp_path: Path) -> N
     base = transformers.AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True).eval()
     with torch.no_grad():
         expected = last_hidden_states(found.network)
-        assert torch.equal(output(found.network, IDS, base), expected)
+        assert same(output(found.network, IDS, base), expected)
     base.save_pretrained(tmp_path / "base")
-    assert torch.equal(logits(load(tmp_path / "base")), expected)
+    assert same(logits(load(tmp_path / "base")), expected)
 
 
 @every_cell

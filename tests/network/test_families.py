@@ -28,7 +28,7 @@ from secateur.errors import ModelError
 from secateur.network.families import FAMILIES, family_of
 from secateur.network.family import Layout, Projection, Stack
 from secateur.network.network import Network, Source
-from tiny import ALPHABET, FRAMES, MELS, TINY, VOCABULARY, has, save_tiny, tiny_model, tiny_tokenizer
+from tiny import ALPHABET, FRAMES, MELS, TINY, VOCABULARY, has, same, save_tiny, tiny_model, tiny_tokenizer
 
 BATCH, LENGTH, ENCODED = 3, 7, 9  # windows, tokens of each, and those that an encoder before a decoder gets
 ROUTERS = {"mlp.gate"}
@@ -331,7 +331,7 @@ def test_a_unit_that_nobody_reads_may_compute_anything(name: str, stack: Stack, 
         for block in blocks_with(consumer, stack, model):
             for projection, part in made:
                 change_rows(projection, block, unit_rows(stack, model, projection, part)[unit], 0, noise=1)
-    assert torch.equal(logits(model), unread)
+    assert same(logits(model), unread)
 
 
 SCALED = {"head": "v", "neuron": "up", "expert neuron": "up", "cross head": "cross v"}
@@ -354,7 +354,7 @@ def test_what_v_and_up_rows_gain_their_consumer_can_give_back(name: str, stack: 
             rows = unit_rows(stack, model, projection, part).flatten()
             change_rows(projection, block, rows, factor=2, noise=0)
             weight_of(consumer, block).div_(2)
-    assert torch.equal(logits(model), dense)
+    assert same(logits(model), dense)
 
 
 @pytest.mark.parametrize(
@@ -559,7 +559,7 @@ def test_an_unknown_architecture_is_refused_with_the_known_ones_and_the_nearest(
 def test_a_saved_tiny_model_reloads_with_the_same_logits_and_its_tokenizer(name: str, tmp_path: Path) -> None:
     model = tiny_model(name)
     folder = save_tiny(name, tmp_path / name, tokenizer=True)
-    assert torch.equal(logits(type(model).from_pretrained(folder)), logits(model))
+    assert same(logits(type(model).from_pretrained(folder)), logits(model))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.decode(tokenizer(ALPHABET)["input_ids"]) == ALPHABET
     assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2)
@@ -567,7 +567,7 @@ def test_a_saved_tiny_model_reloads_with_the_same_logits_and_its_tokenizer(name:
 
 def test_a_tiny_model_is_the_same_for_the_same_seed_and_differs_clearly_for_another() -> None:
     for name in TINY:
-        assert torch.equal(logits(tiny_model(name)), logits(tiny_model(name)))
+        assert same(logits(tiny_model(name)), logits(tiny_model(name)))
         # T5 1.0 scales its decoder's output down by the square root of hidden.
         assert (logits(tiny_model(name)) - logits(tiny_model(name, seed=1))).std() > (0.1 if name == "t5" else 0.5)
 
