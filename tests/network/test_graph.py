@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import secateur
 from cuts_of_networks import exact, made, some_units
 from secateur.errors import ModelError, UsageError
+from secateur.network.graph.costs import GraphCosts
 from secateur.network.graph.network import GraphNetwork, cut_graph
 from secateur.network.graph.saving import save_shapes
 from zoo import ZOO
@@ -38,6 +39,17 @@ def test_a_cut_network_is_saved_and_rebuilt(name: str, tmp_path: Path) -> None:
     again = secateur.rebuild(made(name)[0], tmp_path)
     assert torch.equal(again(inputs), small(inputs))
     assert [p.shape for p in again.parameters()] == [p.shape for p in small.parameters()]
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_costs_of_fewer_units_are_those_of_the_smaller_network(name: str) -> None:
+    model, inputs = made(name)
+    network = GraphNetwork(model, inputs)
+    keep = some_units(network)
+    small = cut_graph(network, keep).eval()
+    predicted = GraphCosts(network).of({group: int(kept.sum()) for group, kept in keep.items()})
+    assert predicted == GraphCosts(GraphNetwork(small, inputs)).of()
+    assert predicted.parameters == sum(p.numel() for p in small.parameters())
 
 
 @pytest.mark.parametrize("name", ZOO)

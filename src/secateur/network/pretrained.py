@@ -52,16 +52,25 @@ def pretrained(small: nn.Module, inputs: tuple[Any, ...]) -> Any:
     config = _without_record(small.config)
     model = None
     fitting = fitted_config(config, kind, wanted)
-    if fitting is not None:
-        model = _built(kind, fitting, state, small)
-        if not _alike(model, small, inputs):  # what else the config says depends on the widths
-            model = None
+    for plain in () if fitting is None else (fitting, _with_fewer_heads(fitting, config)):
+        model = None if plain is None else _built(kind, plain, state, small)
+        if model is not None and _alike(model, small, inputs):
+            break
+        model = None  # what else the config says depends on the widths
     if model is None:
         before = _shapes(kind, config)
         differ = {name: list(shape) for name, shape in wanted.items() if before.get(name) != shape}
         setattr(config, KEY, {"shapes": differ, "attributes": {}, "replaced": {}})
         model = _built(reshaped_class(kind), config, state, small)
     return _in_the_same_modes(model, small)
+
+
+def _with_fewer_heads(fitting: Any, before: Any) -> Any:
+    """Returns a config of as many heads as there are if they are as wide as before; None if that is no whole number."""
+    heads, width = (getattr(before, name, None) for name in ("num_attention_heads", "hidden_size"))
+    if not isinstance(heads, int) or not isinstance(width, int) or fitting.hidden_size * heads % width:
+        return None
+    return _with(fitting, {("num_attention_heads",): fitting.hidden_size * heads // width})
 
 
 def fitted_config(config: Any, kind: Any, wanted: Shapes) -> Any:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.evaluation.costs import Costs
 from secateur.network.graph.network import GraphNetwork
 from secateur.network.graph.rules import CONVOLUTIONS
+from secateur.network.units import UnitGroup
 
 
 class GraphCosts:
@@ -25,26 +27,47 @@ class GraphCosts:
             group.name: [(part.name, part.axis, part.index.shape[1]) for part in group.slices]
             for group in network.groups
         }
+        roots = {group.name: _roots(network, group) for group in network.groups}
+        self._applied = [
+            (
+                [network.canonical(weight) for weight in _weights(network.model.get_submodule(name), name)],
+                positions,
+                [(len(labels), _widths(network, roots, labels)) for labels in axes],
+            )
+            for name, positions, axes in network.found.applied
+        ]
 
     def of(self, left: Mapping[str, int] | None = None) -> Costs:
         """Returns the costs if groups keep so many units, by name; those that aren't named keep all."""
+        gone = {group.name: group.count - (left or {}).get(group.name, group.count) for group in self.network.groups}
         lost: dict[tuple[str, int], int] = {}
-        for group in self.network.groups:
-            gone = group.count - (left or {}).get(group.name, group.count)
-            for name, axis, width in self._per_unit[group.name]:
-                lost[name, axis] = lost.get((name, axis), 0) + gone * width
-        shapes = {
-            name: tuple(size - lost.get((name, axis), 0) for axis, size in enumerate(parameter.shape))
+        for group, number in gone.items():
+            for name, axis, width in self._per_unit[group]:
+                lost[name, axis] = lost.get((name, axis), 0) + number * width
+        numbers = {
+            name: prod(size - lost.get((name, axis), 0) for axis, size in enumerate(parameter.shape))
             for name, parameter in self._sizes.items()
         }
-        parameters = sum(_product(shape) for shape in shapes.values())
-        size = next(iter(self._sizes.values())).element_size()
         macs = sum(
-            positions * _product(shapes[name])
-            for module, positions in self.network.found.positions.items()
-            for name in map(self.network.canonical, _weights(self.network.model.get_submodule(module), module))
+            sum(numbers[weight] for weight in weights)
+            * positions
+            * prod(size - sum(gone[group] * width for group, width in widths.items()) for size, widths in axes)
+            for weights, positions, axes in self._applied
         )
-        return Costs(parameters, round(macs), parameters * size, 0)
+        parameters = sum(numbers.values())
+        return Costs(parameters, round(macs), parameters * next(iter(self._sizes.values())).element_size(), 0)
+
+
+def _roots(network: GraphNetwork, group: UnitGroup) -> Tensor:
+    part = group.produces[0]
+    return network.found.labels.roots(network.found.places[part.name, part.axis].labels[part.index[:, 0]])
+
+
+def _widths(network: GraphNetwork, roots: Mapping[str, Tensor], labels: Tensor) -> dict[str, float]:
+    """Returns how many places of an axis go with a unit of each group, on average over its units."""
+    own = network.found.labels.roots(labels)
+    found = {group: float(torch.isin(own, some).sum()) / len(some) for group, some in roots.items()}
+    return {group: width for group, width in found.items() if width}
 
 
 def _weights(module: nn.Module, name: str) -> list[str]:
@@ -52,7 +75,3 @@ def _weights(module: nn.Module, name: str) -> list[str]:
         return [f"{name}.{part}" for part, _ in module.named_parameters() if part.startswith("weight")]
     assert isinstance(module, (nn.Linear, *CONVOLUTIONS))
     return [f"{name}.weight"]
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    return int(torch.tensor(shape, dtype=torch.int64).prod()) if shape else 1

@@ -25,7 +25,7 @@ def linear(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
     """Reads units by its columns, and makes new ones by its rows."""
     module, name = walker.fetch_attr(str(node.target)), str(node.target)
     axes = walker.of(node.args[0])
-    walker.applied(name, value, value.shape[-1])
+    walker.applied(name, value.shape, axes, value.ndim - 1)
     labels = walker.made(name, f"{name}.weight", 0, module.out_features)
     walker.place(f"{name}.weight", 1, axes[-1], "consumes")
     if axes[-1] is not None:
@@ -43,10 +43,8 @@ def conv(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
     at = value.ndim - len(module.kernel_size) - 1  # the axis of channels
     batch, channels, space = axes[:at], axes[at], [None] * len(module.kernel_size)
     walker.freeze(axes[at + 1 :], f"{where(node)} moves over an axis of units")
-    if transposed:  # each input place meets the whole kernel
-        walker.applied(name, walker.value(node.args[0]), module.in_channels)
-    else:
-        walker.applied(name, value, module.out_channels)
+    shape = walker.value(node.args[0]).shape if transposed else value.shape  # an input place meets the whole kernel
+    walker.applied(name, shape, (*batch, None, *space), at)
     channels = torch.zeros(module.in_channels, dtype=torch.int64) if channels is None else channels
     if groups > 1 and groups == module.in_channels:
         return (*batch, _depthwise(walker, node, module, channels), *space)
@@ -123,7 +121,7 @@ def recurrent(walker: Walker, node: fx.Node, value: Any) -> Any:
                     walker.place(f"{name}.{bias}{end}", 0, labels.repeat(gates), "produces")
         reads = labels.repeat(directions)
     output, state = value
-    walker.applied(name, output, output.shape[-1])
+    walker.applied(name, output.shape, nothing(output), output.ndim - 1)
     outputs = (*([None] * (output.ndim - 1)), reads)
     states = tuple((*nothing(one)[:-1], labels) for one in (state if isinstance(state, tuple) else (state,)))
     return outputs, states if isinstance(state, tuple) else states[0]

@@ -93,10 +93,10 @@ class GraphNetwork:
         found, steps = Found(), self.steps
         self._walk(steps.module, steps.decisions[0], choices, found)
         if steps.training is not None:
-            once = (dict(found.positions), found.uses.copy())
+            once = (list(found.applied), found.uses.copy())
             with torch.random.fork_rng(), suppress(Exception):  # what training alone asks of its inputs isn't known
                 self._walk(steps.training, steps.decisions[1], choices, found)
-            found.positions, found.uses = once
+            found.applied, found.uses = once
         found.settle()
         if keep_class or not steps.alike or steps.decisions[0]:  # a traced module would do only what the example does
             for edit in found.edits:

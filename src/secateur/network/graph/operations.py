@@ -120,6 +120,8 @@ def matmul(walker: Walker, node: fx.Node, value: Tensor) -> Axes:
         some = [labels for labels, size in there if size == value.shape[axis]]
         walker.freeze(tuple(labels for labels, size in there if size != value.shape[axis]), f"{where(node)} {SPREADS}")
         found.append(walker.found.labels.meet(some, value.shape[axis], f"{where(node)}: {MEETS}"))
+        if len(some) == 2 and found[-1] is not None:
+            walker.found.heads.append(found[-1])
     return (*found, rows, columns)
 
 

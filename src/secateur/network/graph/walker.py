@@ -6,6 +6,7 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from secateur.network.graph.labels import Axes, Count, Labels
 from secateur.network.graph.places import where
-from secateur.network.graph.values import Unfollowed, argument, counts, fits, nothing
+from secateur.network.graph.values import Unfollowed, argument, counts, fits, nothing, tensors
 
 Rule = Callable[["Walker", fx.Node, Any], Any]  # see `rules`
 Role = Literal["produces", "consumes", "follows"]
@@ -86,7 +87,7 @@ class Found:
         heads: Labels of axes over which attention goes head by head.
         mixed: Calls of norms over several units, with the labels of the axes that they normalise over.
         widths: Modules that say in an attribute how many units they are for: the attribute, and the labels by axis.
-        positions: Per example, at how many a layer's weight is applied.
+        applied: Uses of layers: which, at how many places per example, and labels of axes that it is applied along.
         uses: How often each tensor is used.
         parted: Reshapes that part an axis of units in several, where another choice could have been made: how many
             choices there were, and the labels that were left.
@@ -103,7 +104,7 @@ class Found:
     heads: list[Tensor] = field(default_factory=list)
     mixed: dict[fx.Node, Axes] = field(default_factory=dict)
     widths: dict[str, tuple[str, Axes]] = field(default_factory=dict)
-    positions: dict[str, float] = field(default_factory=dict)
+    applied: list[tuple[str, float, tuple[Tensor, ...]]] = field(default_factory=list)
     uses: Counter[str] = field(default_factory=Counter)
     parted: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
     sizes: list[tuple[Count | None, Tensor, str]] = field(default_factory=list)
@@ -148,11 +149,16 @@ class Walker(fx.Interpreter):
         super().__init__(module)
         self.found = Found() if found is None else found
         self.choices = choices
+        self.examples = 1  # in the example inputs
         self.axes: dict[fx.Node, Any] = {}
         self._rule_of = rule_of
         self._names = names
         self._leaves = set(leaves)
         self._layers = layers
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        self.examples = next((one.shape[0] for one in tensors(args) if one.ndim), 1)
+        return super().run(*args, **kwargs)
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
@@ -311,7 +317,16 @@ class Walker(fx.Interpreter):
         if all(name != module for name, _ in self.found.readers):
             self.found.readers.append((module, columns))
 
-    def applied(self, module: str, tensor: Tensor, channels: int) -> None:
-        """Counts at how many places a layer's weight is applied."""
-        places = tensor.numel() / channels / (tensor.shape[0] if tensor.ndim > 1 else 1)
-        self.found.positions[module] = self.found.positions.get(module, 0.0) + places
+    def applied(self, module: str, shape: Sequence[int], axes: Axes, channels: int) -> None:
+        """Notes at how many places a layer's weight is applied.
+
+        Args:
+            module: The layer.
+            shape: Of what it gives, or of what it reads if each place of that meets the whole kernel.
+            axes: The labels of that.
+            channels: Which axis is summed over or made.
+        """
+        others = [axis for axis in range(len(shape)) if axis != channels]
+        plain = prod(shape[axis] for axis in others if axes[axis] is None)
+        labelled = tuple(labels for axis in others if (labels := axes[axis]) is not None)
+        self.found.applied.append((module, plain / self.examples, labelled))
