@@ -116,7 +116,7 @@ def prune(
         str,
         typer.Option(
             help="What is removed: weight (set to zero), or for good: neuron, head, query-head, channel, layer, "
-            "attention, mlp, expert, token; of image classifiers filter, neuron; neuron,head share a budget."
+            "attention, mlp, expert, token; of image classifiers filter, neuron, head; neuron,head share a budget."
         ),
     ] = "weight",
     params: Annotated[float | None, typer.Option(help="Units: share of the parameters that may be left.")] = None,

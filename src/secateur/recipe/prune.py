@@ -50,7 +50,7 @@ class Prune(Settings):
     Attributes:
         unit: What is removed. `weight` sets single weights to zero; `neuron`, `head`, `query-head`, `channel`, `layer`,
             `attention`, `mlp`, `expert` and `token` go for good, and of networks other than language models `filter`,
-            `neuron` and `hidden` (of recurrent layers); `neuron,head` share one budget.
+            `neuron`, `head` and `hidden` (of recurrent layers); `neuron,head` share one budget.
         sparsity: Share of zeros to end with, or of units to remove, between 0 and 1.
         threshold: Everything that scores below it goes: a number, `p90`, `mean-1std`.
         pattern: `N:M` keeps N of every M consecutive inputs.
