@@ -101,6 +101,9 @@ def test_a_truncated_shard_is_corrupt(llama: Path, tmp_path: Path, call: Call) -
     assert code == 1
     assert "model.safetensors is corrupt" in error
     assert not (tmp_path / "out").exists()
+    code, error = call("prune", model, "-o", tmp_path / "out", "--sparsity", "0.5", "--calibration", tmp_path / "text")
+    assert code == 1
+    assert f"no file '{tmp_path / 'text'}'" in error  # before the model is read
 
 
 def test_nan_weights_are_named(tmp_path: Path, call: Call) -> None:

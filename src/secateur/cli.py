@@ -18,7 +18,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from secateur import api
+from secateur import api, options
 from secateur.errors import SecateurError, UsageError
 from secateur.journal import left_over
 from secateur.network import packed
@@ -33,6 +33,8 @@ from secateur.result import Comparison, Result
 from secateur.run import run_recipe
 
 INTERRUPTED = 130
+NOT_SETTINGS = ("model", "output", "calibration", "evaluate", "no_evaluate", "no_repair")  # of `prune`, by these names
+OF_THE_COMMAND = ("resume", "as_json", "quiet", "debug")
 RANK = os.environ.get("RANK", "0")  # set by torchrun
 # The base of what the parser raises; typer names the module that it lives in differently from release to release.
 Misuse: type[Exception] = typer.BadParameter.__mro__[1]
@@ -63,32 +65,6 @@ def _common(
     """Prune language models into smaller or sparser checkpoints that stock tools load."""
 
 
-Model = Annotated[str, typer.Argument(help="Hub id, checkpoint folder, .gguf file, or demo:NAME.")]
-Output = Annotated[Path, typer.Option("-o", "--output", help="Folder to write; it appears only when complete.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything that draws.")]
-Dtype = Annotated[
-    str | None, typer.Option(help="float32, bfloat16 or float16; default: the checkpoint's (GGUF: float32).")
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps: where blocks are computed.")]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let code from the checkpoint run.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of tables.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Stream = Annotated[
-    bool | None,
-    typer.Option(
-        "--stream/--no-stream",
-        help="Read blocks from the files when their turn comes; default: if the model exceeds half the free memory.",
-    ),
-]
-Images = Annotated[
-    str | None,
-    typer.Option(help="Image classifiers: folder of .jpg and .png files, flat or with a subfolder per class."),
-]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from what the same command left, if it ended early.")]
-Length = Annotated[int | None, typer.Option(help="Tokens per window; default 1024, or the model's positions.")]
-
-
 @app.command(
     epilog="""Examples:
 
@@ -105,172 +81,84 @@ Length = Annotated[int | None, typer.Option(help="Tokens per window; default 102
     secateur prune CLASSIFIER -o OUT --unit filter --macs 0.7 --images FOLDER"""
 )
 def prune(
-    model: Model,
-    output: Output,
-    sparsity: Annotated[float | None, typer.Option(help="Share of weights to remove, exact to the weight.")] = None,
-    threshold: Annotated[
-        str | None, typer.Option(help="Remove what scores below it: a number, p90 (percentile), mean-1std.")
-    ] = None,
-    pattern: Annotated[str | None, typer.Option(help="N:M keeps N of every M consecutive inputs.")] = None,
-    unit: Annotated[
-        str,
-        typer.Option(
-            help="What is removed: weight (set to zero), or for good: neuron, head, query-head, channel, layer, "
-            "attention, mlp, expert, token; of image classifiers filter, neuron, head; neuron,head share a budget."
-        ),
-    ] = "weight",
-    params: Annotated[float | None, typer.Option(help="Units: share of the parameters that may be left.")] = None,
-    macs: Annotated[float | None, typer.Option(help="Units: share of the multiply-accumulates left.")] = None,
-    memory: Annotated[str | None, typer.Option(help="Units: what the weights may take, 400MB say.")] = None,
-    latency: Annotated[
-        float | None, typer.Option(help="Units: share of the time left, measured on this machine.")
-    ] = None,
-    remove: Annotated[
-        int | None, typer.Option(help="Units: how many go (neurons, heads, experts: of every layer).")
-    ] = None,
-    no_repair: Annotated[
-        bool, typer.Option("--no-repair", help="Units: don't fit what reads the removed units anew.")
-    ] = False,
-    combine: Annotated[
-        str | None, typer.Option(help="Units: how a score over coupled tensors becomes one: sum, mean, max.")
-    ] = None,
-    round_to: Annotated[int | None, typer.Option(help="Units: numbers left are multiples of it.")] = None,
-    min_units: Annotated[int | None, typer.Option(help="Units that every layer keeps at least.")] = None,
-    uniform: Annotated[
-        bool, typer.Option("--uniform", help="Units: the same width everywhere, a plain checkpoint, or an error.")
-    ] = False,
-    pad: Annotated[
-        bool, typer.Option("--pad", help="Units: make widths that differ plain by filling up with zeros.")
-    ] = False,
-    protect_first: Annotated[int | None, typer.Option(help="Units: blocks at the beginning that keep all.")] = None,
-    protect_last: Annotated[int | None, typer.Option(help="Units: blocks at the end that keep all.")] = None,
-    score: Annotated[
-        str | None,
-        typer.Option(
-            help="l1, l2, mean_abs, random, wanda, ria, obs, taylor, fisher, snip; default: solver's. Units also: "
-            "variance, activation, mean_activation, flap, apoz, entropy, correlation, bn-scale, fpgm, block-influence, "
-            "loo-kl, reap, frequency, or your own function: module:function."
-        ),
-    ] = None,
-    solver: Annotated[
-        str | None,
-        typer.Option(
-            help="none, sparsegpt, admm, alps, refit, swap, dsnot or a chain: admm+refit; units: obs or none."
-        ),
-    ] = None,
-    gradient: Annotated[
-        str, typer.Option(help="Of what gradient scores take gradients: block (its reconstruction) or loss.")
-    ] = "block",
-    allocation: Annotated[
-        str, typer.Option(help="uniform (each layer the same), global, error; weights: owl, alpha; units: ramp.")
-    ] = "uniform",
-    reconstruct: Annotated[
-        bool, typer.Option("--reconstruct", help="Tune each block's kept weights to give the dense block's outputs.")
-    ] = False,
-    reconstruct_passes: Annotated[int | None, typer.Option(help="Passes over the activations; default 6.")] = None,
-    reconstruct_halves: Annotated[
-        bool, typer.Option("--reconstruct-halves", help="Tune attention and MLP one after the other.")
-    ] = False,
-    per: Annotated[str, typer.Option(help="Compare weights within a layer or within an output.")] = "layer",
-    min_per_output: Annotated[int, typer.Option(help="Weights that each output keeps at least.")] = 0,
-    include: Annotated[list[str] | None, typer.Option(help="Glob on layer names; repeatable.")] = None,
-    exclude: Annotated[list[str] | None, typer.Option(help="Glob on layer names; repeatable.")] = None,
-    damping: Annotated[
-        float | None, typer.Option(help="Added to the Gram matrix, relative to its diagonal; default 0.01, admm 0.1.")
-    ] = None,
-    block_size: Annotated[int | None, typer.Option(help="Columns that sparsegpt handles at once.")] = None,
-    calibration: Annotated[
-        str, typer.Option(help="self (the model writes it), text or .jsonl file, hub data set; folder of .wav.")
-    ] = "self",
-    images: Images = None,
-    samples: Annotated[int | None, typer.Option(help="Calibration windows; default 32 (images: 256).")] = None,
-    length: Length = None,
-    compute: Annotated[
-        str | None,
-        typer.Option(help="Calibration's forward passes: auto (model's dtype), float32, bfloat16."),
-    ] = None,
-    activation_memory: Annotated[
-        str | None, typer.Option(help="Memory for activations, 500MB say; more are kept in files. Default 2GB.")
-    ] = None,
-    evaluate: Annotated[
-        str | None, typer.Option(help="Text, or folder of images, to measure on; default: what was held back.")
-    ] = None,
-    windows: Annotated[int | None, typer.Option(help="Evaluation windows at most; default 20.")] = None,
-    no_evaluate: Annotated[bool, typer.Option("--no-evaluate", help="Skip the evaluation.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
-    stream: Stream = None,
-    resume: Resume = False,
-    dtype: Dtype = None,
-    device: Device = "auto",
-    trust_remote_code: Trust = False,
-    seed: Seed = 0,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    context: typer.Context,
+    model: options.Model,
+    output: options.Output,
+    sparsity: options.Sparsity = None,
+    threshold: options.Threshold = None,
+    pattern: options.Pattern = None,
+    unit: options.Unit = "weight",
+    params: options.Params = None,
+    macs: options.Macs = None,
+    memory: options.Memory = None,
+    latency: options.Latency = None,
+    remove: options.Remove = None,
+    score: options.Score = None,
+    gradient: options.Gradient = "block",
+    combine: options.Combine = None,
+    allocation: options.Allocation = "uniform",
+    per: options.Per = "layer",
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    protect_first: options.ProtectFirst = None,
+    protect_last: options.ProtectLast = None,
+    min_units: options.MinUnits = None,
+    min_per_output: options.MinPerOutput = 0,
+    round_to: options.RoundTo = None,
+    uniform: options.Uniform = False,
+    pad: options.Pad = False,
+    solver: options.Solver = None,
+    damping: options.Damping = None,
+    block_size: options.BlockSize = None,
+    no_repair: options.NoRepair = False,
+    reconstruct: options.Reconstruct = False,
+    reconstruct_passes: options.ReconstructPasses = None,
+    reconstruct_halves: options.ReconstructHalves = False,
+    calibration: options.Calibration = "self",
+    images: options.Images = None,
+    samples: options.Samples = None,
+    length: options.Length = None,
+    compute: options.Compute = None,
+    activation_memory: options.ActivationMemory = None,
+    evaluate: options.Evaluate = None,
+    windows: options.Windows = None,
+    no_evaluate: options.NoEvaluate = False,
+    overwrite: options.Overwrite = False,
+    resume: options.Resume = False,
+    stream: options.Stream = None,
+    dtype: options.Dtype = None,
+    device: options.Device = "auto",
+    trust_remote_code: options.Trust = False,
+    seed: options.Seed = 0,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
 ) -> None:
     """Prune a model: load, calibrate, prune, save, reload, evaluate, report."""
-    options = {
-        "sparsity": sparsity,
-        "threshold": threshold,
-        "pattern": pattern,
-        "unit": unit,
-        "params": params,
-        "macs": macs,
-        "memory": memory,
-        "latency": latency,
-        "remove": remove,
-        "repair": False if no_repair else None,
-        "combine": combine,
-        "round_to": round_to,
-        "min_units": min_units,
-        "uniform": uniform,
-        "pad": pad,
-        "protect_first": protect_first,
-        "protect_last": protect_last,
-        "score": score,
-        "solver": solver,
-        "gradient": gradient,
-        "allocation": allocation,
-        "reconstruct": reconstruct,
-        "reconstruct_passes": reconstruct_passes,
-        "reconstruct_halves": reconstruct_halves,
-        "per": per,
-        "min_per_output": min_per_output,
-        "include": include or [],
-        "exclude": exclude or [],
-        "damping": damping,
-        "block_size": block_size,
-        "images": images,
-        "samples": samples,
-        "length": length,
-        "compute": compute,
-        "activation_memory": activation_memory,
-        "windows": windows,
-        "overwrite": overwrite,
-        "stream": stream,
-        "dtype": dtype,
-        "device": device,
-        "trust_remote_code": trust_remote_code,
-        "seed": seed,
-    }
     with _friendly(debug, quiet) as progress:
         if no_evaluate and evaluate is not None:
             raise UsageError("give --evaluate or --no-evaluate, not both.")
-        recipe = api.single_stage(model, output, calibration, evaluate or not no_evaluate, options)
+        recipe = api.single_stage(model, output, calibration, evaluate or not no_evaluate, _settings(context))
         result = _carry_out(recipe, progress, resume)
     _show(result, as_json)
+
+
+def _settings(context: typer.Context) -> dict[str, Any]:
+    """Returns what `prune` was given that recipes know by the same names."""
+    given = {name: value for name, value in context.params.items() if name not in (*NOT_SETTINGS, *OF_THE_COMMAND)}
+    return {**given, "repair": False} if context.params["no_repair"] else given
 
 
 @app.command(epilog="Example:\n\n    secateur run examples/half.yaml -o out/half")
 def run(
     recipe: Annotated[Path, typer.Argument(help="A recipe in YAML.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Instead of the recipe's output.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
-    resume: Resume = False,
+    overwrite: options.Overwrite = False,
+    resume: options.Resume = False,
     seed: Annotated[int | None, typer.Option(min=0, help="Instead of the recipe's seed (default 0).")] = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
 ) -> None:
     """Carry out a recipe: one or several stages."""
     with _friendly(debug, quiet) as progress:
@@ -298,22 +186,25 @@ def _carry_out(recipe: Recipe, progress: Progress, resume: bool) -> Result:
 
 @app.command(epilog="Example:\n\n    secateur evaluate out/half --text wiki.test.raw --windows 20 --length 1024 --json")
 def evaluate(
-    model: Model,
+    model: options.Model,
     text: Annotated[
-        str | None, typer.Option(help="Text or .jsonl file, hub data set, or folder of .wav files.")
+        str | None,
+        typer.Option(help="Text or .jsonl file, hub data set, or folder of .wav files.", rich_help_panel=options.DATA),
     ] = None,
-    images: Images = None,
-    windows: Annotated[int | None, typer.Option(min=1, help="Windows at most; default 20.")] = None,
-    length: Length = None,
+    images: options.Images = None,
+    windows: Annotated[
+        int | None, typer.Option(min=1, help="Windows at most; default 20.", rich_help_panel=options.DATA)
+    ] = None,
+    length: options.Length = None,
     no_speed: Annotated[bool, typer.Option("--no-speed", help="Don't measure speed.")] = False,
-    stream: Stream = None,
-    dtype: Dtype = None,
-    device: Device = "auto",
-    trust_remote_code: Trust = False,
-    seed: Seed = 0,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    stream: options.Stream = None,
+    dtype: options.Dtype = None,
+    device: options.Device = "auto",
+    trust_remote_code: options.Trust = False,
+    seed: options.Seed = 0,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
 ) -> None:
     """Measure one model: perplexity (of an image classifier accuracy), sparsity, size, speed."""
     with _friendly(debug, quiet) as progress:
@@ -339,21 +230,27 @@ def evaluate(
 def compare(
     models: Annotated[list[str], typer.Argument(help="Two or more models; the first is the dense one.")],
     text: Annotated[
-        str, typer.Option(help="Text, .jsonl, hub data set, folder of .wav; self: the first model writes it.")
+        str,
+        typer.Option(
+            help="Text, .jsonl, hub data set, folder of .wav; self: the first model writes it.",
+            rich_help_panel=options.DATA,
+        ),
     ] = "self",
-    images: Images = None,
-    windows: Annotated[int | None, typer.Option(min=1, help="Windows at most; default 8.")] = None,
-    length: Length = None,
+    images: options.Images = None,
+    windows: Annotated[
+        int | None, typer.Option(min=1, help="Windows at most; default 8.", rich_help_panel=options.DATA)
+    ] = None,
+    length: options.Length = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML page, too.")] = None,
     no_speed: Annotated[bool, typer.Option("--no-speed", help="Don't measure speed.")] = False,
-    stream: Stream = None,
-    dtype: Dtype = None,
-    device: Device = "auto",
-    trust_remote_code: Trust = False,
-    seed: Seed = 0,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    stream: options.Stream = None,
+    dtype: options.Dtype = None,
+    device: options.Device = "auto",
+    trust_remote_code: options.Trust = False,
+    seed: options.Seed = 0,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
 ) -> None:
     """Measure models side by side: quality, KL to the first, size, speed."""
     with _friendly(debug, quiet) as progress:
@@ -388,12 +285,12 @@ def _windows(windows: int | None, images: str | None) -> dict[str, int]:
 @app.command(epilog="Example:\n\n    secateur pack out/half -o out/half-packed")
 def pack(
     checkpoint: Annotated[Path, typer.Argument(help="A pruned checkpoint's folder.")],
-    output: Output,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
-    seed: Seed = 0,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    output: options.Output,
+    overwrite: options.Overwrite = False,
+    seed: options.Seed = 0,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
 ) -> None:
     """Store pruned weights as a bit mask and what is left: really smaller files, to be unpacked before use."""
     with _friendly(debug, quiet) as progress:
@@ -404,12 +301,12 @@ def pack(
 @app.command(epilog="Example:\n\n    secateur unpack out/half-packed -o out/half")
 def unpack(
     checkpoint: Annotated[Path, typer.Argument(help="A folder that secateur pack wrote.")],
-    output: Output,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
-    seed: Seed = 0,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    output: options.Output,
+    overwrite: options.Overwrite = False,
+    seed: options.Seed = 0,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
 ) -> None:
     """Restore a packed checkpoint to the very bytes that it was made of."""
     with _friendly(debug, quiet) as progress:
@@ -427,16 +324,16 @@ def _folder(path: Path) -> Path:
     epilog="Examples:\n\n    secateur inspect demo:smollm2-135m\n\n    secateur inspect demo:smollm2-135m --units"
 )
 def inspect(
-    model: Model,
+    model: options.Model,
     layers: Annotated[bool, typer.Option("--layers", help="List every layer by its full name.")] = False,
     units: Annotated[bool, typer.Option("--units", help="List the units that can be removed.")] = False,
-    stream: Stream = None,
-    dtype: Dtype = None,
-    trust_remote_code: Trust = False,
-    seed: Seed = 0,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    stream: options.Stream = None,
+    dtype: options.Dtype = None,
+    trust_remote_code: options.Trust = False,
+    seed: options.Seed = 0,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
 ) -> None:
     """Show a model's structure: dimensions, layers, parameters, zeros."""
     with _friendly(debug, quiet) as progress:

@@ -15,7 +15,7 @@ import torch
 
 from secateur.calibration.activations import IN_MEMORY, Storage
 from secateur.calibration.audio import sound_shape
-from secateur.calibration.data import Windows, calibration_windows, read_windows, window_length
+from secateur.calibration.data import Windows, calibration_windows, check_there, read_windows, window_length
 from secateur.calibration.precision import bf16_pays
 from secateur.errors import CalibrationError, ProcessError, ResumeError, SaveError, UsageError
 from secateur.evaluation.comparison import compare_networks
@@ -158,6 +158,9 @@ class Run:
     def _prepared(self, output: Path | None) -> tuple[Network, Windows | None, Windows | None]:
         """Loads the model and its calibration data, and checks what can be checked before any work."""
         recipe = self.recipe
+        for data in (recipe.calibration.data, recipe.evaluate.text if recipe.evaluate else None):
+            if data is not None:
+                check_there(data)
         with self.timed("load"):
             network = _load(recipe, self.progress, recipe.stream if recipe.output else False)
         self.notes += network.notes

@@ -214,9 +214,16 @@ def documents(data: str) -> Documents:
         raise CalibrationError(
             f"{data} is a folder; give a .jsonl or text file (folders of .wav files are for models that hear)."
         )
-    if data.count("/") == 1 and not data.startswith((".", "/", "~")) and not path.suffix:
-        return Documents(_hub_texts(data))
-    raise CalibrationError(f"no file '{data}'. Give 'self', a .jsonl or text file, or a hub data set.")
+    check_there(data)
+    return Documents(_hub_texts(data))
+
+
+def check_there(data: str) -> None:
+    """Raises CalibrationError if it names neither a file or folder that is there nor a data set that a hub may have."""
+    path = Path(data).expanduser()
+    named = data.count("/") == 1 and not data.startswith((".", "/", "~")) and not path.suffix
+    if data != "self" and not named and not (path.is_file() or path.is_dir()):
+        raise CalibrationError(f"no file '{data}'. Give 'self', a .jsonl or text file, or a hub data set.")
 
 
 def _read(path: Path) -> str:
