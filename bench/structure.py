@@ -135,16 +135,17 @@ def peer(python: str, left: int, dense: Path, data: Path, scratch: Path) -> dict
 
 
 def table(results: dict[str, Any]) -> str:
-    """Returns the table in markdown: a row per cut."""
+    """Returns the table in markdown: a row per cut, with an empty cell for what wasn't measured."""
     lines = [
         "| cut | parameters | file | perplexity | bits per byte | prefill | decode | decode, 1 thread | seconds |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, row in results["rows"].items():
-        gains = (f"{row[f'{what}_gain']:.2f}x" for what in ("prefill", "decode", "decode_one"))
+        gains = [row.get(f"{what}_gain") for what in ("prefill", "decode", "decode_one")]
+        speeds = " | ".join(f"{gain:.2f}x" if gain else "" for gain in gains)
         lines.append(
             f"| {name} | {row['parameters']:.1%} | {row['bytes_on_disk']:.1%} | {row['perplexity']:.1f} | "
-            f"{row['bits_per_byte']:.3f} | {' | '.join(gains)} | {row['seconds']:.0f} |"
+            f"{row['bits_per_byte']:.3f} | {speeds} | {row['seconds']:.0f} |"
         )
     return "\n".join(lines)
 

@@ -40,6 +40,12 @@ def test_the_table_of_solvers_is_the_one_that_the_benchmark_wrote() -> None:
 
 
 @pytest.mark.usefixtures("bench")
+def test_the_table_of_units_is_the_one_that_the_benchmark_wrote() -> None:
+    structure = import_module("structure")
+    assert structure.table(json.loads(structure.RESULTS.read_text())) in (ROOT / "docs/units.md").read_text()
+
+
+@pytest.mark.usefixtures("bench")
 def test_the_table_of_speech_is_the_one_that_the_benchmark_wrote() -> None:
     whisper = import_module("whisper")
     assert whisper.table(json.loads(whisper.RESULTS.read_text())) in (ROOT / "docs/units.md").read_text()
