@@ -90,7 +90,7 @@ def test_jsonl_token_ids_are_taken_as_they_are(tmp_path: Path) -> None:
     for tokenizer in ("tiny", None):
         parts = windows_of(path, samples=3, length=10, network=network(tokenizer=tokenizer))
         assert together(parts) == [5, 6, 7, *range(8, 55)]
-        assert parts[0].bytes_per_token is None
+        assert parts[0].bytes is None
 
 
 def test_held_out_windows_follow_the_calibration_windows_and_share_no_token_with_them(text: Path) -> None:
@@ -121,11 +121,16 @@ def test_where_nothing_is_to_be_held_out_all_samples_are_for_calibration(samples
     assert [len(part) for part in windows_of(text, samples, 16, held_out=0)] == [samples, 0]
 
 
-def test_bytes_per_token_are_those_of_the_text(tmp_path: Path) -> None:
-    # Each é is two bytes and comes to two unknown tokens; every other character is a byte and a token.
+def test_the_bytes_of_tokens_are_those_of_the_text(tmp_path: Path) -> None:
+    # Each é is two bytes and comes to two tokens, of which the first counts them; other characters are one and one.
     path = tmp_path / "text.txt"
-    path.write_text("caf\u00e9 " * 100, encoding="utf-8")
-    assert windows_of(path, 4, 16)[0].bytes_per_token == 1
+    path.write_text("caf\u00e9 " * 100 + "more" * 1000, encoding="utf-8")
+    first, rest = windows_of(path, 4, 18)
+    assert first.bytes is not None
+    assert rest.bytes is not None
+    sizes = torch.cat([first.bytes, rest.bytes]).flatten()
+    assert sizes[:6].tolist() == [1, 1, 1, 2, 0, 1]
+    assert sizes.sum() == sizes.numel()
 
 
 def test_a_long_text_is_read_no_further_than_needed(tmp_path: Path) -> None:
@@ -183,7 +188,7 @@ def test_a_models_own_text_has_exactly_the_windows_and_length_asked_for(family: 
     assert windows.ids[:, 0].tolist() == [1] * 3
     assert int(windows.ids.min()) >= 0
     assert int(windows.ids.max()) < VOCABULARY
-    assert (windows.source, windows.bytes_per_token) == ("self", None)
+    assert (windows.source, windows.bytes) == ("self", None)
 
 
 def test_a_models_own_text_is_the_same_for_the_same_seed_and_leaves_the_random_state_alone() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -100,15 +100,14 @@ def text_windows(network: Network, data: str, windows: int, length: int) -> Wind
     """
     found = documents(data)
     text: str | None = None
-    per_token: float | None = None
+    sizes: list[int] | None = None
     if found.ids is not None:
         ids = list(islice(found.ids, windows * length))
         vocabulary = network.dimension("vocabulary")
         if vocabulary is not None and ids and max(ids) >= vocabulary:
             raise CalibrationError(f"{data} holds token id {max(ids)}; the model's vocabulary has {vocabulary}.")
     else:
-        ids, text = _tokenize(network, found.texts, windows, length, data)
-        per_token = len(text.encode()) / len(ids)
+        ids, sizes, text = _tokenize(network, found.texts, windows, length, data)
     special = special_tokens(network) if found.ids is None else ([], [])
     content = length - len(special[0]) - len(special[1])
     if content < 1:
@@ -119,11 +118,14 @@ def text_windows(network: Network, data: str, windows: int, length: int) -> Wind
             f"{data} has {len(ids)} tokens, fewer than one window of {length}; "
             f"give more text or --length {max(2, len(ids))} or less."
         )
-    cut = torch.tensor(ids[: count * content]).view(count, content)
-    if content < length:
-        before, after = (torch.tensor(part).expand(count, -1) for part in special)
-        cut = torch.cat([before.to(cut), cut, after.to(cut)], dim=1)
-    return Windows(cut, data, per_token, text=text)
+
+    def cut(values: list[int], before: list[int], after: list[int]) -> Tensor:
+        middle = torch.tensor(values[: count * content]).view(count, content)
+        first, last = (torch.tensor(part, dtype=torch.int64).expand(count, -1) for part in (before, after))
+        return torch.cat([first, middle, last], dim=1)
+
+    nothing = ([0] * len(special[0]), [0] * len(special[1]))
+    return Windows(cut(ids, *special), data, None if sizes is None else cut(sizes, *nothing), text=text)
 
 
 def self_generated(network: Network, windows: int, length: int, seed: int, progress: Progress) -> Windows:
@@ -316,9 +318,12 @@ def text_tokenizer(network: Network, data: str) -> Any:
     return network.tokenizer
 
 
-def _tokenize(network: Network, texts: Iterable[str], windows: int, length: int, data: str) -> tuple[list[int], str]:
-    """Joins documents and tokenizes as much as `windows` windows need; returns ids and their text."""
+def _tokenize(
+    network: Network, texts: Iterable[str], windows: int, length: int, data: str
+) -> tuple[list[int], list[int] | None, str]:
+    """Joins documents and tokenizes what `windows` windows need; returns ids, each one's bytes, and their text."""
     tokenizer = text_tokenizer(network, data)
+    fast = getattr(tokenizer, "is_fast", False)  # only such tokenizers say what a token stands for
     source = iter(texts)
     text, wanted = "", windows * length + 1
     characters = wanted * CHARACTERS_PER_TOKEN
@@ -329,12 +334,32 @@ def _tokenize(network: Network, texts: Iterable[str], windows: int, length: int,
                 break
         whole = len(text) < characters
         part = text[:characters]
-        ids = tokenizer(part, add_special_tokens=network.family.objective == "causal", verbose=False).input_ids
-        if not ids:
+        found = tokenizer(
+            part,
+            add_special_tokens=network.family.objective == "causal",
+            return_offsets_mapping=fast,
+            verbose=False,
+        )
+        if not found.input_ids:
             raise CalibrationError(f"{data} is empty.")
-        if whole or len(ids) >= wanted:
-            return ids, part
+        if whole or len(found.input_ids) >= wanted:
+            return found.input_ids, _bytes(part, found.offset_mapping) if fast else None, part
         characters *= 2
+
+
+def _bytes(text: str, offsets: Sequence[tuple[int, int]]) -> list[int]:
+    """Returns the bytes of UTF-8 that each token adds to those before it.
+
+    Args:
+        text: What was tokenized.
+        offsets: Each token's first character and the one behind its last; tokens may share one, and leave some out.
+    """
+    codes = torch.frombuffer(bytearray(text.encode("utf-32-le")), dtype=torch.int32)
+    sizes = 1 + (codes >= 0x80).long() + (codes >= 0x800).long() + (codes >= 0x10000).long()
+    before = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
+    ends = torch.tensor([end for _, end in offsets]).cummax(0).values
+    found: list[int] = before[ends].diff(prepend=torch.zeros(1, dtype=torch.int64)).tolist()
+    return found
 
 
 def special_tokens(network: Network) -> tuple[list[int], list[int]]:

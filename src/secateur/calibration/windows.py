@@ -14,7 +14,8 @@ class Windows:
     Attributes:
         ids: (windows, length) int64. Of sounds: what was said, for the decoder, padded behind `lengths`.
         source: Where they come from, for people.
-        bytes_per_token: Bytes of UTF-8 text per token, None where the text isn't known.
+        bytes: (windows, length) int64: bytes of UTF-8 text that each token stands for, with what the tokenizer dropped
+            before it; None where that isn't known.
         features: (windows, mels, frames) float32: sounds, for an encoder that hears; None for text.
         lengths: (windows,) int64, tokens of each window; None if none is padded.
         text: The text that they were cut from, or a little more of it; None where it isn't known.
@@ -24,7 +25,7 @@ class Windows:
 
     ids: Tensor
     source: str
-    bytes_per_token: float | None = None
+    bytes: Tensor | None = None
     features: Tensor | None = None
     lengths: Tensor | None = None
     given: int = 1
@@ -51,6 +52,7 @@ class Windows:
             ids=self.ids[start:end],
             features=None if self.features is None else self.features[start:end],
             lengths=None if self.lengths is None else self.lengths[start:end],
+            bytes=None if self.bytes is None else self.bytes[start:end],
             skipped=self.skipped + start,
         )
 

@@ -203,16 +203,16 @@ def mask_status(network: Network) -> str | None:
 
 
 def _bits_per_byte(network: Network, measured: _Measured) -> float | None:
-    """Bits per byte of text: known from the text, or by decoding the windows."""
+    """Bits per byte of the text that was predicted: known from the text, or by decoding the windows."""
     quality, windows = measured.quality, measured.windows
-    bits = quality.nll / math.log(2)
-    if quality.bytes:
-        return bits / quality.bytes
-    per_token = windows.bytes_per_token
-    if per_token is None and network.tokenizer is not None:
+    size: float = quality.bytes or 0
+    if not size and windows.bytes is not None:
+        predicted = predicted_ids(network, windows.one(0)).shape[1] - windows.given
+        size = int(windows.bytes[:, -predicted:].sum())
+    elif not size and network.tokenizer is not None:
         texts = network.tokenizer.batch_decode(windows.ids, skip_special_tokens=True)
-        per_token = sum(len(text.encode()) for text in texts) / windows.tokens
-    return bits / quality.count / per_token if per_token else None
+        size = sum(len(text.encode()) for text in texts) / windows.tokens * quality.count
+    return quality.nll / math.log(2) / size if size else None
 
 
 def _sample(network: Network, measured: _Measured) -> dict[str, str]:
