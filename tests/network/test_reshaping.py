@@ -317,6 +317,19 @@ def test_the_code_in_a_folder_is_never_run_by_secateur(reshaped: Path) -> None:
         assert torch.equal(logits(load(reshaped, trust_remote_code=trust)), expected)
 
 
+def test_without_trust_nobody_takes_it_for_the_plain_model(reshaped: Path, tmp_path: Path) -> None:
+    """The weights that are gone would be drawn anew, and the outputs be wrong."""
+    expected = logits(load(reshaped))
+    model = AutoModelForCausalLM.from_pretrained(reshaped, trust_remote_code=True)
+    model.save_pretrained(tmp_path / "again")
+    load(reshaped).model.save_pretrained(tmp_path / "ours")
+    for folder in (reshaped, tmp_path / "again", tmp_path / "ours"):
+        assert json.loads((folder / "config.json").read_text())["model_type"] == "secateur_llama"
+        with pytest.raises(ValueError, match="trust_remote_code=True"):
+            AutoModelForCausalLM.from_pretrained(folder)
+        assert torch.equal(logits(load(folder)), expected)
+
+
 def test_code_of_others_still_needs_trust(reshaped: Path) -> None:
     config = json.loads((reshaped / "config.json").read_text())
     del config["secateur"]

@@ -22,7 +22,7 @@ from secateur.errors import ModelError, UsageError, first_line
 from secateur.network.demo import DEMOS, demo_model
 from secateur.network.families import check_model_type, family_of
 from secateur.network.family import Family
-from secateur.network.modeling import KEY, check_differences, class_of
+from secateur.network.modeling import KEY, check_differences, class_of, config_of, type_of
 from secateur.network.network import Network, Source
 from secateur.network.packed import is_packed, unpack_into
 from secateur.network.quiet import quiet_transformers
@@ -346,11 +346,14 @@ def read_config(folder: Path, trust: bool, check_type: Callable[[str], None] = c
         raise ModelError(
             f"{folder} is quantized, and packed weights can't be pruned; give the checkpoint it was made of."
         )
-    if "model_type" not in raw:
+    kind = type_of(raw)
+    if kind is None:
         raise ModelError(f"{folder / 'config.json'} names no model_type.")
     if not own_code:
-        check_type(raw["model_type"])
+        check_type(kind)
     try:
+        if KEY in raw:
+            return config_of(raw, folder)
         return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=own_code)
     except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
         raise ModelError(f"{folder / 'config.json'} can't be read: {' '.join(str(error).split())}") from error

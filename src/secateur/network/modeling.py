@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from secateur.errors import ModelError
 from secateur.network import reshaped
-from secateur.network.surgery import reshaped_class
+from secateur.network.plain import reshaped_class, reshaped_config_class
 
 FILE = "modeling_secateur.py"
 KEY = "secateur"  # in config.json
@@ -51,19 +51,29 @@ def describe_code(model: Any) -> str | None:
         return None
     headless = transformers.AutoModel._model_mapping[kind.config_class]  # no part of T5ForConditionalGeneration
     kinds = list(dict.fromkeys([kind, headless]))
-    model.config.auto_map = {
-        auto: f"{FILE.removesuffix('.py')}.{PREFIX}{one.__name__}" for one in kinds for auto in _auto_classes(one)
+    config = kind.config_class
+    own = f"{FILE.removesuffix('.py')}.{PREFIX}"
+    model.config.auto_map = {"AutoConfig": f"{own}{config.__name__}"} | {
+        auto: f"{own}{one.__name__}" for one in kinds for auto in _auto_classes(one)
     }
     code = Path(reshaped.__file__).read_text(encoding="utf-8")
-    names = ", ".join(sorted(one.__name__ for one in kinds))
-    return f"{code}\n\nfrom transformers import {names}  # noqa: E402\n" + "".join(map(_definition, kinds))
+    names = ", ".join(sorted(one.__name__ for one in (config, *kinds)))
+    parts = [f"{code}\n\nfrom transformers import {names}  # noqa: E402\n", _config_definition(config.__name__)]
+    return "".join(parts + [_definition(one.__name__, config.__name__) for one in kinds])
 
 
-def _definition(kind: Any) -> str:
-    name = kind.__name__
+def _config_definition(name: str) -> str:
+    return (
+        f"\n\nclass {PREFIX}{name}(ReshapedConfig, {name}):\n"
+        f'    """{name} of a model with the shapes that it gives in `{KEY}`."""\n'
+    )
+
+
+def _definition(name: str, config: str) -> str:
     return (
         f"\n\nclass {PREFIX}{name}(Reshaped, {name}):\n"
-        f'    """{name} with the shapes that its config gives in `{KEY}`."""\n'
+        f'    """{name} with the shapes that its config gives in `{KEY}`."""\n\n'
+        f"    config_class = {PREFIX}{config}\n"
     )
 
 
@@ -76,6 +86,17 @@ def _auto_classes(kind: Any) -> Iterator[str]:
         found = mapping.get(kind.config_class, ())
         if kind in (found if isinstance(found, tuple) else (found,)):
             yield name
+
+
+def type_of(raw: dict[str, Any]) -> str | None:
+    """Returns the plain model's type of what a config.json holds; None if it names none."""
+    name = raw.get("model_type")
+    return name.removeprefix(reshaped.TYPE) if isinstance(name, str) and KEY in raw else name
+
+
+def config_of(raw: dict[str, Any], folder: Path) -> Any:
+    """Returns a reshaped model's config; none of the folder's code is run."""
+    return reshaped_config_class(transformers.CONFIG_MAPPING[type_of(raw)]).from_pretrained(folder)
 
 
 def class_of(architecture: str, folder: Path) -> Any:

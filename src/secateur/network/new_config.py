@@ -12,7 +12,8 @@ from torch import Tensor
 from secateur.errors import UsageError
 from secateur.network.family import Layout, Projection, Stack
 from secateur.network.network import Network
-from secateur.network.units import UNITS, UnitGroup, head_dim, plain_config
+from secateur.network.plain import plain_config
+from secateur.network.units import UNITS, UnitGroup, head_dim
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def new_config(network: Network, cuts: Sequence[Cut], gone: Sequence[int], tenso
         gone: Blocks that go.
         tensors: The new model's, by their new names.
     """
-    config = plain_config(network)
+    config = plain_config(network.model.config)
     by_unit: dict[str, list[Cut]] = defaultdict(list)
     for one in cuts:
         by_unit[one.group.unit].append(one)

@@ -19,8 +19,8 @@ from secateur.errors import ModelError
 from secateur.network.graph.saving import difference
 from secateur.network.graph.values import tensors
 from secateur.network.modeling import KEY
+from secateur.network.plain import plain_config, reshaped_class, reshaped_config
 from secateur.network.quiet import quiet_transformers
-from secateur.network.surgery import reshaped_class
 
 Shapes = Mapping[str, tuple[int, ...]]
 Axis = tuple[str, int]  # a tensor's name, and which of its axes
@@ -49,7 +49,7 @@ def pretrained(small: nn.Module, inputs: tuple[Any, ...]) -> Any:
     kind = plain_kind(small)
     state = {name: tensor.detach() for name, tensor in small.state_dict().items()}
     wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    config = _without_record(small.config)
+    config = plain_config(small.config)
     model = None
     fitting = fitted_config(config, kind, wanted)
     for plain in () if fitting is None else (fitting, _with_fewer_heads(fitting, config)):
@@ -60,6 +60,7 @@ def pretrained(small: nn.Module, inputs: tuple[Any, ...]) -> Any:
     if model is None:
         before = _shapes(kind, config)
         differ = {name: list(shape) for name, shape in wanted.items() if before.get(name) != shape}
+        config = reshaped_config(config)
         setattr(config, KEY, {"shapes": differ, "attributes": {}, "replaced": {}})
         model = _built(reshaped_class(kind), config, state, small)
     return _in_the_same_modes(model, small)
@@ -193,15 +194,6 @@ def _shapes(kind: Any, config: Any) -> Shapes:
     with warnings.catch_warnings(), quiet_transformers(), torch.device("meta"), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # of numbers that are only tried out
         return {name: tuple(tensor.shape) for name, tensor in kind(config).state_dict().items()}
-
-
-def _without_record(config: Any) -> Any:
-    """Returns a copy of a config, without what makes a reshaped model."""
-    config = copy.deepcopy(config)
-    for name in (KEY, "auto_map"):
-        if hasattr(config, name):
-            delattr(config, name)
-    return config
 
 
 def _built(kind: Any, config: Any, state: Mapping[str, Tensor], small: Any) -> Any:

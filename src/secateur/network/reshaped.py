@@ -43,6 +43,27 @@ class Zero(nn.Module):
         return torch.zeros_like(hidden_states)
 
 
+TYPE = "secateur_"  # before the type in config.json
+
+
+class ReshapedConfig:
+    """Comes before a transformers config class: by its type in the file nobody takes the model for the plain one."""
+
+    model_type: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what config.json holds."""
+        plain: Any = super()
+        return {**plain.to_dict(), "model_type": TYPE + self.model_type}
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns what config.json holds, with the plain model's type, and the arguments that are left."""
+        plain: Any = super()
+        found, rest = plain.get_config_dict(*args, **kwargs)
+        return {**found, "model_type": cls.model_type}, rest
+
+
 REPLACEMENTS = {"attention": NoAttention, "zero": Zero, "identity": nn.Identity}
 
 

@@ -20,13 +20,11 @@ from torch import Tensor
 from secateur.errors import ModelError, UsageError
 from secateur.network.network import Network
 from secateur.network.new_config import Cut, attributes_of, new_config
+from secateur.network.plain import plain_class, plain_config, reshaped_class, reshaped_config
 from secateur.network.quiet import quiet_transformers
-from secateur.network.reshaped import Reshaped
 from secateur.network.units import (
     Halves,
     UnitGroup,
-    plain_class,
-    plain_config,
     replacements,
     unit_groups,
 )
@@ -213,7 +211,7 @@ def _build(
     gone: Sequence[int],
 ) -> Network:
     """Builds the model: plain if it can be, else reshaped."""
-    kind = plain_class(network)
+    kind = plain_class(network.model)
     config, kind = _relabelled(network, config, kind)
     shapes = _plain_shapes(config, kind)
     if homeless := sorted(set(tensors) - set(shapes)):
@@ -223,6 +221,7 @@ def _build(
     differ = {name: list(tensor.shape) for name, tensor in tensors.items() if tuple(tensor.shape) != shapes.get(name)}
     attributes = attributes_of(network, config, tensors, differ)
     if differ or replaced or attributes:
+        config = reshaped_config(config)
         config.secateur = {"shapes": differ, "attributes": attributes, "replaced": replaced}
         kind = reshaped_class(kind)
     config.architectures = [kind.__name__]
@@ -259,7 +258,7 @@ def _relabelled(network: Network, config: Any, kind: Any) -> tuple[Any, Any]:
             for gone in ("model_type", "attention_bias", "mlp_bias", "pretraining_tp", "architectures"):
                 fields.pop(gone, None)
             return transformers.MistralConfig(**fields), getattr(transformers, name)
-        before = plain_config(network)
+        before = plain_config(network.model.config)
         for dimension in ("heads", "kv_heads"):
             field = network.family.config.get(dimension)
             if field is not None:
@@ -271,12 +270,6 @@ def _relabelled(network: Network, config: Any, kind: Any) -> tuple[Any, Any]:
                 f"{network.architecture} can't have these widths: {' '.join(str(error).split())} "
                 "Round to other multiples with --round-to."
             ) from error
-
-
-def reshaped_class(kind: Any) -> Any:
-    """Returns the class of a model of some plain kind with shapes of its own."""
-    name = f"Secateur{kind.__name__}"
-    return type(name, (Reshaped, kind), {"plain": kind, "__module__": kind.__module__})
 
 
 def pad_to_plain(cuts: Sequence[Cut]) -> list[Cut]:
@@ -306,4 +299,4 @@ def _counted(group: UnitGroup) -> tuple[str, str]:
     return group.unit, group.network.stack_of(group.block).config[dimension]
 
 
-__all__ = ["Cut", "cut", "pad_to_plain", "reshaped_class"]
+__all__ = ["Cut", "cut", "pad_to_plain"]

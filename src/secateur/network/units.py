@@ -6,10 +6,8 @@ halves of layers are whole tensors; they are listed by name.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 from secateur.errors import UsageError, did_you_mean
 from secateur.network.family import Layout, Projection
 from secateur.network.network import Layer, Network
+from secateur.network.plain import plain_class, plain_config
 
 NEURON_ROWS = ("neuron", "gate", "up")
 INNER_COLUMNS = (
@@ -341,11 +340,11 @@ def _moving_axes(network: Network, **changes: int) -> dict[str, list[int]]:
     """
     shapes = []
     for fields in ({}, changes):
-        config = copy.deepcopy(plain_config(network))
+        config = plain_config(network.model.config)
         for name, value in fields.items():
             setattr(config, name, value)
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            model = plain_class(network)(config)
+            model = plain_class(network.model)(config)
         shapes.append({name: parameter.shape for name, parameter in model.named_parameters()})
     before, after = shapes
     moving = {
@@ -354,22 +353,6 @@ def _moving_axes(network: Network, **changes: int) -> dict[str, list[int]]:
     }
     there = {name for name, _ in network.model.named_parameters()}  # without the halves that were removed
     return {name: axes for name, axes in moving.items() if axes and name in there}
-
-
-def plain_class(network: Network) -> Any:
-    """Returns the transformers class of a model, of which a reshaped model's class is a kind."""
-    kind = type(network.model)
-    return getattr(kind, "plain", kind)
-
-
-def plain_config(network: Network) -> Any:
-    """Returns the config, without what makes a reshaped model."""
-    config = copy.deepcopy(network.model.config)
-    if hasattr(config, "secateur"):
-        del config.secateur
-        if hasattr(config, "auto_map"):  # of the file that is saved beside such a model
-            del config.auto_map
-    return config
 
 
 def _channels(network: Network) -> Iterable[UnitGroup]:

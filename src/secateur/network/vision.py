@@ -24,7 +24,7 @@ from secateur.network.loading import (
     refuse_mismatched,
     refuse_nan,
 )
-from secateur.network.modeling import KEY, PREFIX, class_of
+from secateur.network.modeling import KEY, PREFIX, class_of, type_of
 from secateur.network.network import Source
 from secateur.network.packed import is_packed
 from secateur.network.quiet import quiet_transformers
@@ -87,7 +87,7 @@ class Classifier:
 def is_classifier(model: str, trust_remote_code: bool, progress: Progress) -> bool:
     """Whether what a name stands for is an image classifier's checkpoint."""
     path = find(model, trust_remote_code, progress)
-    return path.is_dir() and not is_packed(path) and raw_config(path).get("model_type") in IMAGE_TYPES
+    return path.is_dir() and not is_packed(path) and type_of(raw_config(path)) in IMAGE_TYPES
 
 
 def load_classifier(

@@ -252,7 +252,10 @@ def _describe_removal(unit: str, given: Mapping[str, Any]) -> str:
 def loaded_again(result: Result) -> str:
     """Returns how what was saved was loaded again, in words."""
     how = "secateur.rebuild" if result.about.get("kind") == "network" else "plain transformers"
-    return f"Saved, and loaded again by {how}"
+    code = (
+        ", with trust_remote_code=True for the modeling_secateur.py beside it" if result.about.get("reshaped") else ""
+    )
+    return f"Saved, and loaded again by {how}{code}"
 
 
 def describe_reload(difference: float) -> str:
