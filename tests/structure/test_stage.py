@@ -274,6 +274,19 @@ def test_tokens_that_the_text_does_not_use_go_and_the_rest_round_trips(tmp_path:
         torch.testing.assert_close(result.model(ids).logits, dense.eval()(old.input_ids).logits[..., kept])
 
 
+@pytest.mark.parametrize("gone", [3, 20, 40])
+def test_as_many_tokens_go_as_were_asked_for(gone: int, tmp_path: Path) -> None:
+    """Rare ones that the text has, too, if the others aren't enough."""
+    tokenizer = loaded("gpt2", tmp_path / "dense")
+    save_tiny("gpt2", tmp_path / "tiny")
+    config = AutoConfig.from_pretrained(tmp_path / "tiny")
+    config.vocab_size = len(tokenizer)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "dense")
+    (tmp_path / "text.txt").write_text(TEXT)
+    result = prune(tmp_path / "dense", str(tmp_path / "text.txt"), unit="token", remove=gone)
+    assert 0 <= len(tokenizer) - gone - result.stages[0].groups[0].left <= 2  # one that goes may take its parts along
+
+
 @pytest.mark.parametrize("unit", ["neuron", "channel"])
 def test_activations_beyond_the_memory_are_kept_in_files_and_change_nothing(
     unit: str, text: str, tmp_path: Path

@@ -32,7 +32,10 @@ def choose_tokens(job: Job) -> list[Cut]:
     wanted = kept_by_score(scores, *_target(job, group, scores), job, group)
     keep = _closed(job, wanted)
     if bool(keep.all()):
-        raise NothingPrunedError("nothing was pruned: the text and the tokenizer need every token.")
+        raise NothingPrunedError(
+            "nothing was pruned: the text and the tokenizer need every token. Say how many are to go, by --remove or "
+            "--params: those that the text has least often go first."
+        )
     if added := int((keep & ~wanted).sum()):
         job.notes.append(f"{added} more tokens stay, as the tokenizer makes others of them or falls back on them.")
     seen = float(counts[keep].sum()) / max(1.0, float(counts.sum()))
@@ -79,14 +82,21 @@ def _target(job: Job, group: UnitGroup, scores: Tensor) -> tuple[int | None, str
         raise UsageError(
             f"{max(left, 0):,} tokens would stay, and the tokenizer needs {max(needed, stage.min_units):,} at least."
         )
-    keep = _closed(job, kept_by_score(scores, left, None, job, group))
-    while int(keep.sum()) > left:  # the tokenizer's own needs come out of the same budget
-        left_now = left - (int(keep.sum()) - left)
-        smaller = _closed(job, kept_by_score(scores, max(0, left_now), None, job, group))
-        if int(smaller.sum()) >= int(keep.sum()):
-            break
-        keep, left = smaller, left_now
-    return left, None
+    return _most(job, group, scores, left), None
+
+
+def _most(job: Job, group: UnitGroup, scores: Tensor, left: int) -> int:
+    """Returns how many of the best tokens can stay so that, with all that they need, no more than `left` do."""
+    fits, fails = 0, left + 1
+    tick = job.progress.bar("fitting the vocabulary", left.bit_length())
+    while fails - fits > 1:
+        middle = (fits + fails) // 2
+        if int(_closed(job, kept_by_score(scores, middle, None, job, group)).sum()) <= left:
+            fits = middle
+        else:
+            fails = middle
+        tick()
+    return fits
 
 
 def with_new_vocabulary(before: Network, small: Network, keep: Tensor) -> Network:
