@@ -12,7 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import secateur
 from secateur.errors import ScoreError, UsageError
-from secateur.evaluation.costs import costs
+from secateur.evaluation.costs import costs, unit_costs
+from secateur.network.loading import load
+from secateur.network.units import unit_groups
 from tiny import ALPHABET, save_tiny, write_wavs
 from trained_tokenizers import loaded
 
@@ -297,6 +299,24 @@ def test_activations_beyond_the_memory_are_kept_in_files_and_change_nothing(
     one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("memory", "files"))
     assert one == two
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "files", "memory", "text.txt"]
+
+
+@pytest.mark.parametrize("params", [0.85, 0.7])
+def test_two_kinds_that_share_a_budget_leave_less_of_it_than_a_neuron(params: float, text: str, tmp_path: Path) -> None:
+    model = save_tiny("llama", tmp_path / "dense", tokenizer=True)
+    stage = prune(model, text, unit="neuron,head", params=params).stages[0]
+    neuron = sum(unit_costs(group, "parameters", 0)[0] for group in unit_groups(load(model), "neuron"))
+    rest = params * stage.budget["first"]["parameters"] - stage.budget["after"]["parameters"]
+    assert 0 <= rest < neuron
+
+
+def test_the_most_that_can_go_is_a_multiple_of_what_is_rounded_to(text: str, tmp_path: Path) -> None:
+    model = save_tiny("llama", tmp_path / "dense", tokenizer=True)
+    count = unit_groups(load(model), "neuron")[0].count
+    with pytest.raises(UsageError, match=f"Remove {count - 8} at most"):
+        prune(model, text, unit="neuron", remove=count - 7, round_to=4, min_units=7)
+    with pytest.raises(UsageError, match="No number of them can go"):
+        prune(model, text, unit="neuron", remove=1, min_units=1000)
 
 
 def test_padding_beyond_the_budget_is_said(text: str, tmp_path: Path) -> None:

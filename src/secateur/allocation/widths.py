@@ -68,11 +68,11 @@ def even_widths(places: Sequence[Place], budget: Budget, round_to: int = 1) -> l
         ]
 
     low, high = 0, len(steps) - 1  # the answer is the highest step within the budget
-    if _cost(places, kept(steps[0]), budget) > budget.limit:
+    if cost_of(places, kept(steps[0]), budget) > budget.limit:
         raise _unreachable(places, kept(steps[0]), budget)
     while low < high:
         middle = (low + high + 1) // 2
-        if _cost(places, kept(steps[middle]), budget) <= budget.limit:
+        if cost_of(places, kept(steps[middle]), budget) <= budget.limit:
             low = middle
         else:
             high = middle - 1
@@ -97,12 +97,12 @@ def ranked_widths(places: Sequence[Place], budget: Budget, round_to: int = 1) ->
             for place, lost in zip(places, gone, strict=True)
         ]
 
-    if _cost(places, kept(len(order)), budget) > budget.limit:
+    if cost_of(places, kept(len(order)), budget) > budget.limit:
         raise _unreachable(places, kept(len(order)), budget)
     low, high = 0, len(order)  # the fewest removals within the budget
     while low < high:
         middle = (low + high) // 2
-        if _cost(places, kept(middle), budget) <= budget.limit:
+        if cost_of(places, kept(middle), budget) <= budget.limit:
             high = middle
         else:
             low = middle + 1
@@ -124,7 +124,8 @@ def _rounded(width: float, round_to: int) -> int:
     return int(width + 1e-9) // round_to * round_to
 
 
-def _cost(places: Sequence[Place], kept: Sequence[int], budget: Budget) -> float:
+def cost_of(places: Sequence[Place], kept: Sequence[int], budget: Budget) -> float:
+    """Returns what the model costs if each place keeps so many units."""
     return budget.now - sum((p.count - k) * p.cost for p, k in zip(places, kept, strict=True))
 
 
@@ -137,7 +138,7 @@ def _check(budget: Budget) -> None:
 
 
 def _unreachable(places: Sequence[Place], kept: Sequence[int], budget: Budget) -> UsageError:
-    nearest = _cost(places, kept, budget)
+    nearest = cost_of(places, kept, budget)
     return UsageError(
         f"{budget.words} can't be met by these units: {budget.limit:,.0f} {budget.unit} were asked for, and at least "
         f"{nearest:,.0f} are left ({nearest / budget.now:.3f} of what is there now) when every group keeps its least. "

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from secateur.allocation.amounts import Threshold
-from secateur.allocation.widths import Budget, Place, even_widths, ramp, ranked_widths
+from secateur.allocation.widths import Budget, Place, cost_of, even_widths, ramp, ranked_widths
 from secateur.calibration.loss import loss_gradients, output_sensitivity
 from secateur.calibration.runner import BlockRunner
 from secateur.calibration.statistics import GRADIENTS, INPUTS, Needs, Statistics
@@ -94,7 +94,7 @@ def _counts(job: Job, groups: Sequence[UnitGroup]) -> dict[str, int] | None:
     else:
         widths = ranked_widths(places, budget, _step(job, groups))
     if stage.uniform or (mixed and stage.allocation == "uniform"):
-        widths = _evened(job, groups, widths)
+        widths = _evened(job, groups, widths, places, budget)
     return {group.name: width for group, width in zip(groups, widths, strict=True)}
 
 
@@ -110,22 +110,40 @@ def _own_width(job: Job, group: UnitGroup) -> int:
     gone = stage.remove if stage.remove is not None else round(group.count * (stage.sparsity or 0))
     step = _step(job, [group])
     width = (group.count - gone) // step * step
-    if width < max(1, stage.min_units):
+    least = max(1, stage.min_units)
+    if width < least:
+        fewest = -(-least // step) * step
+        rounded = f" (a multiple of {step})" if step > 1 else ""
+        advice = f"Remove {group.count - fewest} at most." if fewest < group.count else "No number of them can go."
         raise UsageError(
-            f"{group.name} has {group.count} units: removing {gone} of them leaves {max(width, 0)}, and at least "
-            f"{max(1, stage.min_units)} have to stay. Remove {group.count - max(1, stage.min_units)} at most."
+            f"{group.name} has {group.count} units: removing {gone} of them leaves {max(width, 0)}{rounded}, and at "
+            f"least {least} have to stay. {advice}"
         )
     return width
 
 
-def _evened(job: Job, groups: Sequence[UnitGroup], widths: Sequence[int]) -> list[int]:
-    """Gives all groups of a kind their mean width, rounded down."""
+def _evened(
+    job: Job, groups: Sequence[UnitGroup], widths: Sequence[int], places: Sequence[Place], budget: Budget
+) -> list[int]:
+    """Gives all groups of a kind their mean width, rounded down, and then what is left of the budget, dearest first."""
     total: dict[str, list[int]] = defaultdict(list)
     for group, width in zip(groups, widths, strict=True):
         total[group.unit].append(width)
     step = _step(job, groups)
     even = {kind: max(1, job.stage.min_units, sum(w) // len(w) // step * step) for kind, w in total.items()}
-    return [min(group.count, even[group.unit]) for group in groups]
+
+    def kept(even: dict[str, int]) -> list[int]:
+        return [min(group.count, even[group.unit]) for group in groups]
+
+    each = {group.unit: place.cost for group, place in zip(groups, places, strict=True)}
+    most = {kind: max(group.count for group in groups if group.unit == kind) for kind in even}
+    for kind in sorted(even, key=lambda kind: -each[kind]):
+        for width in range(even[kind] + step, most[kind] + step, step):
+            wider = {**even, kind: width}
+            if cost_of(places, kept(wider), budget) > budget.limit:
+                break
+            even = wider
+    return kept(even)
 
 
 def _ramped(job: Job, groups: Sequence[UnitGroup], places: Sequence[Place], budget: Budget) -> list[int]:
