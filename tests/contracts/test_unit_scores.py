@@ -513,6 +513,9 @@ def wrong(group, statistics):
     return statistics.inputs[0].G
 wrong.needs = Needs.GRAM
 
+def failing(group, statistics):
+    return group.nothing
+
 def odd(group, statistics): ...
 odd.needs = "gram"
 
@@ -557,6 +560,13 @@ def test_what_ones_own_function_returns_is_checked(own: Path) -> None:
     group, X = setting("llama", "neuron")
     score = unit_score_named(f"{own}:wrong")
     with pytest.raises(ScoreError, match=r"wrong' of model\.layers\.0/neuron has the shape \(44, 44\)"):
+        scored(score, group, gathered(X, score.needs))
+
+
+def test_what_ones_own_function_raises_is_named_with_its_line(own: Path) -> None:
+    group, X = setting("llama", "neuron")
+    score = unit_score_named(f"{own}:failing")
+    with pytest.raises(ScoreError, match=r"raised AttributeError for model\.layers\.0/neuron: .*own_sc.*\.py, line 19"):
         scored(score, group, gathered(X, score.needs))
 
 

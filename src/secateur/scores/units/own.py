@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from secateur.calibration.statistics import Needs
-from secateur.errors import UsageError, did_you_mean, first_line
+from secateur.errors import ScoreError, SecateurError, UsageError, did_you_mean, first_line
 from secateur.network.units import UnitGroup
 from secateur.scores.unit_score import ALL_UNITS, UnitScore, UnitStatistics
 
@@ -38,7 +39,16 @@ class Own(UnitScore):
         self.fits = _kinds(name, getattr(function, "fits", ALL_UNITS))
 
     def score(self, group: UnitGroup, statistics: UnitStatistics) -> Tensor:
-        return self.function(group, statistics)
+        try:
+            return self.function(group, statistics)
+        except SecateurError:
+            raise
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            raise ScoreError(
+                f"the score '{self.name}' raised {type(error).__name__} for {group.name}: {first_line(error)} "
+                f"({place.filename}, line {place.lineno}). --debug shows the way there."
+            ) from error
 
 
 def _kinds(name: str, fits: Iterable[str]) -> frozenset[str]:
