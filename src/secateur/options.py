@@ -134,7 +134,7 @@ Pad = Annotated[
 Solver = Annotated[
     str | None,
     typer.Option(
-        help="none, sparsegpt, admm, alps, refit, swap, dsnot or a chain: admm+refit; units: obs, greedy (layers) or none.",
+        help="none, sparsegpt, admm, alps, refit, swap, dsnot or a chain: admm+refit; units: obs, greedy, none.",
         rich_help_panel=CORRECTED,
     ),
 ]

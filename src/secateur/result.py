@@ -147,6 +147,8 @@ class Metrics:
         cosine: Mean cosine similarity of output vectors to the dense model's (encoders, XLNet).
         prefill, decode: Tokens per second, the median of repeats taken in turns with the dense model.
         prefill_one, decode_one: The same on one thread; measured where units were removed.
+        speed_spread: By how much repeats of the same speed differ: the largest interquartile range relative to the
+            median.
         macs: Multiply-accumulates per token of a window; see secateur.evaluation.costs.
         accuracy: Share of examples whose class is right (networks that aren't language models; the next ones, too).
         metric: What the user's own metric says.
@@ -176,6 +178,7 @@ class Metrics:
     decode: float | None = None
     prefill_one: float | None = None
     decode_one: float | None = None
+    speed_spread: float | None = None
     macs: int | None = None
     accuracy: float | None = None
     metric: float | None = None

@@ -16,7 +16,7 @@ from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausa
 import secateur
 from secateur.calibration.data import Windows, text_windows
 from secateur.errors import SecateurError, UsageError
-from secateur.evaluation.comparison import compare_networks
+from secateur.evaluation.comparison import compare_networks, comparison_notes
 from secateur.evaluation.passages import agreeing, original_ids, passages, same_vocabulary, shared_tokens
 from secateur.evaluation.quality import measure, measure_passages
 from secateur.network.families import FAMILIES
@@ -25,6 +25,7 @@ from secateur.network.network import Network, Source
 from secateur.network.tokenizers import closure, remap_tokenizer, save_tokenizer
 from secateur.network.vocabulary import kept_of, remap_ids, save_kept
 from secateur.progress import Progress
+from secateur.result import Metrics
 from trained_tokenizers import TEXT, loaded
 
 ROWS = 5  # of the embedding, beyond the tokenizer
@@ -267,6 +268,18 @@ def test_bits_per_byte_are_those_of_the_tokens_that_are_predicted(dense: Network
     size = sum(len(dense.tokenizer.decode(ids[1:]).encode()) for ids in windows.ids)
     nll = found.tokens * math.log(found.perplexity)
     assert found.bits_per_byte == pytest.approx(nll / math.log(2) / size)
+
+
+def test_what_is_slower_by_no_more_than_repeats_differ_is_not_called_slower(dense: Network) -> None:
+    def notes(prefill: float, spread: float) -> str:
+        first = Metrics("dense", 100, 100, 0, prefill=100.0, speed_spread=spread)
+        return " ".join(comparison_notes([dense, dense], [first, Metrics("small", 50, 50, 0, prefill=prefill)]))
+
+    assert "Prefill is slower (0.70 times" in notes(70.0, 0.05)
+    told = notes(70.0, 0.4)
+    assert "repeats of the same differ by 40%" in told
+    assert "Prefill is no faster (0.70 times the dense speed): it can't be told" in told
+    assert "faster" not in notes(130.0, 0.05)
 
 
 def test_comparing_says_in_words_what_was_compared(dense: Network, smaller: Network, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ SAMPLE_PROMPT = 12
 SAMPLE_TOKENS = 40
 ZEROS_TAKE_TIME = "the dense kernels of torch multiply zeros like other numbers. Zeros pay with kernels made for them"
 SAME_SPEED = 0.05  # a ratio this near to 1 isn't called a difference
+NOISY = 0.1  # a spread from which on it is said
 
 
 def compare_networks(
@@ -96,7 +97,7 @@ def compare_networks(
         _metrics(network, name, size, one, pair, length, reference=networks[0])
         for network, name, size, one, *pair in zip(networks, names, sizes, measured, speeds, alone, strict=True)
     ]
-    return Comparison(metrics[0], tuple(metrics[1:]), tuple(notes + _notes(networks, metrics)))
+    return Comparison(metrics[0], tuple(metrics[1:]), tuple(notes + comparison_notes(networks, metrics)))
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,7 @@ def _metrics(
     for speed, end in zip(speeds, ("", "_one"), strict=True):
         if speed is not None:
             figures |= {f"prefill{end}": speed.prefill, f"decode{end}": speed.decode}
+            figures["speed_spread"] = max(speed.spread, float(figures.get("speed_spread") or 0))
     if length is not None and network.store is None:
         figures["macs"] = costs(network, length).macs
     return Metrics(
@@ -239,12 +241,15 @@ def _written(network: Network, ids: Tensor) -> str:
     return text
 
 
-def _notes(networks: Sequence[Network], metrics: Sequence[Metrics]) -> list[str]:
+def comparison_notes(networks: Sequence[Network], metrics: Sequence[Metrics]) -> list[str]:
     """Says in words what is not smaller or faster, and why."""
     notes = []
     dense = metrics[0]
     if any(network.store for network in networks):
         notes.append("Speed and samples were left out: the model is streamed from its files block by block.")
+    noise = max((one.speed_spread or 0.0 for one in metrics), default=0.0)
+    if noise > NOISY:
+        notes.append(f"Other work disturbs the speeds: repeats of the same differ by {noise:.0%}.")
     for network, other in zip(networks[1:], metrics[1:], strict=True):
         name = f"{other.name}: " if len(metrics) > 2 else ""
         same_shapes = other.parameters >= dense.parameters
@@ -259,6 +264,8 @@ def _notes(networks: Sequence[Network], metrics: Sequence[Metrics]) -> list[str]
                 verdict = "about as fast" if now > (1 - SAME_SPEED) * before else "slower"
                 smaller = other.parameters < dense.parameters
                 why = "on this machine what was removed isn't what takes the time" if smaller else ZEROS_TAKE_TIME
+                if verdict == "slower" and now > (1 - noise) * before:
+                    verdict, why = "no faster", "it can't be told from what repeats of the same differ by"
                 notes.append(f"{name}{what} is {verdict} ({now / before:.2f} times the dense speed): {why}.")
     return notes
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import torch
@@ -27,10 +27,14 @@ DECODED = 24
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens per second, the median of repeats; `decode` is None for models that don't generate."""
+    """Tokens per second, the median of repeats; `decode` is None for models that don't generate.
+
+    `spread` is the larger of both's interquartile ranges, relative to the median.
+    """
 
     prefill: float
     decode: float | None
+    spread: float
 
 
 def measure_speed(
@@ -75,9 +79,18 @@ def _measured(networks: Sequence[Network], windows: Sequence[Windows], progress:
                     if turn:
                         decode[number].append(max(whole - start, 1e-9))
     return [
-        Speed(length / median(one), (decoded - 1) / median(two) if generates and decoded > 1 else None)
+        Speed(
+            length / median(one),
+            (decoded - 1) / median(two) if generates and decoded > 1 else None,
+            max(_spread(times) for times in (one, two) if times),
+        )
         for one, two in zip(prefill, decode, strict=True)
     ]
+
+
+def _spread(times: Sequence[float]) -> float:
+    low, middle, high = quantiles(times, n=4, method="inclusive")
+    return (high - low) / middle
 
 
 def greedy(network: Network, window: Windows, prompt: int, tokens: int) -> Tensor:
