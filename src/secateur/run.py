@@ -134,13 +134,16 @@ class Run:
         if not self.team.first:
             return _result(self, network, stages, calibration, held_out, None, None, peak)
         with complete_folder(output, journal.folder / "output" if journal else None) as folder:
+            tick = self.progress.bar("saving and loading again", 2)
             with self.timed("save"):
                 save_network(network, folder, journal.parts() if network.store and journal else ())
                 if any(not stage.prune.structured for stage in self.recipe.stages):
                     save_mask(network, folder / MASK_FILE)
+            tick()
             with self.timed("reload"):
                 probe = _probe(network, calibration or held_out)
                 difference = reload_difference(network, folder, probe, self.progress)
+            tick()
             with self.timed("evaluate"):
                 comparison = _evaluate(self, network, held_out, folder)
             result = _result(self, network, stages, calibration, held_out, comparison, difference, peak)

@@ -137,8 +137,16 @@ def unit_groups(network: Network, unit: str) -> list[UnitGroup]:
         raise UsageError(f"unknown unit '{unit}'.{did_you_mean(unit, [*UNITS, 'weight'])}")
     groups = list(UNITS[unit](network))
     if not groups:
-        raise UsageError(f"{network.architecture} has no units of the kind '{unit}'.")
+        there = ", ".join(kind for kind in UNITS if _has(network, kind))
+        raise UsageError(f"{network.architecture} has no units of the kind '{unit}', only {there}.")
     return groups
+
+
+def _has(network: Network, unit: str) -> bool:
+    try:
+        return any(True for _ in UNITS[unit](network))
+    except UsageError:
+        return False
 
 
 def head_dim(network: Network, block: int = 0) -> int:

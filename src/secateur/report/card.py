@@ -99,8 +99,8 @@ def _what_was_done(result: Result) -> str:
     if len(lines) > 1:
         lines = ["\n".join(f"{number}. {line}" for number, line in enumerate(lines, start=1))]
     architecture = result.about.get("architecture")
-    kind = f" ({_code(architecture)})" if architecture else ""
-    opening = f"{_code(result.about.get('source', 'a model'))}{kind}, pruned with secateur."
+    kind = f"; what came out is a {_code(architecture)}" if architecture else ""
+    opening = f"{_code(result.about.get('source', 'a model'))}, pruned with secateur{kind}."
     return "\n\n".join([opening, *lines, _line(calibration_sentence(result.calibration))])
 
 
