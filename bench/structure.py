@@ -60,6 +60,10 @@ ROWS |= {
     "neurons 80 %, reconstruct": [{"unit": "neuron", "params": 0.8, "reconstruct": True}],
     "neurons and heads 80 %": [{**LOSS, "unit": "neuron,head", "params": 0.8}],
     "2 layers, then neurons 80 %": [{"unit": "layer", "remove": 2, "score": "loo-kl"}, {**LOSS, "params": 0.8}],
+    "6 attentions, then neurons 80 %": [
+        {"unit": "attention", "remove": 6, "score": "loo-kl"},
+        {**LOSS, "params": 0.8},
+    ],
     "vocabulary of the calibration text": [{"unit": "token"}],
 }
 
