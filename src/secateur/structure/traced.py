@@ -28,7 +28,7 @@ from secateur.recipe import TRACED_UNITS, Prune, bytes_of
 from secateur.result import GroupReport, StageReport
 from secateur.scores.units import UnitScore, UnitStatistics, check_fit, scored, unit_score_named
 from secateur.solvers.removal import elimination
-from secateur.structure.traced_repair import renormalize, repair
+from secateur.structure.traced_repair import repair
 from secateur.timing import timed
 
 REPEATS = 5  # of timings for --latency
@@ -125,8 +125,6 @@ def _pruned(job: TracedJob) -> tuple[nn.Module, dict[str, Tensor], StageReport]:
     if stage.repair:
         with job.timed("repair"):
             errors = repair(network, small, keep, job.batches, stage.damping, job.progress, job.notes)
-        with job.timed("renormalize"):
-            renormalize(small, job.batches)
     reports = tuple(
         GroupReport(
             group.name, group.unit, group.count, int(keep[group.name].sum()), (), *errors.get(group.name, (None, None))
