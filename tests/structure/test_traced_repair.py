@@ -92,3 +92,26 @@ def test_a_layer_makes_up_for_what_its_shortcut_lacks() -> None:
     with torch.no_grad():
         torch.testing.assert_close(small(x), model(x), atol=1e-3, rtol=1e-3)
         assert (small.two(small.one(x).relu()) - model.two(model.one(x).relu())).abs().max() > 0.1
+
+
+class Twice(nn.Module):
+    """The same layers on two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(6, 8), nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.one(x).relu()) + self.two(self.one(-x).relu())
+
+
+def test_what_is_used_more_than_once_is_left_alone_and_named() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 6)
+    network, notes = GraphNetwork(Twice().eval(), x[:2]), []
+    keep = {"one/neuron": torch.arange(8) > 0}
+    small = cut_graph(network, keep)
+    before = small.two.weight.clone()
+    assert not repair(network, small, keep, batches_of(x, 1), None, Progress(), notes)
+    assert torch.equal(small.two.weight, before)
+    assert notes == ["two wasn't fitted anew: it is used more than once."]

@@ -21,6 +21,7 @@ from secateur.calibration.targets import MomentSums
 from secateur.errors import ModelError
 from secateur.linear_algebra import DAMPING
 from secateur.network.family import Layout
+from secateur.network.graph.behind import norm_behind, summand
 from secateur.network.graph.network import GraphNetwork
 from secateur.network.graph.tracing import traced
 from secateur.network.network import Layer
@@ -28,8 +29,6 @@ from secateur.network.units import UnitGroup
 from secateur.processes import ALONE
 from secateur.progress import Progress
 from secateur.solvers.removal import refit
-
-ADDITIONS = {"add", "add_", "iadd"}
 
 
 def repair(
@@ -132,7 +131,7 @@ class _Repair:
         weight, bias = module.weight, getattr(module, "bias", None)
         assert isinstance(weight, nn.Parameter)
         layer = Layer(name, weight, Layout.OUT_IN, name, module)
-        norm = self._norm_behind(node)
+        norm = norm_behind(node, self._small)
         sums = MomentSums(layer, weight.device)
         for number, (x, wanted) in enumerate(self._wanted(node, channel_axis(module), norm)):
             read, target = sampled_windows(module, x, number), sampled_outputs(module, wanted, number)
@@ -157,9 +156,11 @@ class _Repair:
         """Takes the statistics of what a norm reads now, and fits its scale and shift, each channel by itself."""
         if norm.running_mean is None or norm.running_var is None:
             return True  # it goes by the statistics of each batch
-        sums = torch.zeros(5, norm.num_features, dtype=torch.float64, device=norm.running_mean.device)
+        device = norm.running_mean.device
+        exact = torch.float32 if device.type == "mps" else torch.float64
+        sums = torch.zeros(5, norm.num_features, dtype=exact, device=device)
         for pair in self._wanted(node, 1, None):
-            x, t = (one.transpose(0, 1).flatten(1).double() for one in pair)
+            x, t = (one.transpose(0, 1).flatten(1).to(exact) for one in pair)
             if x.shape != t.shape:
                 return False
             sums += torch.stack([torch.ones_like(x).sum(1), x.sum(1), (x * x).sum(1), t.sum(1), (t * x).sum(1)])
@@ -190,7 +191,7 @@ class _Repair:
         gone = self._gone[str(node.target)]
         size = self._dense.values[node][0].shape[axis]
         left = torch.tensor([place for place in range(size) if place not in gone])
-        added = _summand(node if norm is None else next(iter(node.users)))
+        added = summand(node if norm is None else next(iter(node.users)))
         if added not in self._dense.values:  # computed later: it will make up for this one
             added = None
         (read,) = self._twins[node].all_input_nodes
@@ -202,18 +203,8 @@ class _Repair:
                 there = self._dense.values[added][number]
                 if there.shape == y.shape and here.shape == wanted.shape:
                     lacking = there.index_select(axis, left.to(y.device)) - here
-                    if norm is not None:
-                        lacking = lacking / _slope(norm).view(-1, *[1] * (lacking.ndim - 2))
-                    wanted = wanted + lacking
+                    wanted = wanted + (lacking if norm is None else _before(norm, lacking))
             yield x, wanted
-
-    def _norm_behind(self, node: fx.Node) -> _BatchNorm | None:
-        """Returns the batch norm that a layer's output goes to, if it goes nowhere else."""
-        users = list(node.users)
-        if len(users) != 1 or users[0].op != "call_module":
-            return None
-        module = self._small.get_submodule(str(users[0].target))
-        return module if isinstance(module, _BatchNorm) and module.running_mean is not None else None
 
 
 def _pairs(dense: Sequence[fx.Node], cut: Sequence[fx.Node]) -> dict[fx.Node, fx.Node]:
@@ -227,17 +218,15 @@ def _pairs(dense: Sequence[fx.Node], cut: Sequence[fx.Node]) -> dict[fx.Node, fx
     return dict(zip(dense, cut, strict=True))
 
 
+def _before(norm: _BatchNorm, values: Tensor) -> Tensor:
+    """Returns by how much what a norm reads has to change for a change of what it gives; 0 where it gives nothing."""
+    slope = _slope(norm)
+    inverse = torch.where(slope.abs() > 1e-6, 1 / slope, 0)
+    return values * inverse.view(-1, *[1] * (values.ndim - 2))
+
+
 def _slope(norm: _BatchNorm) -> Tensor:
     """Returns (channels,): what a norm multiplies with."""
     assert norm.running_var is not None
     scale = (norm.running_var + norm.eps).rsqrt()
     return norm.weight.detach() * scale if norm.affine else scale
-
-
-def _summand(node: fx.Node) -> fx.Node | None:
-    """Returns what a node's value is added to, if that is all that becomes of it."""
-    users = list(node.users)
-    if len(users) != 1 or getattr(users[0].target, "__name__", users[0].target) not in ADDITIONS:
-        return None
-    others = [one for one in users[0].args if one is not node]
-    return others[0] if len(others) == 1 and isinstance(others[0], fx.Node) and not users[0].kwargs else None
