@@ -4,8 +4,9 @@ ResNet-20 and -56 on CIFAR-10 (8,000 training and 2,000 test images that were on
 share of the MACs, by 1,024 of the training images; accuracy on the test images right after the cut and after two
 epochs. An FC network that is trained here on MNIST: neurons. EfficientNet-lite0: filters, and how often the likeliest
 of its classes stays the same. Everything is computed by one thread in float32, and seconds are of processor time, so
-that other work on the machine doesn't count. Rows that were measured before stay unless --again is given. Figures go to
-bench/results/vision.json, and with --table the tables of docs/vision.md are printed from them.
+that other work on the machine doesn't count. What was measured before stays unless --again is given; training after the
+cut, which takes longest, is left for another time with --untrained. Figures go to bench/results/vision.json, and with
+--table the tables of docs/vision.md are printed from them.
 
     python bench/vision.py --data DATA
     python bench/vision.py --data DATA --peer PEER_PYTHON
@@ -22,7 +23,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -40,6 +41,7 @@ from vision_training import accuracy, cifar, likeliest, macs, mnist, raw_cifar, 
 RESULTS = HERE / "results" / "vision.json"
 SCORES: dict[str, dict[str, Any]] = {
     "l1": {"score": "l1", "allocation": "global"},
+    "l1, multiples of 8": {"score": "l1", "allocation": "global", "round_to": 8},
     "obs": {"solver": "obs"},  # the same share of each group
     "taylor": {"score": "taylor", "allocation": "global"},
 }
@@ -57,10 +59,12 @@ class Bench:
     Attributes:
         data: The folder of images and networks.
         peer: The peer's python, if there is one.
+        untrained: Whether nothing is trained after the cut.
     """
 
     data: Path
     peer: str | None
+    untrained: bool
 
 
 def pruned(dense: nn.Module, x: Tensor, calibration: Any, **options: Any) -> tuple[nn.Module, Row]:
@@ -86,32 +90,38 @@ def pruned(dense: nn.Module, x: Tensor, calibration: Any, **options: Any) -> tup
     }
 
 
-def of_resnet(bench: Bench, depth: int, share: float, score: str) -> Row:
+@cache
+def dense_accuracy(data: Path, depth: int) -> float:
+    """Returns what a whole ResNet gives."""
+    return accuracy(resnet(data, depth), cifar(data))
+
+
+def of_resnet(bench: Bench, depth: int, share: float, score: str) -> Iterator[Row]:
     """Removes filters of every coupled group, the padded shortcuts' among them."""
     images, dense = cifar(bench.data), resnet(bench.data, depth)
     options = {"unit": "filter", "macs": share, **SCORES[score]}
     merely, _ = pruned(dense, images.x_test, images.calibration, **options, repair=False)
     small, row = pruned(dense, images.x_test, images.calibration, **options)
-    row |= {"dense": accuracy(dense, images), "cut": accuracy(merely, images), "repaired": accuracy(small, images)}
-    row |= speeds(dense, small, images.x_test)
+    row |= {"dense": dense_accuracy(bench.data, depth)}
+    row |= {"cut": accuracy(merely, images), "repaired": accuracy(small, images)}
+    yield row | speeds(dense, small, images.x_test)
     tune(small, images)
-    return {**row, "tuned": accuracy(small, images)}
+    yield {"tuned": accuracy(small, images)}
 
 
-def of_peer(bench: Bench, depth: int, share: float, score: str) -> Row:
+def of_peer(bench: Bench, depth: int, share: float, score: str) -> Iterator[Row]:
     """Lets the peer remove each block's inner filters."""
     assert bench.peer is not None
     script = [bench.peer, str(HERE / "vision_peer.py"), "--data", str(bench.data), "--depth", str(depth)]
-    row: Row = call([*script, "--score", score, "--share", str(share)])
-    return row
+    yield call([*script, "--score", score, "--share", str(share), *["--untrained"] * bench.untrained])
 
 
-def of_resnet_itself(bench: Bench, depth: int) -> Row:
+def of_resnet_itself(bench: Bench, depth: int) -> Iterator[Row]:
     """Trains the dense network for the same two epochs."""
+    yield {"dense": dense_accuracy(bench.data, depth)}
     images, dense = cifar(bench.data), resnet(bench.data, depth)
-    before = accuracy(dense, images)
     tune(dense, images)
-    return {"dense": before, "tuned": accuracy(dense, images)}
+    yield {"tuned": accuracy(dense, images)}
 
 
 @cache
@@ -123,19 +133,19 @@ def learnt(data: Path) -> nn.Module:
     return model
 
 
-def of_fully_connected(bench: Bench, removed: float, score: str) -> Row:
+def of_fully_connected(bench: Bench, removed: float, score: str) -> Iterator[Row]:
     """Removes neurons of both hidden layers."""
     images, dense = mnist(bench.data), learnt(bench.data)
     options = {"unit": "neuron", "sparsity": removed, **SCORES[score], "allocation": "uniform"}
     merely, _ = pruned(dense, images.x_test, images.calibration, **options, repair=False)
     small, row = pruned(dense, images.x_test, images.calibration, **options)
     row |= {"dense": accuracy(dense, images), "cut": accuracy(merely, images), "repaired": accuracy(small, images)}
-    row |= speeds(dense, small, images.x_test)
+    yield row | speeds(dense, small, images.x_test)
     train(small, images, epochs=1, rate=0.02)
-    return {**row, "tuned": accuracy(small, images)}
+    yield {"tuned": accuracy(small, images)}
 
 
-def of_efficientnet(bench: Bench, score: str) -> Row:
+def of_efficientnet(bench: Bench, score: str) -> Iterator[Row]:
     """Removes filters, and counts how often the likeliest class stays the same."""
     dense, images = efficientnet(), raw_cifar(bench.data)
     seen = [crops(CALIBRATION), enlarged(images.x_train[:CIFAR_IMAGES])]
@@ -148,10 +158,10 @@ def of_efficientnet(bench: Bench, score: str) -> Row:
         known = likeliest(dense, x)
         for kind, model in (("cut", merely), ("repaired", small)):
             row[f"{name}_{kind}"] = round(100 * float((likeliest(model, x) == known).float().mean()), 2)
-    return {**row, **speeds(dense, small, fresh["photographs"])}
+    yield row | speeds(dense, small, fresh["photographs"])
 
 
-ROWS: dict[str, Callable[[Bench], Row]] = {
+ROWS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     **{f"resnet{depth}": partial(of_resnet_itself, depth=depth) for depth in DEPTHS},
     **{
         f"resnet{depth}, {share:.0%}, {score}": partial(of_resnet, depth=depth, share=share, score=score)
@@ -169,7 +179,7 @@ ROWS: dict[str, Callable[[Bench], Row]] = {
         for score in ("l1", "obs")
     },
 }
-PEER_ROWS: dict[str, Callable[[Bench], Row]] = {
+PEER_ROWS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     f"resnet{depth}, {share:.0%}, {score}, peer": partial(of_peer, depth=depth, share=share, score=score)
     for depth in DEPTHS
     for share in SHARES
@@ -188,13 +198,16 @@ COLUMNS = {
     "tuned": ("trained on", "{:.2f}"),
     "speed_1": ("speed, 1", "{:.2f}x"),
     "speed_64": ("speed, 64", "{:.2f}x"),
-    "seconds": ("seconds", "{:.0f}"),
+    "seconds": ("seconds", "{:.1f}"),
 }
 
 
 def table(results: Row, network: str) -> str:
     """Returns a network's table in markdown: a row per cut, without columns that nothing was measured for."""
     rows = {name: row for name, row in results["rows"].items() if name.split(",")[0] == network}
+    dense = {row["dense"] for row in rows.values() if "dense" in row}
+    if dense:
+        rows = {network: {"dense": dense.pop()}, **rows}
     columns = {key: column for key, column in COLUMNS.items() if any(key in row for row in rows.values())}
     lines = [
         f"| {network} | " + " | ".join(title for title, _ in columns.values()) + " |",
@@ -222,6 +235,7 @@ def main() -> None:
     parser.add_argument("--peer", metavar="PEER_PYTHON", help="Python of an environment with torch-pruning.")
     parser.add_argument("--table", action="store_true", help="Print the tables of what was measured.")
     parser.add_argument("--again", action="store_true", help="Measure rows again that are there.")
+    parser.add_argument("--untrained", action="store_true", help="Don't train what was cut.")
     arguments = parser.parse_args()
     results: Row = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": {}}
     if arguments.table:
@@ -235,15 +249,20 @@ def main() -> None:
     wanted = [name for name in (every if arguments.peer else ROWS) if _asked(name, arguments.only)]
     if not wanted:
         parser.error(f"no row begins with {' or '.join(arguments.only)}; rows: {'; '.join(every)}.")
-    bench = Bench(arguments.data, arguments.peer)
+    bench = Bench(arguments.data, arguments.peer, arguments.untrained)
     for name in wanted:
-        if name in results["rows"] and not arguments.again:
+        known = results["rows"].get(name, {})
+        if known and not arguments.again and ("tuned" in known or bench.untrained or name.startswith("efficientnet")):
             continue
-        row = every[name](bench)
-        print(name, row, flush=True)
-        results["rows"][name] = row
-        results["rows"] = {one: results["rows"][one] for one in _ordered(every) if one in results["rows"]}
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        row: Row = {}
+        for found in every[name](bench):
+            row |= found
+            print(name, row, flush=True)
+            results["rows"][name] = row
+            results["rows"] = {one: results["rows"][one] for one in _ordered(every) if one in results["rows"]}
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+            if bench.untrained:
+                break
 
 
 def _asked(name: str, only: list[str] | None) -> bool:

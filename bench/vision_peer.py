@@ -59,13 +59,14 @@ def main() -> None:
     parser.add_argument("--depth", type=int, required=True)
     parser.add_argument("--score", choices=["l1", "taylor"], required=True)
     parser.add_argument("--share", type=float, required=True)
+    parser.add_argument("--untrained", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     images, dense = cifar(arguments.data), resnet(arguments.data, arguments.depth)
     ratio = ratio_for(dense, images, arguments.share)
     start = time.process_time()
     model = cut(dense, images, arguments.score, ratio)
-    row = {
+    row: dict[str, Any] = {
         "peer": f"Torch-Pruning {torch_pruning.__version__}",
         "filters_removed": ratio,
         "seconds": round(time.process_time() - start, 1),
@@ -74,8 +75,10 @@ def main() -> None:
         "cut": accuracy(model, images),
         **speeds(dense, model, images.x_test),
     }
-    tune(model, images)
-    print(json.dumps({**row, "tuned": accuracy(model, images)}))
+    if not arguments.untrained:
+        tune(model, images)
+        row["tuned"] = accuracy(model, images)
+    print(json.dumps(row))
 
 
 if __name__ == "__main__":
