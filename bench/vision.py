@@ -150,7 +150,7 @@ def of_efficientnet(bench: Bench, score: str) -> Iterator[Row]:
     dense, images = efficientnet(), raw_cifar(bench.data)
     seen = [crops(CALIBRATION), enlarged(images.x_train[:CIFAR_IMAGES])]
     fresh = {"photographs": crops(TEST), "cifar": enlarged(images.x_test[:CIFAR_IMAGES])}
-    calibration = torch.cat(seen).split(32)
+    calibration = torch.cat(seen)
     options = {"unit": "filter", "macs": LITE_SHARE, **SCORES[score]}
     merely, _ = pruned(dense, seen[0], calibration, **options, repair=False)
     small, row = pruned(dense, seen[0], calibration, **options)
