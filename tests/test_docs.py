@@ -51,6 +51,14 @@ def test_the_table_of_speech_is_the_one_that_the_benchmark_wrote() -> None:
     assert whisper.table(json.loads(whisper.RESULTS.read_text())) in (ROOT / "docs/units.md").read_text()
 
 
+@pytest.mark.usefixtures("bench")
+def test_the_tables_of_vision_networks_are_those_that_the_benchmark_wrote() -> None:
+    vision = import_module("vision")
+    page = (ROOT / "docs/vision.md").read_text()
+    for table in vision.tables(json.loads(vision.RESULTS.read_text())).values():
+        assert table in page
+
+
 def test_the_table_of_proofs_is_that_of_the_tests() -> None:
     assert proof_table() in (ROOT / "docs/units.md").read_text()
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from secateur.calibration.batches import batches_of
 from secateur.errors import NothingPrunedError, UsageError
+from secateur.network.graph.costs import GraphCosts
 from secateur.network.graph.network import GraphNetwork
 from secateur.recipe import Prune
 from secateur.structure.traced import TracedJob, prune_traced
@@ -82,3 +83,33 @@ def test_targets_that_cannot_be_met_or_are_met_already_are_errors(learnt: nn.Mod
         prune(learnt, remove=32)
     with pytest.raises(NothingPrunedError):
         prune(learnt, memory="1GB")
+
+
+@pytest.mark.parametrize("score", [{}, {"score": "l1"}, {"score": "fisher"}], ids=str)
+@pytest.mark.parametrize("target", [{"macs": 0.4}, {"params": 0.4}, {"sparsity": 0.5}], ids=str)
+def test_a_ranking_over_all_groups_spends_the_budget(
+    score: dict[str, Any], target: dict[str, float], learnt: nn.Module
+) -> None:
+    _, _, report = prune(learnt, allocation="global", **score, **target)
+    left = {group.name: group.left for group in report.groups}
+    assert len({group.left / group.before for group in report.groups}) > 1
+    counter = GraphCosts(GraphNetwork(learnt, torch.zeros(2, 2)))
+
+    def spent(widths: dict[str, int]) -> float:
+        if "sparsity" in target:
+            return sum(widths.values()) / 80
+        measure = "macs" if "macs" in target else "parameters"
+        return getattr(counter.of(widths), measure) / getattr(counter.of(), measure)
+
+    (share,) = target.values()
+    assert spent(left) <= share
+    assert all(spent({**left, name: width + 1}) > share for name, width in left.items())
+
+
+def test_a_feature_that_never_changes_goes_first_where_a_bias_takes_it_up() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 2)).eval()
+    with torch.no_grad():
+        model[0].weight[4], model[0].bias[4], model[2].weight[:, 4] = 0, 1, 0.3
+    _, keep, _ = prune(model, remove=1)
+    assert keep["0/neuron"].tolist() == [True, True, True, True, False, True]

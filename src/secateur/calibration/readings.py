@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,23 +13,34 @@ from torch.nn import functional
 
 from secateur.calibration.batches import Batch, Loss
 from secateur.calibration.statistics import INPUTS, Gradients, Needs, Statistics
-from secateur.calibration.targets import Moments, MomentSums
 from secateur.network.graph.own_layers import application, has_own_forward
 from secateur.network.network import Layer
-from secateur.processes import ALONE
 
 ROWS = 2048  # positions of one batch that are looked at, drawn anew for each
 
 
-def columns(module: nn.Module, x: Tensor) -> Tensor:
-    """Returns (batch, positions, in): what a layer's matrix is multiplied with, a convolution's input unfolded.
+@dataclass(frozen=True)
+class Sample:
+    """What a layer reads or gives at some positions of a batch.
+
+    Attributes:
+        positions: How many there are, over all examples.
+        values: (rows, in) or (rows, out) at those that were drawn.
+    """
+
+    positions: int
+    values: Tensor
+
+
+def windows(module: nn.Module, x: Tensor) -> Tensor:
+    """Returns (batch, positions ..., channels, window ...): what a layer's matrix is multiplied with, as a view.
 
     Args:
         module: A linear layer, or a convolution of one group.
         x: Its input.
     """
     if isinstance(module, nn.Linear):
-        return x.reshape(x.shape[0] if x.ndim > 1 else 1, -1, x.shape[-1])
+        return x if x.ndim > 1 else x[None]
     assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     dims = len(module.kernel_size)
     strides, dilations = module.stride, module.dilation
@@ -44,28 +55,35 @@ def columns(module: nn.Module, x: Tensor) -> Tensor:
         kernel, dilation, stride = (one[axis] for one in (module.kernel_size, dilations, strides))
         reach = dilation * (kernel - 1) + 1
         x = x.unfold(2 + axis, reach, stride)[..., ::dilation]  # the window's places become the last axis
-    places = x.movedim(1, dims + 1)  # (batch, positions ..., channels, window ...)
-    return places.reshape(places.shape[0], -1, module.in_channels * int(torch.tensor(module.kernel_size).prod()))
+    return x.movedim(1, dims + 1)
 
 
-def outputs(module: nn.Module, y: Tensor) -> Tensor:
-    """Returns (batch, positions, out): what a layer gives, position by position as `columns` has them."""
-    if isinstance(module, nn.Linear):
-        return y.reshape(y.shape[0] if y.ndim > 1 else 1, -1, y.shape[-1])
-    return y.flatten(2).transpose(1, 2)
+def sampled_windows(module: nn.Module, x: Tensor, number: int) -> Sample:
+    """Returns what a layer's matrix is multiplied with, at positions that are drawn by the batch's number."""
+    found = windows(module, x)
+    inner = 1 if isinstance(module, nn.Linear) else (found.ndim - 2) // 2 + 1  # axes of a window
+    return _sample(found, found.ndim - inner, number)
 
 
-def _some(rows: int, number: int) -> Tensor | None:
-    """Returns which rows of a batch are looked at; None for all."""
-    if rows <= ROWS:
-        return None
-    return torch.randperm(rows, generator=torch.Generator().manual_seed(number))[:ROWS]
+def sampled_outputs(module: nn.Module, y: Tensor, number: int) -> Sample:
+    """Returns what a layer gives, at the positions that `sampled_windows` draws."""
+    y = y.movedim(channel_axis(module), -1)
+    return _sample(y if y.ndim > 1 else y[None], y.ndim - 1, number)
 
 
-def _picked(values: Tensor, number: int) -> Tensor:
-    flat = values.flatten(0, 1)
-    some = _some(len(flat), number)
-    return flat if some is None else flat[some.to(flat.device)]
+def channel_axis(module: nn.Module) -> int:
+    """Returns the axis of a layer's output that has its units."""
+    return -1 if isinstance(module, nn.Linear) else 1
+
+
+def _sample(values: Tensor, leading: int, number: int) -> Sample:
+    leading = max(leading, 1)
+    shape = values.shape[:leading]
+    positions = shape.numel()
+    if positions <= ROWS:
+        return Sample(positions, values.reshape(positions, -1))
+    some = torch.randperm(positions, generator=torch.Generator().manual_seed(number))[:ROWS]
+    return Sample(positions, values[torch.unravel_index(some.to(values.device), shape)].flatten(1))
 
 
 @contextmanager
@@ -98,7 +116,7 @@ def gather(
         assert module is not None
 
         def add(args: tuple[Any, ...], _: Any, module: nn.Module = module, own: Statistics = statistics) -> None:
-            own.add(_picked(columns(module, args[0]), own.count))
+            own.add(sampled_windows(module, args[0], own.count).values)
 
         acts[module] = add
     with _hooked(acts), torch.inference_mode():
@@ -139,75 +157,3 @@ def gather_gradients(
     for layer in layers:
         found[layer.name].check(layer.name)
     return found
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What a layer gives for one batch.
-
-    Attributes:
-        positions: At how many positions, over all examples.
-        values: (rows, out) at some of them.
-    """
-
-    positions: int
-    values: Tensor
-
-
-class _Reached(BaseException):
-    """Ends a forward behind the layer that was looked for; no Exception, which a traced module would report."""
-
-
-def sampled_outputs(
-    model: nn.Module, layers: Sequence[Layer], batches: Sequence[Batch], tick: Callable[[], None]
-) -> dict[str, list[Sample]]:
-    """Returns, by layer name, what layers give at some positions of each batch, from one pass."""
-    found: dict[str, list[Sample]] = {layer.name: [] for layer in layers}
-    number = 0
-    acts: dict[nn.Module, Callable[[tuple[Any, ...], Any], None]] = {}
-    for layer in layers:
-        module = layer.module
-        assert module is not None
-
-        def keep(_: Any, output: Any, module: nn.Module = module, own: list[Sample] = found[layer.name]) -> None:
-            if len(own) == number:  # the first use only, where a layer is used again
-                all_of_them = outputs(module, output)
-                own.append(Sample(all_of_them.shape[:2].numel(), _picked(all_of_them, number)))
-
-        acts[module] = keep
-    with _hooked(acts), torch.inference_mode():
-        for number, batch in enumerate(batches):  # noqa: B007 (the hooks read it)
-            model(*batch.inputs)
-            tick()
-    return found
-
-
-def fitting_moments(
-    model: nn.Module, layer: Layer, targets: Sequence[Sample], batches: Sequence[Batch]
-) -> Moments | None:
-    """Returns moments of what a layer reads, with what it should give; None if it reads other positions than before.
-
-    Args:
-        model: The network; it is run up to the layer only.
-        layer: The layer.
-        targets: By batch, as `sampled_outputs` gives them.
-        batches: What to feed.
-    """
-    module = layer.module
-    assert module is not None
-    sums = MomentSums(layer, layer.parameter.device)
-    seen: list[Tensor] = []
-
-    def look(args: tuple[Any, ...], _: Any) -> None:
-        seen.append(columns(module, args[0]))
-        raise _Reached
-
-    with _hooked({module: look}), torch.inference_mode():
-        for number, (batch, target) in enumerate(zip(batches, targets, strict=True)):
-            with suppress(_Reached):
-                model(*batch.inputs)
-            read = seen.pop()
-            if read.shape[:2].numel() != target.positions:
-                return None  # units were cut along the positions, too
-            sums.add(_picked(read, number), target.values, "float32")
-    return sums.total(ALONE)

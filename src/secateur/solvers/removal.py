@@ -12,6 +12,7 @@ rounds; least squares on what is kept (OSSCAR, Meng et al. 2024, arXiv 2403.1298
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,52 +40,90 @@ class Path:
     energy: float
 
 
+@dataclass(frozen=True)
+class Consumer:
+    """One of the layers that read the same units.
+
+    Attributes:
+        W: (out, in) float32: the best weights with nothing removed.
+        G: (in, in) float32.
+        index: (units, width) int64: each unit's columns.
+        weight: What its squared error is multiplied with in the sum over all layers.
+    """
+
+    W: Tensor
+    G: Tensor
+    index: Tensor
+    weight: float = 1.0
+
+
 def elimination(
     W: Tensor, G: Tensor, index: Tensor, remove: int, damping: float = DAMPING, rounds: int = ROUNDS
+) -> Path:
+    """Removes units that one layer reads; see `joint_elimination`."""
+    return joint_elimination([Consumer(W, G, index)], remove, damping, rounds)
+
+
+def joint_elimination(
+    consumers: Sequence[Consumer], remove: int, damping: float = DAMPING, rounds: int = ROUNDS
 ) -> Path:
     """Removes units in rounds; after each, the weights that are left make up for those that went.
 
     Args:
-        W: (out, in) float32: the best weights with nothing removed.
-        G: (in, in) float32.
-        index: (units, width) int64: each unit's columns.
+        consumers: All layers that read the units.
         remove: How many units go.
-        damping: Relative to the mean of G's diagonal.
+        damping: Relative to the mean of each G's diagonal.
         rounds: In how many rounds.
 
     Raises:
-        SolverError: G isn't positive definite even when damped.
+        SolverError: A G isn't positive definite even when damped.
     """
-    L, damping = damped_cholesky(G, damping)
-    H_inverse = torch.cholesky_inverse(L)
-    del L
-    W = W.clone()
-    energy = float(((W @ G) * W).sum(dtype=torch.float64))
-    left = torch.ones(index.shape[0], dtype=torch.bool)
+    shrinking = [_Shrinking(one, damping) for one in consumers]
+    energy = sum(one.weight * float(((one.W @ one.G) * one.W).sum(dtype=torch.float64)) for one in consumers)
+    left = torch.ones(consumers[0].index.shape[0], dtype=torch.bool)
     order, losses = [], []
     for step in range(rounds):
         batch = remove * (step + 1) // rounds - remove * step // rounds
         if batch == 0:
             continue
         units = left.nonzero().flatten()
-        saliency = column_saliency(W, H_inverse, index[units])
+        saliency = torch.stack([one.saliency(units) for one in shrinking]).sum(0)
         values, chosen = saliency.topk(batch, largest=False)
         gone = units[chosen.cpu()]
-        P = index[gone].flatten().to(W.device)
-        inverse = H_inverse[P][:, P]
-        factor, info = torch.linalg.cholesky_ex(inverse)
-        if int(info):
-            raise SolverError("the inverse Gram matrix lost its precision while units went; use more --damping.")
-        step_W = torch.cholesky_solve(H_inverse[P], factor)  # (P, in)
-        W -= W[:, P] @ step_W
-        H_inverse -= H_inverse[:, P] @ step_W
-        W[:, P] = 0
+        for one in shrinking:
+            one.remove(gone)
         left[gone] = False
         order.append(gone)
         losses.append(values.double().cpu())
     if not order:
         return Path(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64), energy)
     return Path(torch.cat(order), torch.cat(losses).cummax(0).values, energy)
+
+
+class _Shrinking:
+    """A layer while units go."""
+
+    def __init__(self, consumer: Consumer, damping: float) -> None:
+        L, _ = damped_cholesky(consumer.G, damping)
+        self._consumer = consumer
+        self._H_inverse = torch.cholesky_inverse(L)
+        self._W = consumer.W.clone()
+
+    def saliency(self, units: Tensor) -> Tensor:
+        """Returns (units,): by how much the error rises when each goes alone, as it is weighted."""
+        found = column_saliency(self._W, self._H_inverse, self._consumer.index[units])
+        return self._consumer.weight * found
+
+    def remove(self, units: Tensor) -> None:
+        """Lets units go, and the weights that are left make up for them."""
+        P = self._consumer.index[units].flatten().to(self._W.device)
+        factor, info = torch.linalg.cholesky_ex(self._H_inverse[P][:, P])
+        if int(info):
+            raise SolverError("the inverse Gram matrix lost its precision while units went; use more --damping.")
+        step = torch.cholesky_solve(self._H_inverse[P], factor)  # (P, in)
+        self._W -= self._W[:, P] @ step
+        self._H_inverse -= self._H_inverse[:, P] @ step
+        self._W[:, P] = 0
 
 
 def column_saliency(W: Tensor, H_inverse: Tensor, index: Tensor) -> Tensor:

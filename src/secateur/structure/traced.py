@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import median
 
 import torch
@@ -15,10 +16,10 @@ from torch import Tensor, nn
 from secateur.allocation.amounts import Threshold
 from secateur.calibration.batches import Batch, Loss, default_loss
 from secateur.calibration.readings import gather, gather_gradients
-from secateur.calibration.statistics import GRADIENTS, INPUTS, Needs, Statistics
+from secateur.calibration.statistics import GRADIENTS, INPUTS, Gradients, Needs, Statistics
 from secateur.errors import ConstantScoreError, NothingPrunedError, UsageError
 from secateur.evaluation.costs import Costs
-from secateur.linear_algebra import DAMPING
+from secateur.network.graph.behind import mean_free
 from secateur.network.graph.costs import GraphCosts
 from secateur.network.graph.network import GraphNetwork, cut_graph
 from secateur.network.graph.tracing import evaluating
@@ -27,8 +28,8 @@ from secateur.progress import Progress
 from secateur.recipe import TRACED_UNITS, Prune, bytes_of
 from secateur.result import GroupReport, StageReport
 from secateur.scores.units import UnitScore, UnitStatistics, check_fit, scored, unit_score_named
-from secateur.solvers.removal import elimination
-from secateur.structure.traced_repair import renormalize, repair
+from secateur.structure.traced_obs import losses_in_rounds
+from secateur.structure.traced_repair import repair
 from secateur.timing import timed
 
 REPEATS = 5  # of timings for --latency
@@ -125,8 +126,6 @@ def _pruned(job: TracedJob) -> tuple[nn.Module, dict[str, Tensor], StageReport]:
     if stage.repair:
         with job.timed("repair"):
             errors = repair(network, small, keep, job.batches, stage.damping, job.progress, job.notes)
-        with job.timed("renormalize"):
-            renormalize(small, job.batches)
     reports = tuple(
         GroupReport(
             group.name, group.unit, group.count, int(keep[group.name].sum()), (), *errors.get(group.name, (None, None))
@@ -187,22 +186,18 @@ def _scores(job: TracedJob, groups: Sequence[UnitGroup]) -> dict[str, Tensor]:
             bar = job.progress.bar("gradients of the loss", len(job.batches))
             gradients = gather_gradients(job.network.model, layers, needs, job.batches, job.loss, bar)
     found, alike = {}, dict[str, ConstantScoreError]()
+    free = mean_free(job.network) if job.stage.solver == "obs" else set()
     with job.timed("score"):
         for number, group in enumerate(groups):
-            inputs = []
-            for reader in group.readers:
-                known = statistics.get(reader.layer.reads)
-                if known is None and gradients:
-                    known = Statistics.empty(reader.layer.shape[1], Needs.NOTHING, reader.layer.parameter.device)
-                own = gradients.get(reader.layer.name)
-                inputs.append(known if known is None or own is None else replace(known, gradients=own))
             random = torch.Generator().manual_seed(job.seed * 1_000_003 + number)
             try:
-                values = scored(score, group, UnitStatistics(tuple(inputs), random=random))
+                if job.stage.solver == "obs":
+                    found[group.name] = losses_in_rounds(group, statistics, free, job.stage.damping)
+                else:
+                    inputs = _inputs(group, statistics, gradients)
+                    found[group.name] = scored(score, group, UnitStatistics(inputs, random=random))
             except ConstantScoreError as error:
                 alike[group.name] = error
-            else:
-                found[group.name] = _in_rounds(job, group, statistics, values)
     if alike and not found:
         raise next(iter(alike.values()))
     if alike:
@@ -212,23 +207,18 @@ def _scores(job: TracedJob, groups: Sequence[UnitGroup]) -> dict[str, Tensor]:
     return found
 
 
-def _in_rounds(job: TracedJob, group: UnitGroup, statistics: Mapping[str, Statistics], values: Tensor) -> Tensor:
-    """With the solver obs, a unit's score is by how much its going raises the error when its turn comes."""
-    if job.stage.solver != "obs" or len(group.readers) != 1:
-        return values
-    (reader,) = group.readers
-    W = reader.layer.matrix().float()
-    known = statistics[reader.layer.reads]
-    path = elimination(W, known.G / max(known.count, 1), reader.index, group.count - 1, job.stage.damping or DAMPING)
-    ordered = torch.full((group.count,), torch.inf)
-    ordered[path.order] = path.losses.float()
-    finite = ordered[ordered.isfinite()]
-    return ordered.clamp_max(2 * float(finite.max()) + 1e-30)
-
-
-def _normalized(groups: Sequence[UnitGroup], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns scores relative to their group's mean, for a ranking over groups of different scales."""
-    return {group.name: scores[group.name] / (float(scores[group.name].abs().mean()) or 1.0) for group in groups}
+def _inputs(
+    group: UnitGroup, statistics: Mapping[str, Statistics], gradients: Mapping[str, Gradients]
+) -> tuple[Statistics | None, ...]:
+    """Returns what is known of what each reader of a group reads."""
+    inputs = []
+    for reader in group.readers:
+        known = statistics.get(reader.layer.reads)
+        if known is None and gradients:
+            known = Statistics.empty(reader.layer.shape[1], Needs.NOTHING, reader.layer.parameter.device)
+        own = gradients.get(reader.layer.name)
+        inputs.append(known if known is None or own is None else replace(known, gradients=own))
+    return tuple(inputs)
 
 
 def _least(job: TracedJob, group: UnitGroup) -> int:
@@ -244,11 +234,13 @@ def _widths(
         return None
     if stage.remove is not None or (stage.sparsity is not None and stage.allocation == "uniform"):
         return {group.name: _own(job, group) for group in groups}
+    cost, limit, words = _budget(job, groups, counter)
+    widths: Callable[[int], dict[str, int]]
     if stage.allocation == "global":
-        high, widths = _ranked(job, groups, scores)
+        order = _ranked(job, groups, scores, counter)
+        high, widths = len(order), partial(_left, job, groups, order)
     else:
         high, widths = _even(job, groups)
-    cost, limit, words = _budget(job, groups, counter)
     if limit >= cost(widths(0)):
         raise NothingPrunedError(f"nothing was pruned: {words} is met as it is. Ask for less.")
     if cost(widths(high)) > limit:
@@ -260,6 +252,8 @@ def _widths(
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if cost(widths(middle)) <= limit else (middle + 1, high)
+    if stage.allocation == "global" and stage.latency is None:
+        return _filled(job, groups, order[:low], lambda left: cost(left) <= limit)
     return widths(low)
 
 
@@ -286,23 +280,49 @@ def _rounded(job: TracedJob, group: UnitGroup, width: float) -> int:
     return group.count if width >= group.count else max(_least(job, group), int(width + 1e-9) // step * step)
 
 
-def _ranked(
-    job: TracedJob, groups: Sequence[UnitGroup], scores: Mapping[str, Tensor]
-) -> tuple[int, Callable[[int], dict[str, int]]]:
-    """Returns how many removals there may be, in the order of score per parameter, and the widths after so many."""
-    even = _normalized(groups, scores)
+def _ranked(job: TracedJob, groups: Sequence[UnitGroup], scores: Mapping[str, Tensor], counter: GraphCosts) -> Tensor:
+    """Returns (removals,) places of groups: in which order they lose units.
+
+    Scores that are losses go by loss per what a unit costs; others have scales of their own in each group, and go by
+    what they are relative to their group's mean.
+    """
+    stage, dense = job.stage, counter.of()
+    measure = "bytes" if stage.memory is not None else "parameters" if stage.params is not None else "macs"
+    losses = stage.solver == "obs" or bool(_score(stage).needs & GRADIENTS)
     gains, places = [], []
     for place, group in enumerate(groups):
-        gain = even[group.name].sort().values[: group.count - _least(job, group)].double()
-        gains.append(gain / group.parameters_each().double().mean())
-        places.append(torch.full((len(gain),), place))
-    order = torch.cat(places)[torch.cat(gains).sort(stable=True).indices]
+        values = scores[group.name].double()
+        scale = float(values.abs().mean()) or 1.0
+        if losses:
+            saved = getattr(dense, measure) - getattr(counter.of({group.name: group.count - 1}), measure)
+            scale = 1.0 if stage.sparsity is not None else max(float(saved), 1e-9)
+        gains.append(values.sort().values[: group.count - _least(job, group)] / scale)
+        places.append(torch.full((len(gains[-1]),), place))
+    return torch.cat(places)[torch.cat(gains).sort(stable=True).indices]
 
-    def widths(removed: int) -> dict[str, int]:
-        gone = torch.bincount(order[:removed], minlength=len(groups)).tolist()
-        return {group.name: _rounded(job, group, group.count - lost) for group, lost in zip(groups, gone, strict=True)}
 
-    return len(order), widths
+def _left(job: TracedJob, groups: Sequence[UnitGroup], order: Tensor, removed: int | None = None) -> dict[str, int]:
+    """Returns the widths after so many removals, or all, each of them the place of a group."""
+    gone = torch.bincount(order[:removed], minlength=len(groups)).tolist()
+    return {group.name: _rounded(job, group, group.count - lost) for group, lost in zip(groups, gone, strict=True)}
+
+
+def _filled(
+    job: TracedJob, groups: Sequence[UnitGroup], removals: Tensor, fits: Callable[[Mapping[str, int]], bool]
+) -> dict[str, int]:
+    """Takes back what went last where the budget has room for it, as single units may be large; returns the widths."""
+    gone = torch.ones(len(removals), dtype=torch.bool)
+    full: set[int] = set()
+    for step in reversed(range(len(removals))):
+        place = int(removals[step])
+        if place not in full:
+            gone[step] = False
+            if not fits(_left(job, groups, removals[gone])):
+                gone[step] = True
+                full.add(place)
+        if len(full) == len(groups):
+            break
+    return _left(job, groups, removals[gone])
 
 
 def _budget(
