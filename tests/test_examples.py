@@ -18,9 +18,12 @@ def test_an_example_recipe_prunes_a_tiny_model_of_the_same_family(path: Path, tm
     data = yaml.safe_load(path.read_text())
     data |= {"model": str(save_tiny("llama", tmp_path / "dense", tokenizer=True)), "output": str(tmp_path / "out")}
     data["calibration"] |= {"samples": 4, "length": 32}
+    for stage in data["stages"]:
+        if "distill" in stage:
+            stage["distill"] = {**stage["distill"], "minutes": None, "steps": 3, "samples": 8}
     result = secateur.run_recipe(secateur.Recipe.build(data))
     assert len(result.stages) == len(data["stages"])
-    assert all(stage.zeros > 0 for stage in result.stages)
+    assert all(stage.zeros > 0 or stage.groups or stage.training for stage in result.stages)
 
 
 def test_the_python_example_runs_on_a_tiny_model(

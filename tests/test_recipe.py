@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from secateur.api import single_stage
 from secateur.errors import PatternError, UsageError
-from secateur.recipe import Calibration, Evaluate, Prune, Recipe
+from secateur.recipe import Calibration, Evaluate, Finetune, Prune, Recipe
 from secateur.scores import SCORES
 from secateur.solvers import AUTO, AUTO_MASKED, SOLVERS
 
@@ -186,11 +186,11 @@ def test_a_recipe_cannot_be_changed_once_it_is_made() -> None:
             "calibration.sample is not a known",
         ),
         ({"model": "m", "stages": [{"prune": HALF}], "evaluate": {"txt": "a"}}, "evaluate.txt is not a known field"),
-        ({"model": "m", "stages": [{"prun": HALF}]}, "stages.0.prun is not a known field"),
+        ({"model": "m", "stages": [{"prun": HALF}]}, "unknown stage 'prun'. Did you mean 'prune'?"),
         ({"stages": [{"prune": HALF}]}, "model is missing"),
         ({"model": "m"}, "stages is missing"),
         ({"model": "m", "stages": []}, "stages: a recipe needs at least one stage"),
-        ({"model": "m", "stages": [{}]}, "stages.0.prune is missing"),
+        ({"model": "m", "stages": [{}]}, "a stage has one kind, but got none"),
         ({"model": "m", "stages": [{"prune": HALF}], "version": 2}, "version: "),
         ({"model": "m", "stages": [{"prune": HALF}], "seed": -1}, "seed: "),
         ({"model": "m", "stages": [{"prune": HALF}], "seed": "x"}, "seed: "),
@@ -386,3 +386,53 @@ def test_usage_errors_exit_with_2() -> None:
     with pytest.raises(UsageError) as error:
         built(sparsity=2)
     assert error.value.exit_code == 2
+
+
+def test_a_recovery_stage_without_anything_behind_it_has_all_defaults(tmp_path: Path) -> None:
+    path = written(
+        tmp_path, "model: m\nstages:\n  - prune: {sparsity: 0.5}\n  - finetune:\n  - distill: {minutes: 20}\n"
+    )
+    recipe = Recipe.read(path)
+    assert [stage.kind for stage in recipe.stages] == ["prune", "finetune", "distill"]
+    assert recipe.stages[1].finetune == Finetune()
+    assert recipe.to_dict()["stages"][1] == {"finetune": Finetune().model_dump(mode="json")}
+    assert Recipe.build(recipe.to_dict()) == recipe
+
+
+def test_a_repeat_is_carried_out_round_after_round() -> None:
+    stages = [{"prune": HALF}, {"reconstruct": None}, {"finetune": None}]
+    recipe = Recipe.build({"model": "m", "stages": [{"repeat": 2, "rewind": True, "stages": stages}]})
+    assert [(step.stage.kind, step.round, step.begins, step.rewinds) for step in recipe.steps] == [
+        ("prune", 1, True, False),
+        ("reconstruct", 1, False, False),
+        ("finetune", 1, False, True),
+        ("prune", 2, False, False),
+        ("reconstruct", 2, False, False),
+        ("finetune", 2, False, True),
+    ]
+    assert Recipe.build(recipe.to_dict()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("stage", "says"),
+    [
+        ({"prune": HALF, "finetune": None}, "a stage has one kind, but got prune and finetune"),
+        ("prune", "a stage is a mapping"),
+        ({"finetune": {"rat": 1}}, "finetune.rat is not a known field"),
+        ({"finetune": {"steps": 0}}, "finetune.steps: "),
+        ({"distill": {"top_k": 5, "logits": 0, "hidden": 1}}, "top_k is about the teacher's logits"),
+        ({"repeat": 3}, "stages is missing"),
+        ({"repeat": 1, "stages": [{"prune": HALF}]}, "repeat.times: "),
+        ({"repeat": 2, "stages": [{"finetune": None}]}, "none of its stages prunes"),
+        ({"repeat": 2, "stages": [{"prune": {"pattern": "2:4"}}]}, "rounds go towards one of"),
+        ({"repeat": 9, "stages": [{"prune": {"unit": "layer", "remove": 2}}]}, "2 units can't be removed in 9 rounds"),
+        ({"repeat": 2, "rewind": True, "stages": [{"prune": HALF}]}, "rewind is for what trains"),
+        (
+            {"repeat": 2, "rewind": True, "stages": [{"prune": {"unit": "neuron", **HALF}}, {"finetune": None}]},
+            "rewind goes with --unit weight",
+        ),
+        ({"repeat": 2, "stages": [{"repeat": 2, "stages": [{"prune": HALF}]}]}, "can't be a repeat itself"),
+    ],
+)
+def test_a_stage_that_makes_no_sense_is_named(stage: object, says: str) -> None:
+    assert says in refusal({"model": "m", "stages": [stage]})

@@ -38,6 +38,10 @@ class SolverError(SecateurError):
     """A solver can't give a result, for instance as a Gram matrix isn't positive definite."""
 
 
+class TrainingError(SecateurError):
+    """Training can't go on, for instance as its loss is NaN."""
+
+
 class PatternError(UsageError):
     """An N:M pattern that makes no sense, or doesn't divide a layer's width."""
 

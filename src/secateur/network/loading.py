@@ -91,6 +91,11 @@ def load(
     return _with_record(Network(loaded, family, tokenizer, source, compute, notes))
 
 
+def streamable(path: Path) -> bool:
+    """Whether a checkpoint's blocks can be read one by one: it is a plain folder (`load` refuses encoder-decoders)."""
+    return path.is_dir() and not is_packed(path) and not _is_reshaped(path)
+
+
 def weight_bytes(path: Path) -> int:
     """Returns the size of a checkpoint's weight files."""
     files = [path] if path.is_file() else path.glob("*.safetensors")

@@ -25,6 +25,7 @@ from secateur.network.tokenizers import save_tokenizer
 from secateur.network.vocabulary import save_kept
 
 RESULT_FILE = "secateur.json"
+TRAINING_BYTES = 28  # per parameter: float32, and twice float32 with AdamW's two moments
 NOT_COPIED = (
     "*.safetensors",
     "*.index.json",
@@ -51,6 +52,7 @@ OURS = (
     "README.md",
     "report.html",
     "secateur.mask",
+    "training.csv",
     MODELING_FILE,
     RESULT_FILE,
 )
@@ -153,12 +155,20 @@ def explain(error: OSError, where: Path) -> str:
     return f"can't write {where}: {error.strerror or error}{name}. No half-written output is left."
 
 
-def check_room(network: Network, output: Path) -> None:
-    """Raises SaveError before any work is done if the disk has no room for the checkpoint and the run's state."""
+def check_room(network: Network, output: Path, trains: bool = False) -> None:
+    """Raises SaveError before any work is done if the disk has no room for the checkpoint and the run's state.
+
+    Args:
+        network: The model.
+        output: The folder to write.
+        trains: Whether it is trained on the way, which keeps two states with their optimizer's, and the best one.
+    """
     folder = next(parent for parent in output.absolute().parents if parent.exists())
     needed = sum(parameter.nbytes for parameter in network.model.parameters())
     if network.store is None:
         needed *= 2  # the run's state has the blocks in files of its own
+    if trains:
+        needed += TRAINING_BYTES * network.parameters()
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise SaveError(f"{output} needs {needed / 1e9:.2f} GB, but the disk of {folder} has {free / 1e9:.2f} GB free.")

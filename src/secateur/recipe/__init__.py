@@ -12,12 +12,8 @@ from secateur.errors import SecateurError, UsageError
 from secateur.recipe.base import Settings, bytes_of, refuse
 from secateur.recipe.data import Calibration, Evaluate
 from secateur.recipe.prune import INNER_UNITS, TRACED_UNITS, Prune
-
-
-class Stage(Settings):
-    """One stage: a mapping with one key, the stage's kind."""
-
-    prune: Prune
+from secateur.recipe.recovery import Distill, Finetune, Lora, Reconstruct, Training
+from secateur.recipe.stage import Repeat, Stage, Step, steps_of
 
 
 class Recipe(Settings):
@@ -59,6 +55,16 @@ class Recipe(Settings):
             raise ValueError("a recipe needs at least one stage")
         return value
 
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The stages in the order in which they are carried out, those of a `repeat` round after round."""
+        return steps_of(self.stages)
+
+    @property
+    def prunes(self) -> tuple[Prune, ...]:
+        """The settings of the stages that prune, as written."""
+        return tuple(step.settings for step in self.steps if isinstance(step.settings, Prune))
+
     @model_validator(mode="after")
     def _images_everywhere(self) -> Recipe:
         if self.calibration.images is None:
@@ -93,4 +99,20 @@ class Recipe(Settings):
         return self.model_dump(mode="json")
 
 
-__all__ = ["INNER_UNITS", "TRACED_UNITS", "Calibration", "Evaluate", "Prune", "Recipe", "Stage", "bytes_of"]
+__all__ = [
+    "INNER_UNITS",
+    "TRACED_UNITS",
+    "Calibration",
+    "Distill",
+    "Evaluate",
+    "Finetune",
+    "Lora",
+    "Prune",
+    "Recipe",
+    "Reconstruct",
+    "Repeat",
+    "Stage",
+    "Step",
+    "Training",
+    "bytes_of",
+]

@@ -316,7 +316,11 @@ def _stage(number: int, stage: StageReport) -> dict[str, Any]:
     return {
         "number": number,
         "lines": stage_lines(stage)[1:],  # the first is the page's opening sentence
-        "plots": [*(_widths(number, stage)), *(_stage_plots(number, stage) if stage.layers else [])],
+        "plots": [
+            *_widths(number, stage),
+            *(_stage_plots(number, stage) if stage.layers else _rebuilt(number, stage)),
+            *_training(number, stage),
+        ],
         "unmeasured": NO_ERRORS if stage.layers and not measured else "",
         "headers": [header for header, _, _ in columns],
         "layers": table,
@@ -418,6 +422,28 @@ def _rebuilt(number: int, stage: StageReport) -> list[Plot]:
         "windows that weren't trained on. The errors of the blocks before it are in it."
     )
     return [_dots(f"blocks-{number}", "Block reconstruction", caption, series, {"rangemode": "tozero"})]
+
+
+def _training(number: int, stage: StageReport) -> list[Plot]:
+    """Returns the plot of the loss over the steps of training, if the stage trained."""
+    if stage.training is None:
+        return []
+    traces: list[dict[str, Any]] = []
+    for name, label, mode in (("loss", "trained on", "lines"), ("eval_loss", "held out", "lines+markers")):
+        some = [entry for entry in stage.training.log if name in entry]
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": mode,
+                "name": label,
+                "x": [entry["step"] for entry in some],
+                "y": [entry[name] for entry in some],
+                "line": {"color": COLOURS[len(traces)]},
+            }
+        )
+    caption = f"Mean loss; the state after step {stage.training.best:,}, with the least on what was held out, was kept."
+    axes = {"xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": "loss, nats"}}}
+    return [Plot(f"training-{number}", "Loss while it trained", caption, traces, {"height": 380, **axes})]
 
 
 def _sparsity_by_checkpoint(comparison: Comparison) -> Plot | None:

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from secateur.network.packed import PackedSize
+from secateur.report.training import describe_recovery, training_line
 from secateur.result import Comparison, LayerReport, Metrics, Result, StageReport
 
 WIDTH = 100
@@ -184,7 +185,7 @@ def describe_stage(stage: Mapping[str, Any]) -> str:
     kind, settings = next(iter(stage.items()))
     given = {name: value for name, value in settings.items() if value is not None}
     if kind != "prune":
-        return f"{kind.capitalize()}: " + ", ".join(f"{name} {value}" for name, value in given.items()) + "."
+        return describe_recovery(kind, given)
     unit = given.get("unit", "weight")
     if unit != "weight":
         return _describe_removal(unit, given)
@@ -195,7 +196,7 @@ def describe_stage(stage: Mapping[str, Any]) -> str:
     elif "threshold" in given:
         amount = f"every weight whose score is below {given['threshold']}"
     elif "sparsity" in given:
-        amount = f"{100 * given['sparsity']:g} % of the weights"
+        amount = f"{100 * given['sparsity']:.4g} % of the weights"
     else:
         amount = "weights"
     words = [f"Zeroed {amount}"]
@@ -278,6 +279,14 @@ def stage_lines(stage: StageReport) -> tuple[str, ...]:
         share = percent(stage.sparsity)
         lines.append(f"{len(stage.layers)} layers, {stage.zeros:,} of {stage.weights:,} weights zero ({share}).")
     lines += _group_lines(stage)
+    if stage.training is not None:
+        lines.append(training_line(stage.training))
+    if stage.blocks:
+        before, after = (sum(getattr(one, name) for one in stage.blocks) for name in ("error_before", "error"))
+        number = len(stage.blocks)
+        lines.append(
+            f"Error of {number} blocks' outputs: {small(before / number)} before, {small(after / number)} after."
+        )
     errors = final_errors(stage)
     if errors:
         mean, (worst, where) = sum(error for error, _ in errors) / len(errors), max(errors)
@@ -369,6 +378,9 @@ def result_table(result: Result) -> RenderableType:
         parts += [Text(shorten(line, 2 * WIDTH)) for line in [measured_on(result.comparison)] if line]
     else:
         parts.append(_figures(result.comparison))
+    for number, stage in enumerate(result.stages, start=1):
+        if stage.training is not None:
+            parts.append(Text(shorten(f"Stage {number}: {training_line(stage.training)}", 2 * WIDTH)))
     if result.reload is not None:
         parts.append(Text(f"{loaded_again(result)}: {describe_reload(result.reload)}."))
     return Group(*parts, *_notes(all_notes(result)))
@@ -393,9 +405,12 @@ def _stages_table(stages: Sequence[StageReport]) -> Table:
     table = _table("stage", "layers pruned", "zeros", "sparsity", "mean error", "worst error")
     for number, stage in enumerate(stages, start=1):
         errors = [error for error, _ in final_errors(stage)]
+        kind = shorten(next(iter(stage.stage)), 20)
+        if kind != "prune":
+            _add(table, (f"{number} {kind}", "", "", "", "", ""))
+            continue
         known = (small(sum(errors) / len(errors)), small(max(errors))) if errors else ("not measured", "")
         share = percent(stage.sparsity) if stage.weights else ""
-        kind = shorten(next(iter(stage.stage)), 20)
         _add(table, (f"{number} {kind}", f"{len(stage.layers)}", f"{stage.zeros:,}", share, *known))
     return table
 

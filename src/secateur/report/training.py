@@ -1,0 +1,72 @@
+"""What recovery stages did, in words and as a table of their steps."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from secateur.result import StageReport, TrainingReport
+
+COLUMNS = ("stage", "kind", "step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm")
+LOG = "training.csv"
+
+
+def describe_recovery(kind: str, given: Mapping[str, Any]) -> str:
+    """Returns what a recovery stage does, in words.
+
+    Args:
+        kind: `finetune`, `lora`, `distill` or `reconstruct`.
+        given: Its settings, less those that are None.
+    """
+    if kind == "reconstruct":
+        return "Tuned each block to give the dense block's outputs; zeros stayed zero."
+    if kind == "distill":
+        teacher = given.get("teacher", "dense")
+        whose = "the dense model" if teacher == "dense" else str(teacher)
+        what = {
+            "logits": "distributions",
+            "hidden": "hidden states",
+            "attention": "attention maps",
+            "labels": "the text",
+        }
+        parts = [f"{words} ({given[name]:g})" for name, words in what.items() if given.get(name)]
+        weighed = f", by {', '.join(parts)}" if parts else ""
+        return f"Distilled from {whose}{weighed}{_length(given)}; zeros stayed zero."
+    if kind == "lora":
+        rank = given.get("rank", 8)
+        return f"Trained low-rank updates (LoRA, rank {rank}){_length(given)} and added them; zeros stayed zero."
+    return f"Fine-tuned{_length(given)}; zeros stayed zero."
+
+
+def _length(given: Mapping[str, Any]) -> str:
+    limits = [f"{given['steps']:,} steps"] if "steps" in given else []
+    limits += [f"{given['minutes']:g} minutes"] if "minutes" in given else []
+    return f" for at most {' or '.join(limits)}" if limits else ""
+
+
+def training_line(training: TrainingReport) -> str:
+    """Returns what training came to, in a line of words."""
+    kept = "as it was" if training.best == 0 else f"after step {training.best:,}"
+    return (
+        f"{training.steps:,} steps on {training.trained:,} examples of {training.data}; loss on {training.judged:,} "
+        f"others {training.before:.4f} before, {training.after:.4f} {kept}."
+    )
+
+
+def training_table(stages: Sequence[StageReport]) -> str:
+    """Returns all that was logged as CSV; empty where nothing was trained."""
+    rows = [
+        {"stage": number, "kind": next(iter(stage.stage)), **entry}
+        for number, stage in enumerate(stages, start=1)
+        if stage.training is not None
+        for entry in stage.training.log
+    ]
+    if not rows:
+        return ""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
