@@ -231,7 +231,7 @@ def _describe_removal(unit: str, given: Mapping[str, Any]) -> str:
         "macs": lambda v: f"{units} until {100 * v:g} % of the multiply-accumulates were left",
         "memory": lambda v: f"{units} until the weights took {v}",
         "latency": lambda v: f"{units} until reading a window should take {100 * v:g} % of the time",
-        "sparsity": lambda v: f"{100 * v:g} % of the {units}",
+        "sparsity": lambda v: f"{100 * v:.4g} % of the {units}",
         "remove": lambda v: f"{v} {units}{' of every layer' if inner else ''}",
         "threshold": lambda v: f"{units} whose score is below {v}",
     }
