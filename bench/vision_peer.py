@@ -42,14 +42,17 @@ def cut(dense: nn.Module, images: Images, score: str, ratio: float) -> nn.Module
 
 
 def ratio_for(dense: nn.Module, images: Images, share: float) -> float:
-    """Returns the lowest share of filters, in steps, that leaves at most a share of the MACs."""
+    """Returns the share of filters, in steps, whose removal leaves what is nearest to a share of the MACs."""
     limit = share * macs(dense, images.x_test[:1])
+
+    def left(step: int) -> int:
+        return macs(cut(dense, images, "l1", step / STEPS), images.x_test[:1])
+
     low, high = 0, STEPS
     while low < high:
         middle = (low + high) // 2
-        met = macs(cut(dense, images, "l1", middle / STEPS), images.x_test[:1]) <= limit
-        low, high = (low, middle) if met else (middle + 1, high)
-    return low / STEPS
+        low, high = (low, middle) if left(middle) <= limit else (middle + 1, high)
+    return min((max(low - 1, 0), low), key=lambda step: abs(left(step) - limit)) / STEPS
 
 
 def main() -> None:
