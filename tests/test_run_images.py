@@ -17,7 +17,7 @@ import secateur as library
 from command_line import Outcome, secateur
 from secateur.errors import UsageError
 from tiny import save_tiny
-from vision import BY_NAME, draw, noise, save_classifier
+from tiny_vision import BY_NAME, draw, noise, save_classifier
 
 EACH = 4  # images of every colour
 

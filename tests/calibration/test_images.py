@@ -12,7 +12,7 @@ from PIL import Image
 
 from secateur.calibration.images import ImageBatches, find_pictures, parted
 from secateur.errors import CalibrationError, UsageError
-from vision import BY_NAME, COLOURS, SIZE, draw
+from tiny_vision import BY_NAME, COLOURS, SIZE, draw
 
 LABELS = {name: place for place, name in enumerate(COLOURS)}
 

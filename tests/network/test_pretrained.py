@@ -20,7 +20,7 @@ from secateur.network.graph.network import GraphNetwork, cut_graph
 from secateur.network.pretrained import fitted_config, plain_kind, pretrained
 from secateur.network.saving import save_model
 from secateur.run_network import graph_network
-from vision import CLASSIFIERS, classifier, noise
+from tiny_vision import CLASSIFIERS, classifier, noise
 
 RELOAD = """
 import sys
