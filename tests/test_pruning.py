@@ -581,6 +581,16 @@ def test_reconstruction_lowers_the_blocks_error_and_keeps_every_zero(family: str
     assert not any(parameter.requires_grad for parameter in tuned.model.parameters())
 
 
+def test_reconstruction_takes_smaller_steps_where_none_helps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As behind least squares, which usual steps only disturb."""
+    monkeypatch.setattr("secateur.training.reconstruction.RATE", 0.3)
+    options = {"sparsity": 0.5, "score": "l1", "reconstruct": True}
+    for passes, gains in ((1, False), (6, True)):
+        blocks = prune(network("llama"), **options, reconstruct_passes=passes).blocks
+        assert any(block.error < 0.98 * block.error_before for block in blocks) == gains
+        assert all(block.error <= block.error_before for block in blocks)
+
+
 def test_reconstruction_in_bfloat16_keeps_the_dtype_and_the_zeros() -> None:
     one = network("llama", torch.bfloat16)
     report = prune(one, pattern="2:4", reconstruct=True, reconstruct_passes=2)

@@ -24,6 +24,7 @@ RATE = 6e-3  # Adam's step, relative to the root mean square of a layer's kept w
 FINAL_RATE = 0.2  # of RATE, at the end of the last pass (cosine)
 HELD_OUT = 8  # every how manieth batch only judges
 LEAST = 1e-3  # relative gain of a pass below which it was the last
+LOWERED = 4  # what RATE is divided by where no pass has gained anything, as behind a fit by least squares
 
 
 def reconstruct(
@@ -90,35 +91,42 @@ class _Tuning:
 
     def run(self, passes: int) -> tuple[float, float, int]:
         """Returns the error before and after, and the passes that were made."""
-        groups = []
-        for weight, keep in zip(self.weights, self.keep, strict=True):
-            size = float(weight[keep].square().mean().sqrt()) if bool(keep.any()) else 0.0
-            groups.append({"params": [weight.requires_grad_(True)], "lr": RATE * size})
-        adam = torch.optim.Adam(groups, betas=(0.9, 0.95), eps=1e-12)
-        steps = passes * len(self.trained)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            adam, lambda step: FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        )
         first = best = self._judge()
         state = [weight.detach().clone() for weight in self.weights]
-        made = 0
-        for _ in range(passes):
-            for batch in self.trained:
-                self._differentiate(batch)
-                adam.step()
-                schedule.step()
-            made += 1
-            error = self._judge()
-            gain = (best - error) / best if best > 0 else 0.0
-            if error < best:
-                best = error
-                state = [weight.detach().clone() for weight in self.weights]
-            if not gain > LEAST:
-                break
+        made, rate = 0, RATE
+        while made < passes and best == first > 0:
+            with torch.no_grad():
+                for weight, known in zip(self.weights, state, strict=True):
+                    weight.copy_(known)
+            adam, schedule = self._optimizer(rate, (passes - made) * len(self.trained))
+            gain = math.inf
+            while made < passes and gain > LEAST:
+                for batch in self.trained:
+                    self._differentiate(batch)
+                    adam.step()
+                    schedule.step()
+                made += 1
+                error = self._judge()
+                gain = (best - error) / best if best > 0 else 0.0
+                if error < best:
+                    best = error
+                    state = [weight.detach().clone() for weight in self.weights]
+            rate /= LOWERED
         for layer in self.layers:
             place = self.places[id(layer.parameter)]
             layer.write(layer.as_matrix(state[place]).cpu(), layer.as_matrix(self.keep[place]).cpu())
         return first, best, made
+
+    def _optimizer(self, rate: float, steps: int) -> tuple[torch.optim.Adam, torch.optim.lr_scheduler.LambdaLR]:
+        """Returns Adam at a rate relative to the weights' sizes, and its way down over some steps."""
+        groups = []
+        for weight, keep in zip(self.weights, self.keep, strict=True):
+            size = float(weight.detach()[keep].square().mean().sqrt()) if bool(keep.any()) else 0.0
+            groups.append({"params": [weight.requires_grad_(True)], "lr": rate * size})
+        adam = torch.optim.Adam(groups, betas=(0.9, 0.95), eps=1e-12)
+        return adam, torch.optim.lr_scheduler.LambdaLR(
+            adam, lambda step: FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        )
 
     def _differentiate(self, batch: int) -> None:
         """Sets the weights' gradients to those of one batch, which the process that has it gives to the others."""
