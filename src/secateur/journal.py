@@ -84,6 +84,33 @@ def read_state(folder: Path) -> dict[str, Any]:
     return found
 
 
+def begin_anew(output: Path, progress: Progress) -> None:
+    """Makes a run's folder empty, and says so where an earlier run left something to resume."""
+    if (lost := left_over(output)) is not None:
+        progress.say(f"starting anew, as --resume isn't given; of an earlier run {lost.partition(' and kept')[0]}.")
+    shutil.rmtree(run_folder(output), ignore_errors=True)
+    run_folder(output).mkdir(parents=True)
+
+
+def state_of_same(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what the journal of a run says.
+
+    Args:
+        folder: Where it is.
+        about: What the run that is to go on is, as plain data.
+
+    Raises:
+        ResumeError: It is of another run, or can't be read.
+    """
+    data = read_state(folder)
+    if changed := differences(data["about"], about):
+        raise ResumeError(
+            f"{folder} holds another run: {'; '.join(changed[:3])}. Give the same command, or run without --resume to "
+            "start anew."
+        )
+    return data
+
+
 def in_words(stages: int, blocks: int) -> str:
     """Says how far a run came: `1 of its stages and 4 blocks of the next are`."""
     parts = [f"{stages} of its stages"] if stages else []
@@ -150,12 +177,7 @@ class Journal:
                 progress.say(f"going on: {in_words(journal.stage, journal.position)} finished.")
             return journal
         if team.first:
-            if (lost := left_over(output)) is not None:
-                progress.say(
-                    f"starting anew, as --resume isn't given; of an earlier run {lost.partition(' and kept')[0]}."
-                )
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+            begin_anew(output, progress)
         team.wait()
         return journal
 
@@ -258,13 +280,7 @@ class Journal:
             (self.folder / relative).unlink(missing_ok=True)  # of an earlier stage
 
     def _take_up(self) -> None:
-        data = read_state(self.folder)
-        changed = differences(data["about"], self._about)
-        if changed:
-            raise ResumeError(
-                f"{self.folder} holds another run: {'; '.join(changed[:3])}. Give the same command, or run without "
-                "--resume to start anew."
-            )
+        data = state_of_same(self.folder, self._about)
         self._run = data["run"]
         self.stage, self.position, self.state = data["stage"], data["position"], data["state"]
         self._files = data["files"]

@@ -81,7 +81,7 @@ class Run:
         network, calibration, held_out = self._prepared(None)
         with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
             journal = StageJournal(Path(folder), {}, self.team, durable=False)
-            network, calibration, stages = self._stages(network, calibration, journal, None)
+            network, calibration, stages = self._stages(network, calibration, journal)
         peak = peak_memory()
         comparison = None
         if self.team.first:
@@ -123,15 +123,14 @@ class Run:
         held_out: Windows | None,
         journal: Journal | StageJournal,
     ) -> Result:
-        blocks, whole = (journal, None) if isinstance(journal, Journal) else (None, journal)
-        network, calibration, stages = self._stages(network, calibration, whole, blocks)
+        network, calibration, stages = self._stages(network, calibration, journal)
         peak = peak_memory()
         if not self.team.first:
             return _result(self, network, stages, calibration, held_out, None, None, peak)
         with complete_folder(output, journal.folder / "output") as folder:
             tick = self.progress.bar("saving and loading again", 2)
             with self.timed("save"):
-                save_network(network, folder, blocks.parts() if network.store and blocks else ())
+                save_network(network, folder, journal.parts() if network.store and isinstance(journal, Journal) else ())
                 pruned = self.recipe.prunes
                 if any(not stage.structured for stage in pruned) or (not pruned and zeros_of(network).number):
                     save_mask(network, folder / MASK_FILE)
@@ -144,8 +143,8 @@ class Run:
                 comparison = _evaluate(self, network, held_out, folder)
             result = _result(self, network, stages, calibration, held_out, comparison, difference, peak)
             write_result(result, folder)
-            if whole is not None and whole.logs.is_dir():
-                shutil.copytree(whole.logs, folder / whole.logs.name)
+            if isinstance(journal, StageJournal) and journal.logs.is_dir():
+                shutil.copytree(journal.logs, folder / journal.logs.name)
         return result
 
     def _check_resume(self, output: Path) -> None:
@@ -181,7 +180,7 @@ class Run:
         return network, calibration, held_out
 
     def _stages(
-        self, network: Network, calibration: Windows | None, whole: StageJournal | None, blocks: Journal | None
+        self, network: Network, calibration: Windows | None, journal: Journal | StageJournal
     ) -> tuple[Network, Windows | None, tuple[StageReport, ...]]:
         """Carries out the stages that aren't done yet; returns the model, its calibration windows and the reports."""
         stages = Stages(
@@ -194,7 +193,7 @@ class Run:
             seconds=self.seconds,
             notes=self.notes,
         )
-        return stages.carry_out(network, calibration, whole, blocks)
+        return stages.carry_out(network, calibration, journal)
 
     def _load_beside(self, model: str, stream: bool) -> Network:
         """Loads another model, or the dense one again, beside the one that is worked on."""

@@ -62,22 +62,23 @@ class Stages:
     notes: list[str]
 
     def carry_out(
-        self, network: Network, calibration: Windows | None, whole: StageJournal | None, blocks: Journal | None
+        self, network: Network, calibration: Windows | None, journal: Journal | StageJournal
     ) -> tuple[Network, Windows | None, tuple[StageReport, ...]]:
         """Carries out the stages that aren't done yet.
 
         Args:
             network: The model, after the stages that are done.
             calibration: Calibration windows.
-            whole, blocks: Where the run's state is kept: stage by stage, or block by block.
+            journal: Where the run's state is kept: block by block, or stage by stage.
 
         Returns:
             The model, its calibration windows and the reports of all stages.
         """
         recipe = self.recipe
+        blocks, whole = (journal, None) if isinstance(journal, Journal) else (None, journal)
         if recipe.calibration.compute == "bfloat16" and calibration is not None and not bf16_pays(network.device):
             self.notes.append("bf16 products aren't faster than float32 ones on this processor, which has no AMX.")
-        done = list((whole or blocks).finished) if whole or blocks else []  # type: ignore[union-attr]
+        done = list(journal.finished)
         first = self._first(network, calibration, done)
         for step in recipe.steps[len(done) :]:
             if step.begins and whole is not None:

@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from secateur.calibration.activations import Storage
-from secateur.errors import ResumeError
 from secateur.files import save_text
-from secateur.journal import FILE, FORMAT, differences, in_words, left_over, read_state, run_folder, stage_report
+from secateur.journal import FILE, FORMAT, begin_anew, in_words, run_folder, stage_report, state_of_same
 from secateur.network.loading import load
 from secateur.network.network import Network
 from secateur.network.saving import save_network
@@ -78,12 +77,7 @@ class StageJournal:
             if journal.worth_keeping:
                 progress.say(f"going on: {in_words(len(journal.finished), 0)} finished.")
         elif team.first:
-            if (lost := left_over(output)) is not None:
-                progress.say(
-                    f"starting anew, as --resume isn't given; of an earlier run {lost.partition(' and kept')[0]}."
-                )
-            shutil.rmtree(journal.folder, ignore_errors=True)
-            journal.folder.mkdir(parents=True)
+            begin_anew(output, progress)
             journal._write()
         team.wait()
         return journal
@@ -158,13 +152,6 @@ class StageJournal:
         save_text(json.dumps(data), self.folder / FILE)
 
     def _take_up(self) -> None:
-        data = read_state(self.folder)
-        changed = differences(data["about"], self._about)
-        if changed:
-            raise ResumeError(
-                f"{self.folder} holds another run: {'; '.join(changed[:3])}. Give the same command, or run without "
-                "--resume to start anew."
-            )
-        self.finished = [stage_report(one) for one in data["finished"]]
+        self.finished = [stage_report(one) for one in state_of_same(self.folder, self._about)["finished"]]
         if self._team.first:
             shutil.rmtree(self.folder / "activations", ignore_errors=True)

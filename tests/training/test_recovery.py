@@ -301,7 +301,7 @@ def test_all_of_the_teachers_logits_on_the_disk_give_the_exact_divergence(
     exact = divergence(ours, theirs, 2.0)
     for one in (kept, Kept(tmp_path, 2.0)):  # the second reads what the first wrote
         assert one.full
-        torch.testing.assert_close(one.divergence(ours, batch["places"], 2.0), exact, atol=0.03, rtol=0.02)
+        torch.testing.assert_close(one.divergence(ours, batch["places"]), exact, atol=0.03, rtol=0.02)
 
 
 def test_a_few_of_the_teachers_logits_give_a_lower_bound(folder: Path, text: str, tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_a_few_of_the_teachers_logits_give_a_lower_bound(folder: Path, text: str
     batch = examples.batch(range(4))
     with torch.no_grad():
         ours, theirs = student.model(batch["input_ids"]).logits, teacher.model(batch["input_ids"]).logits
-    bound = kept.divergence(ours, batch["places"], 1.0)
+    bound = kept.divergence(ours, batch["places"])
     assert bool((bound <= divergence(ours, theirs, 1.0) + 1e-2).all())
     assert bool((bound > -1e-3).all())
 

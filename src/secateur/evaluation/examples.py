@@ -15,6 +15,7 @@ from torch.nn import functional
 from secateur.calibration.batches import Batch, Loss
 from secateur.errors import CalibrationError, first_line
 from secateur.evaluation.costs import Costs
+from secateur.evaluation.speed import SAME_SPEED
 from secateur.network.graph.tracing import evaluating
 from secateur.network.graph.values import tensors
 from secateur.progress import Progress
@@ -22,7 +23,6 @@ from secateur.result import Comparison, Metrics
 
 REPEATS = 5
 MANY = 64  # examples in a large batch
-SAME_SPEED = 0.05  # a ratio this near to 1 isn't called a difference
 
 Metric = Callable[[Any, Any], Any]
 

@@ -21,6 +21,7 @@ from secateur.network.quiet import quiet_transformers
 from secateur.progress import Progress
 
 REPEATS = 5
+SAME_SPEED = 0.05  # a ratio this near to 1 isn't called a difference
 PROMPT = 8  # tokens before decoding begins
 DECODED = 24
 

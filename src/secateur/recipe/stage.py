@@ -11,7 +11,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from secateur.errors import UsageError, did_you_mean
 from secateur.recipe.base import Settings
 from secateur.recipe.prune import Prune
-from secateur.recipe.recovery import Distill, Finetune, Lora, Reconstruct
+from secateur.recipe.recovery import Distill, Finetune, Lora, Reconstruct, Training
 
 APPROACHED = ("sparsity", "params", "macs", "memory", "remove")  # targets that rounds can go towards
 
@@ -58,6 +58,11 @@ class Stage(Settings):
         found: Settings = getattr(self, self.kind)
         return found
 
+    @property
+    def trains(self) -> bool:
+        """Whether it trains weights on data of its own."""
+        return isinstance(self.settings, Training)
+
 
 class Repeat(Settings):
     """Stages that are carried out several times: those that prune come nearer to their target each time.
@@ -90,7 +95,7 @@ class Repeat(Settings):
                 raise UsageError(f"repeat: {prune.remove} units can't be removed in {self.times} rounds; repeat less.")
         if self.rewind and any(prune.structured for prune in prunes):
             raise UsageError("repeat: rewind goes with --unit weight; of units that are removed no values are left.")
-        if self.rewind and not any(stage.kind in ("finetune", "lora", "distill") for stage in self.stages):
+        if self.rewind and not any(stage.trains for stage in self.stages):
             raise UsageError("repeat: rewind is for what trains after it; add finetune or distill, or leave it out.")
         return self
 
@@ -128,10 +133,9 @@ def steps_of(stages: Sequence[Stage]) -> tuple[Step, ...]:
         for number in range(stage.repeat.times):
             waiting = False
             for place, one in enumerate(stage.repeat.stages):
-                trains = one.kind in ("finetune", "lora", "distill")
                 begins = stage.repeat.rewind and number == place == 0
-                steps.append(Step(one, number + 1, stage.repeat.times, begins, waiting and trains))
-                waiting = (waiting and not trains) or (stage.repeat.rewind and one.prune is not None)
+                steps.append(Step(one, number + 1, stage.repeat.times, begins, waiting and one.trains))
+                waiting = (waiting and not one.trains) or (stage.repeat.rewind and one.prune is not None)
     return tuple(steps)
 
 

@@ -95,7 +95,7 @@ class Distillation:
             if self.kept is None:
                 distance = divergence(student.logits, teacher.logits, settings.temperature)
             else:
-                distance = self.kept.divergence(student.logits, batch["places"], settings.temperature)
+                distance = self.kept.divergence(student.logits, batch["places"])
             loss = loss + settings.logits * _mean(distance, where)
         if settings.hidden:
             loss = loss + settings.hidden * self._hidden(student, teacher)

@@ -45,6 +45,7 @@ class Trained:
     """What a training stage did.
 
     Attributes:
+        trained, judged: How many examples were trained on, and how many others judged.
         steps: Steps of the optimizer.
         best: The step whose state was kept; 0 is the beginning.
         before, after: Mean loss on what wasn't trained on, before and of the state that was kept.
@@ -52,6 +53,8 @@ class Trained:
         notes: What the user should know.
     """
 
+    trained: int
+    judged: int
     steps: int
     best: int
     before: float
@@ -262,7 +265,8 @@ def train(
         {"step": 0, "eval_loss": before},
         *(_logged(one, settings.batch / split) for one in trainer.state.log_history),
     )
-    return Trained(trainer.state.global_step, watch.best.step, before, watch.best.loss, log, tuple(notes))
+    state, best = trainer.state, watch.best
+    return Trained(split, held, state.global_step, best.step, before, best.loss, log, tuple(notes))
 
 
 def _steps(settings: Training, per_epoch: int) -> int:

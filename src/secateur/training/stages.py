@@ -28,7 +28,7 @@ from secateur.training.examples import Examples, examples_of
 from secateur.training.lora import Adapters
 from secateur.training.objectives import DataLoss, Distillation, arguments
 from secateur.training.reconstruction import reconstruct
-from secateur.training.recovery import HELD_SHARE, Trained, train
+from secateur.training.recovery import Trained, train
 from secateur.training.teacher import Kept
 from secateur.training.zeros import trainable, zeros_of
 
@@ -81,11 +81,10 @@ class Recovery:
         else:
             assert isinstance(settings, Training)
             trained = self._train(settings)
-            held = min(settings.held_out, max(1, len(self.windows) // HELD_SHARE))
             training = TrainingReport(
                 data=self.windows.source,
-                trained=len(self.windows) - held,
-                judged=held,
+                trained=trained.trained,
+                judged=trained.judged,
                 steps=trained.steps,
                 best=trained.best,
                 before=trained.before,

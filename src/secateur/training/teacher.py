@@ -26,7 +26,7 @@ class Kept:
         """
         Args:
             folder: Where the arrays lie, perhaps from an earlier run that was killed; it has to exist.
-            temperature: That of the distributions.
+            temperature: That of both distributions.
         """
         self.folder, self.temperature = folder, temperature
         self._arrays: dict[str, Any] = {}
@@ -78,19 +78,18 @@ class Kept:
             array.flush()
         (self.folder / DONE).touch()
 
-    def divergence(self, student: Tensor, places: Tensor, temperature: float) -> Tensor:
+    def divergence(self, student: Tensor, places: Tensor) -> Tensor:
         """Returns temperature² times KL(teacher ‖ student) at each place over the kept classes and the rest: (...).
 
         Args:
             student: (examples, ..., classes) logits.
             places: (examples,) which examples they are.
-            temperature: Of the student's distribution.
         """
         index = places.cpu().numpy()
         theirs = torch.from_numpy(np.asarray(self._arrays["values"][index])).to(student.device, torch.float32)
         classes = torch.from_numpy(np.asarray(self._arrays["classes"][index])).to(student.device, torch.int64)
-        ours = functional.log_softmax(student.float() / temperature, dim=-1).gather(-1, classes)
+        ours = functional.log_softmax(student.float() / self.temperature, dim=-1).gather(-1, classes)
         within = (theirs.exp() * (theirs - ours)).sum(-1)
         p_rest = (1 - theirs.exp().sum(-1)).clamp_min(1e-7)
         q_rest = (1 - ours.exp().sum(-1)).clamp_min(1e-7)
-        return temperature**2 * (within + p_rest * (p_rest.log() - q_rest.log()))
+        return self.temperature**2 * (within + p_rest * (p_rest.log() - q_rest.log()))
