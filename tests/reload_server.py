@@ -5,12 +5,13 @@ This process imports it once, never loads a model, and hands each check to a cop
 
     python -I tests/reload_server.py RELOAD_FILE
 
-reads a JSON line per check from its input ({"arguments": [...], "threads": "1", "folder": "..."}) and answers each with one
-({"code": 0, "error": ""}).
+reads a JSON line per check from its input ({"arguments": [...], "threads": "1", "folder": "..."}) and answers each with
+one ({"code": 0, "error": ""}).
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import runpy
@@ -58,9 +59,8 @@ class Server:
 
 def serve(file: str) -> None:
     """Answers until the input ends."""
-    import torch
-    from transformers import LlamaForCausalLM  # noqa: F401  with a model comes most of what all models need
-
+    torch = importlib.import_module("torch")
+    importlib.import_module("transformers.models.llama.modeling_llama")  # brings most of what all models need
     main = runpy.run_path(file)["main"]
     for line in sys.stdin:
         asked = json.loads(line)

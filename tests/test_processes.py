@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from command_line import Outcome, secateur
 from tiny import save_tiny
 
 TEXT = "Many hands make light work, if nobody waits for somebody else all the time. " * 200
@@ -37,10 +38,10 @@ def options(source: Path, out: Path, text: str, *more: str) -> list[str]:
     return ["prune", str(source), "-o", str(out), *calibration, "--no-evaluate", *more]
 
 
-def run(arguments: list[str], processes: int = 1) -> subprocess.CompletedProcess[str]:
-    many = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    start = [sys.executable, *(many if processes > 1 else []), "-m", "secateur"]
-    return subprocess.run([*start, *arguments, "--json"], capture_output=True, text=True, check=False, timeout=300)
+def in_two(arguments: list[str]) -> Outcome:
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "secateur"]
+    done = subprocess.run([*start, *arguments], capture_output=True, text=True, check=False, timeout=300)
+    return Outcome(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.mark.parametrize(
@@ -58,9 +59,10 @@ def test_two_processes_give_what_one_gives(more: list[str], source: Path, text: 
     found = {}
     for processes in (1, 2):
         out = tmp_path / str(processes)
-        done = run(options(source, out, text, *more), processes)
-        assert done.returncode == 0, done.stderr
-        json.loads(done.stdout)  # one report, not two
+        arguments = [*options(source, out, text, *more), "--json"]
+        done = secateur(*arguments) if processes == 1 else in_two(arguments)
+        assert done.code == 0, done.err
+        json.loads(done.out)  # one report, not two
         found[processes] = {
             name: tensor for shard in sorted(out.glob("*.safetensors")) for name, tensor in load_file(shard).items()
         }
@@ -81,9 +83,9 @@ def test_two_processes_share_out_the_experts_of_one_weight(text: str, tmp_path: 
 
 
 def test_misuse_tells_the_ranks_apart(source: Path, text: str, tmp_path: Path) -> None:
-    done = run(options(source, tmp_path / "out", text, "--sparsity", "1.5"), 2)
-    assert done.returncode != 0
-    said = [line for line in done.stderr.splitlines() if "between 0 and 1" in line]
+    done = in_two(options(source, tmp_path / "out", text, "--sparsity", "1.5"))
+    assert done.code != 0
+    said = [line for line in done.err.splitlines() if "between 0 and 1" in line]
     assert [line.startswith("error: rank 1: ") for line in sorted(said)] in ([False], [True], [False, True])
     assert not (tmp_path / "out").exists()
 
