@@ -89,26 +89,22 @@ def side_by_side(python: str, script: str, data: Path, scratch: Path, repeats: i
     """Our sparsegpt and the peer's in turns, on one and the same float32 checkpoint folder."""
     dense = scratch / "dense"
     dense_checkpoint(dense)
-    ours, fast, theirs = [], [], []
+    ours, theirs = [], []
     for _ in range(repeats):
         theirs.append(
             call([python, script, "sparsegpt", "0.5", "0:0", str(scratch / "peer")], MODEL=str(dense), DATA=str(data))
         )
         ours.append(prune(RUNS["sparsegpt 50 %"], data, scratch / "ours", str(dense)))
-        fast.append(prune(RUNS["sparsegpt 50 %, bf16 forward"], data, scratch / "fast", str(dense)))
     ratios = [a["seconds"] / b["sec"] for a, b in zip(ours, theirs, strict=True)]
-    fast_ratios = [a["seconds"] / b["sec"] for a, b in zip(fast, theirs, strict=True)]
     memory = [a["peak_memory_gb"] / b["peak_rss_gb"] for a, b in zip(ours, theirs, strict=True)]
     return {
         "ours": {**ours[-1], **perplexity(str(scratch / "ours"), data)},
-        "ours_bf16": {**fast[-1], **perplexity(str(scratch / "fast"), data)},
         "peer": {**theirs[-1], **perplexity(str(scratch / "peer"), data)},
         "seconds_ours": [one["seconds"] for one in ours],
-        "seconds_ours_bf16": [one["seconds"] for one in fast],
         "seconds_peer": [one["sec"] for one in theirs],
         "time_ratio_median": round(statistics.median(ratios), 3),
-        "time_ratio_median_bf16": round(statistics.median(fast_ratios), 3),
         "memory_ratio_median": round(statistics.median(memory), 3),
+        "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
     }
 
 

@@ -38,11 +38,12 @@ def side_by_side() -> str:
     """Returns the comparison with a peer in words, wrapped as README has it."""
     found = read("protocol")["side_by_side"]
     ours, peer = found["ours"], found["peer"]
+    threads = "1 thread" if found["threads"] == 1 else f"{found['threads']} threads"
     return wrapped(
         f"Side by side with {peer['peer']}'s SparseGPT at 50 % ({len(found['seconds_ours'])} runs each in turns, same "
-        f"float32 checkpoint and texts): {found['time_ratio_median']:.2f} times its time and "
+        f"float32 checkpoint and texts, {threads} each): {found['time_ratio_median']:.2f} times its time and "
         f"{found['memory_ratio_median']:.2f} times its peak memory (medians), perplexity {ours['perplexity']:.2f} "
-        f"against {peer['perplexity']:.2f}{_in_bf16(found)}."
+        f"against {peer['perplexity']:.2f}."
     )
 
 
@@ -57,13 +58,6 @@ def default() -> str:
         f"`sparsegpt` at 50 %, in {longer[0]:.2f} times the time, and {lower[1]:.1%} below at 2:4, in {longer[1]:.2f} "
         "times the time."
     )
-
-
-def _in_bf16(found: dict[str, Any]) -> str:
-    if "ours_bf16" not in found:
-        return ""
-    ratio, perplexity = found["time_ratio_median_bf16"], found["ours_bf16"]["perplexity"]
-    return f"; with `--compute bfloat16` {ratio:.2f} times its time, perplexity {perplexity:.2f}"
 
 
 def large() -> str:
