@@ -11,9 +11,12 @@ from torch import nn
 
 from secateur.calibration.batches import Loss
 from secateur.calibration.data import Windows, read_windows, self_generated, window_length
+from secateur.calibration.tables import is_table, read_table
 from secateur.errors import UsageError
+from secateur.evaluation.classes import add_accuracy, check_classes
 from secateur.evaluation.comparison import compare_networks
 from secateur.evaluation.examples import Metric
+from secateur.network.classifier import class_names
 from secateur.network.loading import load
 from secateur.network.network import Network
 from secateur.network.vision import is_classifier, load_classifier
@@ -179,7 +182,8 @@ def compare(
 
     Args:
         models: What to compare, as for `load`, or loaded networks.
-        text: A file or hub data set; `self` lets the first model write it.
+        text: A file or hub data set; `self` lets the first model write it. Of models that tell classes apart a table
+            of text and label (.tsv, .csv, .jsonl), all of which is measured on.
         images: For image classifiers instead of a text: a folder of images, flat or with a subfolder per class.
         windows: Windows of text.
         length: Tokens per window; None takes 1024, or what all models hold.
@@ -203,6 +207,11 @@ def compare(
         model if isinstance(model, Network) else load(model, seed=seed, stream=stream, progress=progress, **loading)
         for model in models
     ]
+    if is_table(text):
+        check_classes(networks, text)
+        table = read_table(text, None, class_names(networks[0]))
+        sizes = compare_networks(networks, None, progress, False)
+        return add_accuracy(sizes, networks, table, length, progress)
     size = min(window_length(network, length) for network in networks)
     dense = networks[0]
     chosen: Windows = (
@@ -220,7 +229,7 @@ def evaluate(
 
     Args:
         model: As for `load`, or a loaded network.
-        text: A file or hub data set.
+        text: A file or hub data set, or for a model that tells classes apart a table of text and label.
         images: For an image classifier instead of a text: a folder of images, flat or with a subfolder per class.
         **options: As for `compare`; `windows` is 20 if it isn't given.
     """

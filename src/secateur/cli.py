@@ -189,7 +189,10 @@ def evaluate(
     model: options.Model,
     text: Annotated[
         str | None,
-        typer.Option(help="Text or .jsonl file, hub data set, or folder of .wav files.", rich_help_panel=options.DATA),
+        typer.Option(
+            help="Text or .jsonl file, hub data set, folder of .wav files, table of text and label.",
+            rich_help_panel=options.DATA,
+        ),
     ] = None,
     images: options.Images = None,
     windows: Annotated[
@@ -232,7 +235,7 @@ def compare(
     text: Annotated[
         str,
         typer.Option(
-            help="Text, .jsonl, hub data set, folder of .wav; self: the first model writes it.",
+            help="Text, .jsonl, hub data set, folder of .wav, table of text and label; self: the first model writes.",
             rich_help_panel=options.DATA,
         ),
     ] = "self",

@@ -14,6 +14,7 @@ from secateur.calibration.data import (
 )
 from secateur.calibration.tables import Table, is_table, read_table
 from secateur.errors import CalibrationError, UsageError
+from secateur.evaluation.classes import check_classes
 from secateur.network.classifier import class_names, is_sequence_classifier, with_classes
 from secateur.network.network import Network
 from secateur.progress import Progress
@@ -66,11 +67,7 @@ class RunWindows:
         """Returns the rows that the models are measured on."""
         if self.judged_on is None:
             return None
-        if not is_sequence_classifier(network):
-            raise UsageError(
-                f"{network.architecture} tells no classes apart, so a table ({self.judged_on}) says nothing of it; "
-                "train it on one in a stage, or give a text."
-            )
+        check_classes([network], self.judged_on)
         return read_table(self.judged_on, None, class_names(network))
 
     @property

@@ -55,6 +55,9 @@ def test_an_encoder_learns_the_classes_of_a_table_is_cut_and_taught(folder: Path
     assert finetuned.model.config.id2label == {0: "no", 1: "yes"}
     told = json.loads((tmp_path / "dense/config.json").read_text())
     assert told["architectures"] == ["BertForSequenceClassification"]
+    again = secateur.evaluate(tmp_path / "dense", text=table)
+    assert (again.accuracy, again.examples, again.perplexity) == (1, 80, None)
+    assert again.loss == pytest.approx(figures.loss, rel=1e-4)
 
     cut = {"prune": {"unit": "neuron,head", "sparsity": 0.5}}
     taught = {"distill": {**SHORT, "data": table, "rate": 1e-3, "hidden": 0.1, "top_k": 2}}
@@ -118,6 +121,8 @@ def test_a_table_with_faults_is_an_error(rows: list[str], says: str, tmp_path: P
 def test_models_that_tell_no_classes_apart_are_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="tells no classes apart"):
         run(folder, {"prune": {"sparsity": 0.5, "score": "l1"}})
+    with pytest.raises(UsageError, match="tells no classes apart"):
+        secateur.compare([folder / "bert", folder / "bert"], text=str(folder / "rows.tsv"))
     llama = str(save_tiny("llama", tmp_path / "llama", tokenizer=True))
     with pytest.raises(UsageError, match="that is for encoders"):
         run(folder, {"finetune": {**SHORT, "data": str(folder / "rows.tsv")}}, model=llama)

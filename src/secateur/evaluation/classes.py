@@ -10,12 +10,23 @@ from torch.nn import functional
 
 from secateur.calibration.data import text_tokenizer, window_length
 from secateur.calibration.tables import Table
+from secateur.errors import UsageError
 from secateur.network.classifier import is_sequence_classifier
 from secateur.network.network import Network
 from secateur.progress import Progress
 from secateur.result import Comparison, Metrics
 
 ROWS = 32  # at a time
+
+
+def check_classes(networks: Sequence[Network], table: str) -> None:
+    """Raises UsageError if one of the models tells no classes apart, so that a table says nothing of it."""
+    for network in networks:
+        if not is_sequence_classifier(network):
+            raise UsageError(
+                f"{network.architecture} tells no classes apart, so a table ({table}) says nothing of it; "
+                "train it on one in a stage, or give a text."
+            )
 
 
 def add_accuracy(
