@@ -65,7 +65,9 @@ rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps)
 def accuracy() -> float:
     model.eval()
     with torch.no_grad():
-        right = [(model(part).argmax(1) == of).sum() for part, of in zip(tests.split(500), answers.split(500))]
+        right = [
+            (model(part).argmax(1) == of).sum() for part, of in zip(tests.split(500), answers.split(500), strict=True)
+        ]
     model.train()
     return float(sum(right)) / len(tests)
 

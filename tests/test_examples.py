@@ -1,13 +1,17 @@
 """The examples run: as written on the demo model when slow tests are asked for, on a tiny one always."""
 
+import json
+import re
 import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 import secateur
+from shared_data import DATA, needs_data
 from tiny import save_tiny
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -38,8 +42,89 @@ def test_the_python_example_runs_on_a_tiny_model(
     assert "sparsity of block weights" in capsys.readouterr().out
 
 
+def run_script(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+
+
+def test_neurons_go_while_digits_are_learnt(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_script(monkeypatch, "digits_neurons", 12)
+    said = capsys.readouterr().out
+    assert "[64, 32, 10] outputs" in said
+    (right,) = re.findall(r"epoch 12: .*, ([\d.]+)%", said)
+    assert float(right) > 80
+
+
+def test_filters_go_while_images_are_learnt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chance = np.random.default_rng(0)
+    rows = {
+        f"{what}_{part}": chance.integers(0, high, shape, dtype=np.uint8)
+        for part, number in (("train", 128), ("test", 64))
+        for what, high, shape in (("x", 256, (number, 8, 8, 3)), ("y", 10, (number,)))
+    }
+    np.savez(tmp_path / "images.npz", **rows)
+    run_script(monkeypatch, "cifar_filters", tmp_path / "images.npz", 4, tmp_path / "out")
+    said = capsys.readouterr().out
+    filters = [int(number) for number in re.findall(r"epoch 4: filters \[([\d, ]+)\]", said)[0].split(", ")]
+    assert sum(filters) == 144
+    assert "saved and read again: True" in said
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "xlnet"])
+def test_a_model_is_pruned_while_it_is_trained_from_scratch(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("What is cut off is gone; what is left must carry on as if nothing had happened. " * 60)
+    run_script(monkeypatch, "from_scratch", kind, text, 4, tmp_path / "out")
+    said = capsys.readouterr().out
+    assert "50.0% of the blocks' zero" in said
+    loss, entropy = (float(number) for number in re.findall(r"([\d.]+)(?= nats|\n$)", said)[-2:])
+    assert loss < entropy + 2
+    assert secateur.evaluate(tmp_path / "out", text=str(text), windows=2, length=32).sparsity == pytest.approx(0.5)
+
+
+def test_a_classifier_is_pruned_in_every_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ["sentence\tlabel", *(f"{'good and great' if good else 'bad and sad'}\t{good}" for good in (0, 1) * 48)]
+    (tmp_path / "rows.tsv").write_text("\n".join(rows))
+    model = save_tiny("bert", tmp_path / "bert", tokenizer=True)
+    run_script(monkeypatch, "sst2", tmp_path / "rows.tsv", tmp_path / "rows.tsv", model, 96, tmp_path / "out")
+    for name, share in (("weights-50", 0.5), ("weights-70", 0.7), ("weights-90", 0.9)):
+        mask = secateur.Mask.load(tmp_path / "out" / name / "secateur.mask")
+        assert mask.sparsity == pytest.approx(share, abs=1e-3)
+    configs = [json.loads((tmp_path / "out" / name / "config.json").read_text()) for name in ("dense", "neurons-50")]
+    assert configs[1]["intermediate_size"] == configs[0]["intermediate_size"] // 2
+    assert "accuracy" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_an_example_recipe_runs_as_written(path: Path, tmp_path: Path) -> None:
     recipe = secateur.Recipe.read(path).model_copy(update={"output": str(tmp_path / "out")})
     assert secateur.run_recipe(recipe).comparison is not None
+
+
+@pytest.mark.slow
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("cifar_filters", ["images/cifar10_small.npz"]),
+        ("cifar_filters", ["images/mnist.npz", "1"]),
+        ("from_scratch", ["gpt2", "text/wiki.valid.raw"]),
+        ("from_scratch", ["xlnet", "text/wiki.valid.raw"]),
+        ("sst2", ["classification/sst2/train.tsv", "classification/sst2/test.tsv"]),
+    ],
+    ids=str,
+)
+def test_an_example_that_needs_data_runs_as_written(
+    name: str, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_script(monkeypatch, name, *(DATA / one if "/" in one else one for one in arguments))

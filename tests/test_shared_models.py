@@ -1,12 +1,10 @@
 """Trained small models, and a real encoder: what pruning leaves of them, counted in the files.
 
-The models and texts aren't part of the project; SECATEUR_DATA names the folder that holds them, `../shared/data`
-beside the checkout otherwise. Without it these tests are skipped.
+The models and texts aren't part of the project (`shared_data`). Without them these tests are skipped.
 """
 
 import itertools
 import json
-import os
 import random
 from pathlib import Path
 
@@ -20,12 +18,8 @@ from secateur.network.loading import load
 from secateur.network.tokenizers import closure, remap_tokenizer, save_tokenizer
 from secateur.network.vocabulary import rank_of, remap_ids
 from secateur.progress import Progress
+from shared_data import DATA, needs_data
 from zeros import counted
-
-DATA = Path(os.environ.get("SECATEUR_DATA", Path(__file__).parents[2] / "shared" / "data"))
-needs_data = pytest.mark.skipif(
-    not DATA.is_dir(), reason=f"no models and texts in {DATA}; set SECATEUR_DATA to a folder that has them"
-)
 
 
 def layers_on_disk(result: secateur.Result) -> dict[str, tuple[int, int]]:

@@ -241,6 +241,12 @@ class Comparison:
         """Returns plain data for JSON."""
         return asdict(self)
 
+    def table(self) -> str:
+        """Returns the figures side by side as text, at most 100 columns wide."""
+        from secateur.report.terminal import comparison_table, to_text  # noqa: PLC0415 (report knows results)
+
+        return to_text(comparison_table(self))
+
 
 @dataclass(frozen=True)
 class Result:
