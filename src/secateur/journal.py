@@ -30,6 +30,7 @@ from safetensors.torch import load_file
 
 from secateur.calibration.activations import Activations, Storage
 from secateur.calibration.data import Windows
+from secateur.calibration.loaders import Loaded, TrainingData
 from secateur.calibration.tables import Table
 from secateur.errors import ResumeError, first_line
 from secateur.files import save_tensors, save_text
@@ -319,7 +320,7 @@ class Journal:
 
 
 def identity(
-    recipe: Recipe, network: Network, windows: Windows | None, team: Processes, training: Sequence[Windows | Table] = ()
+    recipe: Recipe, network: Network, windows: Windows | None, team: Processes, training: Sequence[TrainingData] = ()
 ) -> dict[str, Any]:
     """Returns what a run is, as plain data: recipe, model, tokens that are read, versions, number of processes."""
     path = network.source.path
@@ -335,7 +336,9 @@ def identity(
     }
 
 
-def _digest(windows: Windows | Table | None) -> str:
+def _digest(windows: TrainingData | None) -> str:
+    if isinstance(windows, Loaded):
+        return f"{len(windows)} rows of {windows.source}"  # a collator may give them differently each time
     if isinstance(windows, Table):
         return hashlib.sha256("\n".join((*windows.texts, *map(str, windows.classes.tolist()))).encode()).hexdigest()
     parts = () if windows is None else (windows.ids, windows.features, windows.lengths)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
 from secateur.calibration.activations import IN_MEMORY, Storage
 from secateur.calibration.audio import sound_shape
 from secateur.calibration.data import Windows, check_there
-from secateur.calibration.tables import Table
+from secateur.calibration.loaders import TrainingData, check_loaders
 from secateur.errors import ProcessError, ResumeError, SaveError, UsageError
 from secateur.evaluation.classes import add_accuracy
 from secateur.evaluation.comparison import compare_networks
@@ -57,14 +58,15 @@ class Run:
     progress: Progress
     team: Processes = ALONE
     resume: bool = False
+    loaders: Mapping[str, DataLoader[Any]] = field(default_factory=dict)
     storage: Storage = IN_MEMORY
     start: float = field(default_factory=time.perf_counter)
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.windows = RunWindows(self.recipe, self.progress, self.notes)
-        self.training: list[Windows | Table] = []
+        self.windows = RunWindows(self.recipe, self.progress, self.notes, loaders=self.loaders)
+        self.training: list[TrainingData] = []
 
     def timed(self, phase: str) -> AbstractContextManager[None]:
         """Adds the time spent inside to a phase."""
@@ -158,9 +160,10 @@ class Run:
     def _prepared(self, output: Path | None) -> tuple[Network, Windows | None, Windows | None]:
         """Loads the model and its calibration data, and checks what can be checked before any work."""
         recipe = self.recipe
-        trained = [getattr(step.settings, "data", None) for step in recipe.steps]
+        trained = [step.settings.data for step in recipe.steps if isinstance(step.settings, Training)]
+        check_loaders(self.loaders, trained)
         for data in (recipe.calibration.data, recipe.evaluate.text if recipe.evaluate else None, *trained):
-            if data is not None:
+            if data is not None and data not in self.loaders:
                 check_there(data)
         with self.timed("load"):
             network = _load(recipe, self.progress, recipe.stream if recipe.output else False)
@@ -171,7 +174,7 @@ class Run:
         if output is not None:
             check_output(output, recipe.overwrite, network.source.path)
             check_room(network, output, trains=any(isinstance(step.settings, Training) for step in recipe.steps))
-        check_stages(recipe, network, self.team)
+        check_stages(recipe, network, self.team, self.loaders)
         with self.timed("calibrate"):
             found = self.windows.read(network) if self.team.first else (None, None)
             calibration, held_out = self.team.share(found)
@@ -210,7 +213,12 @@ def _full_disk(output: Path) -> Iterator[None]:
         raise SaveError(explain(error, output)) from error
 
 
-def run_recipe(recipe: Recipe, progress: Progress | None = None, resume: bool = False) -> Result:
+def run_recipe(
+    recipe: Recipe,
+    progress: Progress | None = None,
+    resume: bool = False,
+    loaders: Mapping[str, DataLoader[Any]] | None = None,
+) -> Result:
     """Carries out a recipe.
 
     Started by torchrun, several processes share the calibration and the solving; the first one does the rest.
@@ -219,6 +227,9 @@ def run_recipe(recipe: Recipe, progress: Progress | None = None, resume: bool = 
         recipe: What to do.
         progress: Shows progress; None shows nothing.
         resume: Whether to go on from what an earlier run of the same recipe left, if it ended early.
+        loaders: DataLoaders that stages train on: the name that a stage has as its `data`, and the loader. Its data set
+            and its collator are taken, which gives dicts of the model's arguments and `labels`; batches, their order
+            and what judges go by the stage's settings.
 
     Returns:
         What was done and measured; also written to the output folder, if the recipe names one. Only the first of
@@ -229,9 +240,11 @@ def run_recipe(recipe: Recipe, progress: Progress | None = None, resume: bool = 
             beside the output for `resume`.
     """
     if recipe.calibration.images is not None:
+        check_loaders(loaders or {}, [])
         return run_images(recipe, progress or Progress(), resume)
     with processes(recipe.device) as team:
-        work = Run(recipe, progress if progress is not None and team.first else Progress(), team, resume)
+        shown = progress if progress is not None and team.first else Progress()
+        work = Run(recipe, shown, team, resume, loaders or {})
         return work.in_memory() if recipe.output is None else work.into(Path(recipe.output).expanduser())
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -147,7 +148,7 @@ class Stages:
             ).carry_out()
 
 
-def check_stages(recipe: Recipe, network: Network, team: Processes) -> None:
+def check_stages(recipe: Recipe, network: Network, team: Processes, loaders: Mapping[str, Any]) -> None:
     """Raises before any work is done if a stage can't be carried out on the model as it is.
 
     Raises:
@@ -171,19 +172,18 @@ def check_stages(recipe: Recipe, network: Network, team: Processes) -> None:
         if isinstance(stage, Lora) and find_spec("peft") is None:
             raise UsageError(INSTALL)
         if isinstance(stage, Training):
-            _check_training(recipe, stage, kind, network)
+            _check_training(recipe, stage, kind, network, stage.data in loaders)
         if isinstance(stage, Distill) and stage.attention and network.family.objective == "permutation":
             raise UsageError("distill: the attention maps of XLNet's two streams aren't compared; leave attention out.")
 
 
-def _check_training(recipe: Recipe, stage: Training, kind: str, network: Network) -> None:
+def _check_training(recipe: Recipe, stage: Training, kind: str, network: Network, from_loader: bool) -> None:
     for name in stage.report_to:
         from transformers.integrations import get_available_reporting_integrations  # noqa: PLC0415 (a slow import)
 
         if name not in get_available_reporting_integrations():
             raise UsageError(f"{kind}: report_to {name} isn't installed; pip install {name}, or leave it out.")
-    table = is_table(stage.data or recipe.calibration.data)
-    if table:
+    if from_loader or is_table(stage.data or recipe.calibration.data):
         return
     if is_sequence_classifier(network):
         raise UsageError(f"{kind}: {network.architecture} tells classes apart: give a table of text and label as data.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from secateur.calibration.data import (
     Windows,
@@ -12,6 +14,7 @@ from secateur.calibration.data import (
     special_tokens,
     window_length,
 )
+from secateur.calibration.loaders import Loaded, TrainingData, loaded
 from secateur.calibration.tables import Table, is_table, read_table
 from secateur.errors import CalibrationError, UsageError
 from secateur.evaluation.classes import check_classes
@@ -36,6 +39,7 @@ class RunWindows:
         notes: What the user should know.
         taken: Windows at the beginning of the calibration's data that are for calibration and evaluation.
         length: Tokens of each of them.
+        loaders: DataLoaders that stages train on, by the names that they have as `data`.
     """
 
     recipe: Recipe
@@ -43,7 +47,8 @@ class RunWindows:
     notes: list[str]
     taken: int = 0
     length: int = 0
-    _training: dict[tuple[str, int | None, int | None], Windows | Table] = field(default_factory=dict)
+    loaders: Mapping[str, Any] = field(default_factory=dict)
+    _training: dict[tuple[str, int | None, int | None], TrainingData] = field(default_factory=dict)
 
     @property
     def judged_on(self) -> str | None:
@@ -121,7 +126,7 @@ class RunWindows:
             )
         return (calibration if needed else None), (evaluation or spare or None)
 
-    def read_training(self, network: Network) -> list[Windows | Table]:
+    def read_training(self, network: Network) -> list[TrainingData]:
         """Reads what the stages train on, as the run's first model sees it.
 
         Raises:
@@ -140,9 +145,11 @@ class RunWindows:
                 self.training(network, step.settings)
         return list(self._training.values())
 
-    def training(self, network: Network, settings: Training) -> Windows | Table:
+    def training(self, network: Network, settings: Training) -> TrainingData:
         """Returns what a stage trains on."""
         data = settings.data or self.recipe.calibration.data
+        if data in self.loaders:
+            return self._of_loader(data, settings.samples)
         if is_table(data):
             return self._read_table(network, data, settings)
         most = settings.samples or (SELF_WRITTEN if data == "self" else MOST)
@@ -152,6 +159,14 @@ class RunWindows:
         if key not in self._training:
             self._training[key] = self._read_training(network, data, settings.length, most)
         return self._training[key]
+
+    def _of_loader(self, name: str, samples: int | None) -> Loaded:
+        key = (name, None, samples)
+        found = self._training.get(key)
+        if not isinstance(found, Loaded):
+            found = loaded(self.loaders[name], name, samples)
+            self._training[key] = found
+        return found
 
     def _read_table(self, network: Network, data: str, settings: Training) -> Table:
         key = (data, settings.length, settings.samples)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import Dataset
 from transformers import DataCollatorForLanguageModeling, DataCollatorForPermutationLanguageModeling
 
 from secateur.calibration.data import text_tokenizer, window_length
 from secateur.calibration.inputs import model_inputs, predicted_ids
+from secateur.calibration.loaders import Loaded, TrainingData
 from secateur.calibration.tables import Table
 from secateur.calibration.windows import Windows
 from secateur.errors import UsageError
+from secateur.network.classifier import is_sequence_classifier
 from secateur.network.network import Network
 
 IGNORED = -100  # a label that nothing is to be predicted for
@@ -153,11 +156,65 @@ class TableExamples:
         return {**self.table.batch(places, self.tokenizer, self.length), "places": torch.as_tensor(places)}
 
 
-Examples = TextExamples | TableExamples
+class LoadedExamples:
+    """Rows of a DataLoader, collated as it does; what its collator draws by torch depends on rows and epoch alone."""
+
+    def __init__(self, network: Network, data: Loaded, fixed: bool, seed: int) -> None:
+        """
+        Args:
+            network: The model.
+            data: The rows.
+            fixed: Whether rows have to come out the same each time.
+            seed: Of what the collator draws.
+
+        Raises:
+            UsageError: They can't be promised to.
+        """
+        if fixed:
+            raise UsageError(
+                "distill: top_k keeps what the teacher says of each row, and a DataLoader may give it differently each "
+                "time; leave top_k out."
+            )
+        self.network, self.data, self.seed = network, data, seed
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def batch(self, places: Sequence[int], epochs: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """Returns the model's arguments, `labels` (what each place of its output is to be) and `places`.
+
+        Raises:
+            UsageError: The loader doesn't give labels.
+        """
+        epoch = 0 if epochs is None else epochs[0]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed((self.seed * 1009 + epoch) * 1_000_003 + places[0])
+            found = self.data.batch(places)
+        if not isinstance(found, Mapping):
+            raise UsageError(
+                f"the DataLoader '{self.data.source}' gives a {type(found).__name__}; a dict of the model's arguments "
+                "and labels is needed, as transformers' collators give it."
+            )
+        if "labels" not in found:
+            raise UsageError(
+                f"the DataLoader '{self.data.source}' gives {', '.join(map(str, found))}, and no labels to learn."
+            )
+        batch = {name: torch.as_tensor(value) for name, value in found.items()}
+        labels = batch["labels"]
+        if self.network.family.encoder_decoder is not None and "decoder_input_ids" not in batch:
+            batch["decoder_input_ids"] = self.network.model.prepare_decoder_input_ids_from_labels(labels)
+        elif self.network.family.objective == "causal" and not is_sequence_classifier(self.network):
+            batch["labels"] = functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+        return {**batch, "places": torch.as_tensor(places)}
 
 
-def examples_of(network: Network, data: Windows | Table, length: int | None, fixed: bool, seed: int) -> Examples:
-    """Returns what a stage trains on as batches; see `TextExamples` and `TableExamples`."""
+Examples = TextExamples | TableExamples | LoadedExamples
+
+
+def examples_of(network: Network, data: TrainingData, length: int | None, fixed: bool, seed: int) -> Examples:
+    """Returns what a stage trains on as batches; see `TextExamples`, `TableExamples` and `LoadedExamples`."""
     if isinstance(data, Table):
         return TableExamples(network, data, window_length(network, length))
+    if isinstance(data, Loaded):
+        return LoadedExamples(network, data, fixed, seed)
     return TextExamples(network, data, fixed, seed)

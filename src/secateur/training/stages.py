@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from secateur.calibration.activations import IN_MEMORY, Storage
+from secateur.calibration.loaders import TrainingData
 from secateur.calibration.precision import bf16_pays
 from secateur.calibration.runner import BlockRunner
-from secateur.calibration.tables import Table
 from secateur.calibration.windows import Windows
 from secateur.errors import UsageError
 from secateur.network.classifier import is_sequence_classifier
@@ -54,7 +54,7 @@ class Recovery:
 
     network: Network
     stage: Stage
-    windows: Windows | Table
+    windows: TrainingData
     dense: Callable[[str, bool], Network]
     folder: Path
     calibration: Calibration
