@@ -14,8 +14,8 @@ demo: .venv/ready
 	$(BIN)/secateur prune demo:smollm2-135m -o out/demo --sparsity 0.5 --samples 32 --length 256 --overwrite
 
 lint: .venv/ready
-	$(BIN)/ruff format --check src tests bench examples
-	$(BIN)/ruff check src tests bench examples
+	$(BIN)/ruff format --check src tests bench examples docs
+	$(BIN)/ruff check src tests bench examples docs
 	$(BIN)/mypy
 
 test: lint

@@ -1,7 +1,7 @@
 """Trains a small GPT-2 or XLNet from scratch on characters, and sets half of its weights to zero on the way.
 
-    python examples/from_scratch.py gpt2 TEXT [STEPS] [OUT]
-    python examples/from_scratch.py xlnet TEXT [STEPS] [OUT]
+    python examples/from_scratch.py gpt2 TEXT [STEPS] [OUT] [SPARSITY]
+    python examples/from_scratch.py xlnet TEXT [STEPS] [OUT] [SPARSITY]
 
 TEXT is a file of at least a few hundred thousand characters, whose last twentieth isn't trained on. GPT-2 learns the
 next character; XLNet, by permutations of the text, characters from those before and after them.
@@ -32,6 +32,7 @@ from secateur.schedules import Cubic
 kind, text = sys.argv[1], Path(sys.argv[2]).read_text(encoding="utf-8")
 steps = int(sys.argv[3]) if len(sys.argv) > 3 else 1500
 out = sys.argv[4] if len(sys.argv) > 4 else f"out/{kind}"
+sparsity = float(sys.argv[5]) if len(sys.argv) > 5 else 0.5
 LENGTH = 128
 
 counts = Counter(text)
@@ -58,6 +59,8 @@ else:
     model = XLNetLMHeadModel(config)
     collator = DataCollatorForPermutationLanguageModeling(tokenizer)
 
+schedule = Cubic(sparsity, begin=steps // 3, end=steps * 4 // 5, every=max(1, steps // 50)) if sparsity else None
+callbacks = [secateur.PruningCallback(schedule)] if schedule else []
 trainer = Trainer(
     model,
     TrainingArguments(
@@ -78,14 +81,14 @@ trainer = Trainer(
     data_collator=collator,
     train_dataset=windows[: -len(held_out)],
     eval_dataset=held_out[:64],
-    callbacks=[callback := secateur.PruningCallback(Cubic(0.5, steps // 3, steps * 4 // 5, max(1, steps // 50)))],
+    callbacks=callbacks,
 )
 trainer.train()
 
-small = callback.pruner.save(out, tokenizer=tokenizer, overwrite=True)
 torch.manual_seed(1)
 loss = trainer.evaluate()["eval_loss"]
-print(
-    f"{sum(one.numel() for one in model.parameters()):,} parameters, {callback.pruner.sparsity:.1%} of the blocks' zero"
-)
+for callback in callbacks:
+    callback.pruner.save(out, tokenizer=tokenizer, overwrite=True)
+zero = callbacks[0].pruner.sparsity if callbacks else 0.0
+print(f"{sum(one.numel() for one in model.parameters()):,} parameters, {zero:.1%} of the blocks' zero")
 print(f"held-out loss {loss:.3f} nats per character; knowing how often each comes, and no more: {entropy:.3f}")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 from importlib import import_module
 from pathlib import Path
 
@@ -83,3 +84,8 @@ def test_every_make_target_in_the_readme_exists() -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"\bmake ([\w-]+)", (ROOT / "README.md").read_text()))
     assert {"demo", "test"} <= named <= targets
+
+
+def test_the_picture_of_the_schedules_is_what_its_script_draws() -> None:
+    drawing = runpy.run_path(str(ROOT / "docs/schedules.py"))["drawing"]
+    assert (ROOT / "docs/schedules.svg").read_text(encoding="utf-8") == drawing()
