@@ -8,6 +8,7 @@ from rich.console import RenderableType
 
 from report_records import NOT_FASTER, comparison, layers, metrics, result, stage
 from secateur.report import terminal
+from secateur.report.structure import units_table
 from secateur.result import Comparison, Result, StageReport
 
 LONG = "/srv/" + "a-very-long-folder-name/" * 30 + "checkpoint"
@@ -195,3 +196,25 @@ def test_a_long_name_keeps_its_two_ends() -> None:
     assert cell_len(short) <= 20
     assert short.startswith("out/")
     assert short.endswith("/final")
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"unit": "head", "remove": 1}, "Removed 1 head of every layer for good"),
+        ({"unit": "head", "remove": 2, "protect_last": 1}, "Removed 2 heads of every layer that isn't protected for"),
+        ({"unit": "mlp", "remove": 1}, "Removed 1 MLP half for good"),
+        ({"unit": "mlp", "remove": 3}, "Removed 3 MLP halves of layers for good"),
+    ],
+)
+def test_what_was_removed_is_said_in_words(given: dict[str, object], says: str) -> None:
+    assert says in terminal.describe_stage({"prune": given})
+
+
+def test_groups_of_other_widths_share_a_row_of_units() -> None:
+    rows = [
+        {"group": f"layers.{block}/mlp", "unit": "neuron", "count": count, "parameters_each": 12}
+        for block, count in enumerate((7, 9, 1200))
+    ]
+    said = terminal.to_text(units_table(rows)).split()
+    assert said[said.index("neuron") + 1 :][:5] == ["3", "7", "to", "1,200", "12"]

@@ -141,13 +141,12 @@ def group_rows(groups: Iterable[UnitGroup]) -> list[dict[str, Any]]:
 def units_table(found: list[dict[str, Any]], fixed: Sequence[Fixed] = ()) -> RenderableType:
     """Returns a table of what `units` gave, where groups that are alike share a row, and of what can't be cut."""
     table = Table("group", "unit", "groups", "units each", "parameters per unit", box=box.SIMPLE_HEAD)
-    rows: dict[tuple[Any, ...], int] = {}
+    rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for one in found:
-        name = re.sub(r"\.\d+/", ".*/", one["group"])
-        key = (name, one["unit"], one["count"], one["parameters_each"])
-        rows[key] = rows.get(key, 0) + 1
-    for (name, unit, number, each), groups in rows.items():
-        table.add_row(Text(name, overflow="fold"), unit, str(groups), f"{number:,}", f"{each:,}")
+        rows.setdefault((re.sub(r"\.\d+/", ".*/", one["group"]), one["unit"]), []).append(one)
+    for (name, unit), groups in rows.items():
+        spans = (_span(group[what] for group in groups) for what in ("count", "parameters_each"))
+        table.add_row(Text(name, overflow="fold"), unit, str(len(groups)), *spans)
     if not fixed:
         return table
     rest = Table("stays as it is", "places", "units each", "why", box=box.SIMPLE_HEAD)
@@ -155,3 +154,9 @@ def units_table(found: list[dict[str, Any]], fixed: Sequence[Fixed] = ()) -> Ren
     for (name, number, reason), places in alike.items():
         rest.add_row(Text(name, overflow="fold"), str(places), f"{number:,}", Text(reason, overflow="fold"))
     return Group(table, rest)
+
+
+def _span(numbers: Iterable[int]) -> str:
+    """Returns a number, or the least and the largest of several."""
+    least, *more = sorted(set(numbers))
+    return f"{least:,} to {more[-1]:,}" if more else f"{least:,}"

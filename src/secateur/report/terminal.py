@@ -216,23 +216,33 @@ def describe_stage(stage: Mapping[str, Any]) -> str:
     return f"{', '.join(words)}. {rest}"
 
 
-def units_in_words(unit: str) -> str:
-    """Returns what a kind of unit, or several, are called: `neurons and heads`."""
-    named = {"attention": "attention halves of layers", "mlp": "MLP halves of layers", "query-head": "query heads"}
-    return " and ".join(named.get(kind, f"{kind}s") for kind in unit.split(","))
+def units_in_words(unit: str, number: int = 2) -> str:
+    """Returns what one or more of a kind of unit, or of several, are called: `neurons and heads`."""
+    named = {"attention": "attention half", "mlp": "MLP half", "query-head": "query head"}
+    words = []
+    for kind in unit.split(","):
+        one = named.get(kind, kind)
+        many = f"{one.removesuffix('half')}halves of layers" if one.endswith("half") else f"{one}s"
+        words.append(one if number == 1 else many)
+    return " and ".join(words)
+
+
+def _protects(given: Mapping[str, Any]) -> bool:
+    return any(given.get(f"protect_{side}") for side in ("first", "last"))
 
 
 def _describe_removal(unit: str, given: Mapping[str, Any]) -> str:
     """Returns what a stage that removes units does, in words."""
     units = units_in_words(unit)
     inner = unit in ("neuron", "head", "query-head", "expert") or "," in unit
+    every = " of every layer that isn't protected" if _protects(given) else " of every layer"
     amounts = {
         "params": lambda v: f"{units} until {100 * v:g} % of the parameters were left",
         "macs": lambda v: f"{units} until {100 * v:g} % of the multiply-accumulates were left",
         "memory": lambda v: f"{units} until the weights took {v}",
         "latency": lambda v: f"{units} until reading a window should take {100 * v:g} % of the time",
         "sparsity": lambda v: f"{100 * v:.4g} % of the {units}",
-        "remove": lambda v: f"{v} {units}{' of every layer' if inner else ''}",
+        "remove": lambda v: f"{v} {units_in_words(unit, v)}{every if inner else ''}",
         "threshold": lambda v: f"{units} whose score is below {v}",
     }
     name = next((name for name in amounts if name in given), None)
