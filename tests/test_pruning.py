@@ -16,10 +16,11 @@ from secateur.allocation.amounts import Amount, Pattern
 from secateur.calibration.statistics import Needs, Statistics
 from secateur.calibration.windows import Windows
 from secateur.errors import NothingPrunedError, PatternError, UsageError
+from secateur.layer_choice import needs_of, select_layers
 from secateur.network.families import FAMILIES
 from secateur.network.network import Layer, Network, Source
 from secateur.progress import Progress
-from secateur.pruning import needs_of, prune_weights, select_layers
+from secateur.pruning import prune_weights
 from secateur.recipe import Calibration, Prune
 from secateur.result import LayerReport, StageReport
 from secateur.scores import SCORES

@@ -13,11 +13,12 @@ import secateur
 from secateur.calibration.data import Windows
 from secateur.errors import ModelError
 from secateur.evaluation.comparison import mask_status
+from secateur.layer_choice import needs_of
 from secateur.network.families import FAMILIES
 from secateur.network.network import Network, Source
 from secateur.network.packed import pack, unpack
 from secateur.progress import Progress
-from secateur.pruning import needs_of, prune_weights
+from secateur.pruning import prune_weights
 from secateur.recipe import Calibration, Prune
 from secateur.report.structure import structure, structure_table
 from secateur.report.terminal import to_text

@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
@@ -23,30 +22,21 @@ from secateur.calibration.activations import IN_MEMORY, Activations, Storage
 from secateur.calibration.data import Windows
 from secateur.calibration.loss import loss_gradients, output_sensitivity
 from secateur.calibration.runner import BlockRunner
-from secateur.calibration.statistics import GRADIENTS, INPUTS, Gradients, Needs, Statistics
+from secateur.calibration.statistics import GRADIENTS, Gradients, Needs, Statistics
 from secateur.errors import NothingPrunedError, SecateurError, UsageError
 from secateur.journal import Journal, layer_report
+from secateur.layer_choice import check_pattern, select_layers, solving_needs
 from secateur.network.network import Layer, Network
 from secateur.processes import ALONE, Processes
 from secateur.progress import Progress
 from secateur.recipe import Calibration, Prune
 from secateur.result import BlockReport, LayerReport, StageReport
+from secateur.route import Route, owners
 from secateur.scores import SCORES, Score, score_named
-from secateur.solvers import Problem, Solver, Step, chain_named, needs_of_chain, solve_chain
+from secateur.solvers import Problem, Solver, Step, chain_named, solve_chain
 from secateur.timing import timed
 from secateur.training.reconstruction import reconstruct
 from secateur.unreached import even_counts, notes, unreached
-
-
-def needs_of(stage: Prune) -> Needs:
-    """Returns the statistics that a stage reads."""
-    planned = ALLOCATORS[stage.allocation].needs if stage.allocation in ALLOCATORS else Needs.NOTHING
-    return _solving_needs(stage) | planned
-
-
-def _solving_needs(stage: Prune) -> Needs:
-    score = score_named(stage.score).needs if stage.score else Needs.NOTHING
-    return score | needs_of_chain(chain_named(stage.solver)) | (Needs.OUTPUTS if stage.reconstruct else Needs.NOTHING)
 
 
 def prune_weights(
@@ -105,68 +95,6 @@ def prune_weights(
     )
 
 
-def select_layers(network: Network, stage: Prune) -> list[Layer]:
-    """Returns the layers that a stage is about, in forward order.
-
-    Raises:
-        UsageError: A glob matches nothing, nothing is left, or an embedding would need statistics.
-    """
-    outside = network.outside()
-    layers = chosen_layers(network.layers(), outside, stage.include, stage.exclude)
-    for layer in layers:
-        if layer.table and needs_of(stage):
-            raise UsageError(
-                f"{layer.name} is an embedding, whose input has no statistics; prune it with --score l1 --solver none."
-            )
-        if needs_of(stage) & GRADIENTS and stage.gradient == "block" and any(layer is other for other in outside):
-            raise UsageError(f"{layer.name} lies outside of the blocks; score it with --gradient loss.")
-    return layers
-
-
-def chosen_layers(
-    inside: list[Layer], outside: list[Layer], include: Sequence[str], exclude: Sequence[str]
-) -> list[Layer]:
-    """Returns the layers that globs choose, each weight once.
-
-    Args:
-        inside: Layers that are chosen unless something is said.
-        outside: Layers that have to be named.
-        include, exclude: Globs on names.
-
-    Raises:
-        UsageError: A glob matches nothing, or nothing is left.
-    """
-    everything = [layer.name for layer in inside + outside]
-    for pattern in (*include, *exclude):
-        if not any(fnmatchcase(name, pattern) for name in everything):
-            raise UsageError(
-                f"'{pattern}' matches no layer; names look like '{everything[0]}' "
-                "(secateur inspect lists them), and globs look like '*q_proj'."
-            )
-    if include:
-        inside = [layer for layer in inside if any(fnmatchcase(layer.name, p) for p in include)]
-    named = [layer for layer in outside if any(_names(p, layer) for p in include)]
-    chosen: dict[tuple[int, int | None], Layer] = {}
-    for layer in inside + named:
-        if not any(fnmatchcase(layer.name, pattern) for pattern in exclude):
-            chosen.setdefault(layer.identity, layer)  # a tied weight is pruned once
-    if not chosen:
-        raise UsageError("--include and --exclude leave no layer to prune.")
-    return list(chosen.values())
-
-
-def _names(pattern: str, layer: Layer) -> bool:
-    """Whether a glob names a layer outside of the blocks, rather than just sweeping over it ('*')."""
-    return fnmatchcase(layer.name, pattern) and layer.name.rpartition(".")[2] in pattern
-
-
-def check_pattern(layers: Sequence[Layer], stage: Prune) -> None:
-    """Raises PatternError before any work is done if an N:M pattern doesn't fit a layer."""
-    if stage.pattern is not None:
-        for layer in layers:
-            Pattern.parse(stage.pattern).check(layer.shape[1], layer.name)
-
-
 @dataclass
 class _Work:
     """One stage's work on one network."""
@@ -185,7 +113,7 @@ class _Work:
     def __post_init__(self) -> None:
         self.score: Score | None = score_named(self.stage.score) if self.stage.score else None
         self.chain: tuple[Solver, ...] = chain_named(self.stage.solver)
-        self.needs = _solving_needs(self.stage)
+        self.needs = solving_needs(self.stage)
         self.seconds: dict[str, float] = defaultdict(float)
         self.notes: list[str] = []
         self.blocks: list[BlockReport] = []
@@ -329,7 +257,7 @@ class _Work:
             if not unreached(layer, statistics, needs):
                 act(layer, statistics)
 
-        route = _Route(self.network, self.layers, needs)
+        route = Route(self.network, self.layers, needs)
         runner = self._runner(needs, "plan")
         tick = self.progress.bar(label, route.ticks(0, needs, 0 if runner is None else len(runner.hidden)))
         for number in range(route.end):
@@ -351,7 +279,7 @@ class _Work:
         def prune(layer: Layer, statistics: Statistics) -> None:
             self.reports[layer.name] = self._prune_layer(layer, amounts[layer.name], statistics)
 
-        route = _Route(self.network, self.layers, self.needs)
+        route = Route(self.network, self.layers, self.needs)
         first = 0 if self.journal is None else self.journal.position
         going = first < route.end or bool(route.outside)
         runner = self._runner(self.needs, "hidden", restored=True) if going else None
@@ -454,14 +382,14 @@ class _Work:
         shared: bool = False,
     ) -> None:
         """Acts on layers, shared out among the processes if what comes of it is their weights and reports."""
-        owners = _owners(layers, self.team.size) if shared else [self.team.rank] * len(layers)
+        owning = owners(layers, self.team.size) if shared else [self.team.rank] * len(layers)
         with self._timed("solve"), torch.inference_mode():
-            for layer, owner in zip(layers, owners, strict=True):
+            for layer, owner in zip(layers, owning, strict=True):
                 if owner == self.team.rank:
                     act(layer, self._known(layer, statistics, gradients))
                 tick()
             if shared and self.team.size > 1:
-                for layer, owner in zip(layers, owners, strict=True):
+                for layer, owner in zip(layers, owning, strict=True):
                     self.team.send(layer.part(layer.parameter.data), owner)
                     report = self.team.share(self.reports.get(layer.name), owner)
                     assert report is not None
@@ -517,46 +445,6 @@ class _Work:
 
     def _timed(self, phase: str) -> AbstractContextManager[None]:
         return timed(self.seconds, phase)
-
-
-class _Route:
-    """The way of a pass through a model.
-
-    Attributes:
-        blocks: The layers that are visited, by block.
-        outside: Those outside of the blocks, which come last.
-        end: Blocks that are visited.
-        passed: Blocks that activations pass through, to those behind them.
-    """
-
-    def __init__(self, network: Network, layers: Sequence[Layer], needs: Needs) -> None:
-        self.blocks: list[list[Layer]] = [[] for _ in network.blocks]
-        for layer in layers:
-            if layer.block is not None:
-                self.blocks[layer.block].append(layer)
-        self.outside = [layer for layer in layers if layer.block is None]
-        self.end = max((number + 1 for number, some in enumerate(self.blocks) if some), default=0)
-        self.passed = self.end - 1
-        if needs & INPUTS and self.outside:
-            self.end = self.passed = len(self.blocks)
-
-    def ticks(self, first: int, needs: Needs, batches: int) -> int:
-        """Returns how often the progress moves from block `first` on."""
-        passes = max(0, self.passed - first)
-        visits = sum(map(bool, self.blocks[first:])) * (1 + bool(needs & GRADIENTS))
-        dense = max(0, self.end - first) * (Needs.OUTPUTS in needs)
-        return (passes + visits + dense) * batches + sum(map(len, self.blocks[first:])) + len(self.outside)
-
-
-def _owners(layers: Sequence[Layer], size: int) -> list[int]:
-    """Shares layers out among processes, the dearest first to the one with the least work (rows x columns²)."""
-    work = [0] * size
-    owners = [0] * len(layers)
-    for cost, number in sorted(((one.shape[0] * one.shape[1] ** 2, n) for n, one in enumerate(layers)), reverse=True):
-        owner = work.index(min(work))
-        owners[number] = owner
-        work[owner] += cost
-    return owners
 
 
 def _report(

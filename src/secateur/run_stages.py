@@ -19,11 +19,12 @@ from secateur.errors import UsageError
 from secateur.evaluation.costs import Costs, costs
 from secateur.files import save_tensors
 from secateur.journal import Journal
+from secateur.layer_choice import check_pattern, select_layers
 from secateur.network.classifier import is_sequence_classifier
 from secateur.network.network import Network
 from secateur.processes import Processes
 from secateur.progress import Progress
-from secateur.pruning import check_pattern, prune_weights, select_layers
+from secateur.pruning import prune_weights
 from secateur.recipe import Distill, Lora, Prune, Recipe, Step, Training
 from secateur.result import StageReport
 from secateur.run_windows import RunWindows

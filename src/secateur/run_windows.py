@@ -18,10 +18,10 @@ from secateur.calibration.loaders import Loaded, TrainingData, loaded
 from secateur.calibration.tables import Table, is_table, read_table
 from secateur.errors import CalibrationError, UsageError
 from secateur.evaluation.classes import check_classes
+from secateur.layer_choice import needs_of
 from secateur.network.classifier import class_names, is_sequence_classifier, with_classes
 from secateur.network.network import Network
 from secateur.progress import Progress
-from secateur.pruning import needs_of
 from secateur.recipe import Prune, Recipe, Reconstruct, Training
 from secateur.structure.stage import needs_windows
 

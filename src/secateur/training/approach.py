@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from secateur.errors import NothingPrunedError
 from secateur.evaluation.costs import Costs, costs
+from secateur.layer_choice import select_layers
 from secateur.network.network import Network
-from secateur.pruning import select_layers
 from secateur.recipe import Prune, bytes_of
 from secateur.structure.budget import SHARES, share_named
 

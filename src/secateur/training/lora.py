@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from secateur.errors import UsageError
+from secateur.layer_choice import chosen_layers
 from secateur.network.family import Layout
 from secateur.network.network import Network
-from secateur.pruning import chosen_layers
 from secateur.recipe.recovery import Lora
 
 INSTALL = "LoRA needs peft: pip install 'secateur[lora]'."

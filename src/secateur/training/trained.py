@@ -13,13 +13,13 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers.pytorch_utils import Conv1D
 
 from secateur.errors import ModelError, UsageError
+from secateur.layer_choice import chosen_layers
 from secateur.network.families import family_of
 from secateur.network.family import Layout
 from secateur.network.graph.network import GraphNetwork
 from secateur.network.graph.rules import CONVOLUTIONS
 from secateur.network.network import Layer, Network, Source
 from secateur.network.units import UnitGroup, unit_groups
-from secateur.pruning import chosen_layers
 from secateur.recipe import TRACED_UNITS
 from secateur.training.sharded import is_sharded
 
