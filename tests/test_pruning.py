@@ -598,3 +598,26 @@ def test_reconstruction_in_bfloat16_keeps_the_dtype_and_the_zeros() -> None:
     assert report.sparsity == 0.5
     assert {W.dtype for W in matrices(one).values()} == {torch.bfloat16}
     assert all(zeros(W) == W.numel() // 2 for W in matrices(one).values())
+
+
+def test_amounts_are_met_to_the_weight_and_what_is_not_named_stays() -> None:
+    one = network()
+    before = matrices(one)
+    names = list(before)
+    given = {names[0]: 100, names[3]: before[names[3]].numel() // 2}
+    report = prune(one, amounts=given, solver="sparsegpt")
+    after = matrices(one)
+    assert {layer.name: layer.zeros for layer in report.layers} == {name: given.get(name, 0) for name in names}
+    assert all(torch.equal(after[name], before[name]) for name in names if name not in given)
+
+
+@pytest.mark.parametrize(
+    ("amounts", "says"),
+    [
+        ({"model.layers.0.mlp.upproj": 3}, "is no layer that the stage is about. Did you mean"),
+        ({"model.layers.0.mlp.up_proj": 10**6}, "takes 1,000,000 from model.layers.0.mlp.up_proj, which can give"),
+    ],
+)
+def test_amounts_of_nothing_and_of_too_much_are_named(amounts: dict[str, int], says: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(says)):
+        prune(network(), amounts=amounts)

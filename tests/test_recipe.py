@@ -125,6 +125,7 @@ STRUCTURED: dict[str, Any] = {
     **{"protect_first": 2, "protect_last": 2},
 }
 TARGETS: dict[str, Any] = {"params": 0.5, "macs": 0.5, "memory": "4MB", "latency": 0.5, "remove": 2}
+TARGETS["amounts"] = {"model.layers.0/mlp": 2}
 
 
 def test_every_field_of_a_recipe_can_be_given_flat() -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from secateur.allocation import ALLOCATORS
 from secateur.allocation.amounts import Pattern
 from secateur.calibration.statistics import GRADIENTS, Needs
-from secateur.errors import UsageError
+from secateur.errors import UsageError, did_you_mean
 from secateur.network.network import Layer, Network
 from secateur.recipe import Prune
 from secateur.scores import score_named
@@ -43,6 +43,27 @@ def select_layers(network: Network, stage: Prune) -> list[Layer]:
         if needs_of(stage) & GRADIENTS and stage.gradient == "block" and any(layer is other for other in outside):
             raise UsageError(f"{layer.name} lies outside of the blocks; score it with --gradient loss.")
     return layers
+
+
+def amounts_of(amounts: Mapping[str, int], places: Mapping[str, int], kind: str) -> dict[str, int]:
+    """Returns how much goes from each of some places; 0 where nothing is said.
+
+    Args:
+        amounts: What is said, by name.
+        places: The most that can go from each place, by name.
+        kind: What the places are called.
+
+    Raises:
+        UsageError: There is no place of a name, or it can't give as much.
+    """
+    for name, amount in amounts.items():
+        if name not in places:
+            raise UsageError(
+                f"amounts names {name}, which is no {kind} that the stage is about.{did_you_mean(name, places)}"
+            )
+        if amount > places[name]:
+            raise UsageError(f"amounts takes {amount:,} from {name}, which can give {places[name]:,}.")
+    return {name: amounts.get(name, 0) for name in places}
 
 
 def chosen_layers(

@@ -25,7 +25,7 @@ from secateur.calibration.runner import BlockRunner
 from secateur.calibration.statistics import GRADIENTS, Gradients, Needs, Statistics
 from secateur.errors import NothingPrunedError, SecateurError, UsageError
 from secateur.journal import Journal, layer_report
-from secateur.layer_choice import check_pattern, select_layers, solving_needs
+from secateur.layer_choice import amounts_of, check_pattern, select_layers, solving_needs
 from secateur.network.network import Layer, Network
 from secateur.processes import ALONE, Processes
 from secateur.progress import Progress
@@ -124,9 +124,11 @@ class _Work:
     def plan(self) -> dict[str, int]:
         """Returns how many weights go from each layer, where a sparsity says so; may take a pass over the model."""
         stage = self.stage
+        sizes = {layer.name: layer.weights for layer in self.layers}
+        if stage.amounts is not None:
+            return amounts_of(stage.amounts, sizes, "layer")
         if stage.sparsity is None:
             return {}
-        sizes = {layer.name: layer.weights for layer in self.layers}
         if stage.allocation == "uniform":
             return uniform(sizes, stage.sparsity)
         counts = (
@@ -140,7 +142,7 @@ class _Work:
 
     def _amounts(self, counts: Mapping[str, int]) -> dict[str, Amount]:
         stage = self.stage
-        if stage.sparsity is not None:
+        if stage.sparsity is not None or stage.amounts is not None:
             return {
                 name: Amount(remove=count, per=stage.per, min_per_output=stage.min_per_output)
                 for name, count in counts.items()

@@ -436,3 +436,17 @@ def test_costs_are_those_of_the_model_that_is_there(tmp_path: Path) -> None:
     assert found.bytes == 4 * found.parameters
     linear = sum(layer.parameter.numel() for layer in network.layers()) + 96 * 32
     assert found.macs == linear + 2 * 32 * 32  # two blocks, 32 attention channels, 32 / 2 keys and as many values
+
+
+def test_amounts_say_what_each_place_gives(text: str, tmp_path: Path) -> None:
+    model = save_tiny("llama", tmp_path / "dense", tokenizer=True)
+    given = {"model.layers.1/neuron": 5}
+    stage = prune(model, text, unit="neuron", amounts=given).stages[0]
+    assert {group.name: group.before - group.left for group in stage.groups if group.left < group.before} == given
+    result = prune(model, text, unit="attention", amounts={"model.layers.1": 1})
+    assert [group.removed for group in result.stages[0].groups] == [(1,)]
+    assert not list(result.model.model.layers[1].self_attn.parameters())
+    with pytest.raises(UsageError, match="block with a unit of the kind 'mlp'"):
+        prune(model, text, unit="mlp", amounts={"model.layers.9": 1})
+    with pytest.raises(UsageError, match=r"takes 999 from model.layers.1/neuron, which can give"):
+        prune(model, text, unit="neuron", amounts={"model.layers.1/neuron": 999})

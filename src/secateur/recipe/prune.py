@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -13,8 +13,8 @@ from secateur.recipe.base import Settings, bytes_of, listed
 from secateur.scores import score_named
 from secateur.solvers import AUTO, AUTO_MASKED, AUTO_PATTERN, chain_named
 
-WEIGHT_TARGETS = ("sparsity", "threshold", "pattern")
-STRUCTURED_TARGETS = ("params", "macs", "memory", "latency", "sparsity", "remove", "threshold")
+WEIGHT_TARGETS = ("sparsity", "threshold", "pattern", "amounts")
+STRUCTURED_TARGETS = ("params", "macs", "memory", "latency", "sparsity", "remove", "threshold", "amounts")
 TARGETS = (*WEIGHT_TARGETS, "params", "macs", "memory", "latency", "remove")
 INNER_UNITS = {"neuron", "head", "query-head", "filter", "hidden"}  # read by linear or convolutional layers
 TRACED_UNITS = ("filter", "neuron", "hidden", "head")  # of networks that aren't described by a family
@@ -44,8 +44,8 @@ WEIGHTS_ONLY = {"per", "min_per_output", "include", "exclude", "block_size", "pa
 
 
 class Prune(Settings):
-    """One pruning stage. Exactly one target is given: `sparsity`, `threshold`, or for weights `pattern`, or for other
-    units `params`, `macs`, `memory`, `latency` or `remove`.
+    """One pruning stage. Exactly one target is given: `sparsity`, `threshold` or `amounts`, or for weights `pattern`,
+    or for other units `params`, `macs`, `memory`, `latency` or `remove`.
 
     Attributes:
         unit: What is removed. `weight` sets single weights to zero; `neuron`, `head`, `query-head`, `channel`, `layer`,
@@ -59,6 +59,9 @@ class Prune(Settings):
         latency: Share of the time that this machine takes to read one window that may be left.
         remove: How many units go: layers, halves, channels and tokens of the model, neurons, heads and experts of every
             layer.
+        amounts: How much goes from each place, by its name: of a layer how many weights are zero in the end, of a group
+            how many units go, and of layers and halves a 1 for each block that loses its own. What isn't named stays.
+            A search writes them.
         repair: Whether what reads removed units is fitted anew by least squares, biases included.
         combine: How a score over a unit's coupled tensors becomes one: `sum`, `mean` or `max`.
         round_to: Numbers of units left are multiples of it.
@@ -97,6 +100,7 @@ class Prune(Settings):
     memory: str | None = None
     latency: float | None = None
     remove: int | None = Field(default=None, ge=1)
+    amounts: dict[str, Annotated[int, Field(ge=0)]] | None = None
     repair: bool = True
     combine: Literal["sum", "mean", "max"] = "sum"
     round_to: int = Field(default=1, ge=1)
@@ -189,11 +193,12 @@ class Prune(Settings):
     def _consistent(self) -> Prune:
         given = [name for name in TARGETS if getattr(self, name) is not None]
         wanted = STRUCTURED_TARGETS if self.structured else WEIGHT_TARGETS
+        flags = listed([name for name in wanted if name != "amounts"])  # which recipes have alone
         if len(given) != 1:
             have = " and ".join("--" + name for name in given) or "none of them"
-            raise UsageError(f"give exactly one of {listed(wanted)}; got {have}.")
+            raise UsageError(f"give exactly one of {flags}; got {have}.")
         if given[0] not in wanted:
-            raise UsageError(f"--{given[0]} isn't a target for --unit {self.unit}; give one of {listed(wanted)}.")
+            raise UsageError(f"--{given[0]} isn't a target for --unit {self.unit}; give one of {flags}.")
         for name in ("sparsity", "params", "macs", "latency"):
             share = getattr(self, name)
             if share is not None and not 0 < share < 1:
@@ -243,7 +248,8 @@ class Prune(Settings):
             raise UsageError(f"--unit {self.unit} names heads or another kind twice.")
         if self.solver not in ("obs", "none", "greedy"):
             raise UsageError(f"units are removed by the solvers obs, greedy and none, not '{self.solver}'.")
-        if self.solver == "greedy" and (not set(self.kinds) <= DEPTH_UNITS or self.threshold is not None):
+        chosen = self.threshold is not None or self.amounts is not None
+        if self.solver == "greedy" and (not set(self.kinds) <= DEPTH_UNITS or chosen):
             raise UsageError("--solver greedy removes layers, or halves of them, one by one: a number or a budget.")
         if self.solver == "obs" and not set(self.kinds) <= INNER_UNITS:
             raise UsageError(f"--solver obs removes neurons and heads, not {self.unit}; leave it out.")
@@ -251,6 +257,8 @@ class Prune(Settings):
             raise UsageError("--solver obs goes by its own score; leave --score out, or take --solver none.")
         if self.solver == "obs" and self.threshold is not None:
             raise UsageError("--solver obs removes a number of units in rounds; a --threshold needs a --score.")
+        if self.amounts is not None and not set(self.kinds) <= INNER_UNITS | DEPTH_UNITS:
+            raise UsageError(f"--amounts is of weights, neurons, heads, layers and halves of them, not of {self.unit}.")
         self._consistent_options()
         self._consistent_widths()
 
@@ -272,7 +280,8 @@ class Prune(Settings):
             raise UsageError(
                 f"--allocation {self.allocation} is for weights; units take uniform, global, error or ramp."
             )
-        if self.allocation != "uniform" and (not inner or self.threshold is not None or self.remove is not None):
+        alone = (self.threshold, self.remove, self.amounts)
+        if self.allocation != "uniform" and (not inner or any(target is not None for target in alone)):
             raise UsageError(
                 f"--allocation {self.allocation} shares a budget out over the widths of neurons and heads."
             )

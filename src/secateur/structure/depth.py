@@ -13,6 +13,7 @@ from torch import Tensor
 
 from secateur.calibration.influence import block_influence, leave_one_out
 from secateur.errors import NothingPrunedError, UsageError
+from secateur.layer_choice import amounts_of
 from secateur.network.surgery import Cut
 from secateur.network.units import Halves, UnitGroup, unit_groups
 from secateur.scores.units import scored
@@ -57,9 +58,13 @@ def _scores(job: Job, group: UnitGroup, gone: Sequence[int] = ()) -> Tensor:
 
 def _protected(job: Job, group: UnitGroup) -> Tensor:
     """Returns (units,) bool: the units in blocks that keep everything."""
-    blocks = group.blocks if isinstance(group, Halves) else range(group.count)
     last = len(job.network.blocks) - job.stage.protect_last
-    return torch.tensor([not job.stage.protect_first <= block < last for block in blocks])
+    return torch.tensor([not job.stage.protect_first <= block < last for block in _blocks(group)])
+
+
+def _blocks(group: UnitGroup) -> Sequence[int]:
+    """Returns the block of each unit."""
+    return group.blocks if isinstance(group, Halves) else range(group.count)
 
 
 def _order(job: Job, group: UnitGroup) -> Iterator[int]:
@@ -80,6 +85,10 @@ def _kept(job: Job, group: UnitGroup) -> Tensor:
     if stage.threshold is not None:
         return kept_by_score(_scores(job, group), None, stage.threshold, job, group)
     keep = torch.ones(group.count, dtype=torch.bool)
+    if stage.amounts is not None:
+        names = [job.network.block_name(block) for block in _blocks(group)]
+        gone = amounts_of(stage.amounts, dict.fromkeys(names, 1), f"block with a unit of the kind '{group.unit}'")
+        return torch.tensor([not gone[name] for name in names])
     if stage.remove is not None or stage.sparsity is not None:
         number = stage.remove if stage.remove is not None else round(group.count * (stage.sparsity or 0))
         _check_number(job, group, number)

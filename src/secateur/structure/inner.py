@@ -20,6 +20,7 @@ from secateur.calibration.runner import BlockRunner
 from secateur.calibration.statistics import GRADIENTS, INPUTS, Needs, Statistics
 from secateur.calibration.targets import Moments, output_moments
 from secateur.errors import NothingPrunedError, UsageError
+from secateur.layer_choice import amounts_of
 from secateur.linear_algebra import DAMPING
 from secateur.network.network import Layer
 from secateur.network.surgery import Cut
@@ -76,6 +77,10 @@ def _counts(job: Job, groups: Sequence[UnitGroup]) -> dict[str, int] | None:
     stage = job.stage
     if stage.threshold is not None:
         return None
+    if stage.amounts is not None:
+        most = {group.name: group.count - max(1, stage.min_units) for group in groups}
+        gone = amounts_of(stage.amounts, most, "group of units")
+        return {group.name: group.count - gone[group.name] for group in groups}
     if stage.remove is not None or (stage.sparsity is not None and stage.allocation == "uniform"):
         return {group.name: _own_width(job, group) for group in groups}
     budget, each = budget_of(job, groups)
