@@ -1,0 +1,137 @@
+"""What a search chooses from: places, each at one of several levels, under one budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from secateur.errors import UsageError
+
+Levels = tuple[int, ...]
+TRIES = 10_000  # moves until a budget is met
+
+
+@dataclass(frozen=True)
+class Place:
+    """A layer or a group of units, and the levels that it may stand at.
+
+    Attributes:
+        name: Its name in a stage's `amounts`.
+        amounts: What goes at each level: weights or units, ascending.
+        costs: What that takes off the budget, in the same whole numbers for all places.
+        losses: What it was measured to cost in quality, on the dense model: the relative error, or the like.
+        features: What a policy sees of it, each about between 0 and 1.
+    """
+
+    name: str
+    amounts: tuple[int, ...]
+    costs: tuple[int, ...]
+    losses: tuple[float, ...]
+    features: tuple[float, ...] = ()
+
+
+class Space:
+    """Places and a budget: candidates are levels, one per place, that take just as much off as is asked for.
+
+    Attributes:
+        places: The places.
+        total: What has to go.
+        slack: A candidate takes off at least `total`, and less than `total + slack`: the finest step that there is.
+    """
+
+    def __init__(self, places: Sequence[Place], total: int) -> None:
+        """
+        Raises:
+            UsageError: The places can't give as much, or can't give as little.
+        """
+        self.places, self.total = tuple(places), total
+        least, most = (sum(place.costs[end] for place in self.places) for end in (0, -1))
+        if not least <= total <= most:
+            raise UsageError(
+                f"the search's levels take off between {least:,} and {most:,}, and {total:,} were asked for; "
+                f"the nearest is {least if total < least else most:,}."
+            )
+        self.slack = min(b - a for place in self.places for a, b in pairwise(place.costs))
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def cost(self, levels: Sequence[int]) -> int:
+        """Returns what a candidate takes off."""
+        return sum(place.costs[level] for place, level in zip(self.places, levels, strict=True))
+
+    def meets(self, levels: Sequence[int]) -> bool:
+        """Whether a candidate meets the budget."""
+        return 0 <= self.cost(levels) - self.total < self.slack
+
+    def amounts(self, levels: Sequence[int]) -> dict[str, int]:
+        """Returns what goes from each place that gives anything."""
+        given = {place.name: place.amounts[level] for place, level in zip(self.places, levels, strict=True)}
+        return {name: amount for name, amount in given.items() if amount}
+
+    def settled(self, levels: Sequence[int], random: np.random.Generator, fixed: Sequence[int] = ()) -> Levels:
+        """Moves places drawn at random, level by level, until the budget is met.
+
+        Args:
+            levels: Where they stand.
+            random: Draws them.
+            fixed: Places that stay, as long as the others can make up for them.
+
+        Raises:
+            UsageError: The budget can't be met.
+        """
+        found = [min(max(level, 0), len(place.costs) - 1) for place, level in zip(self.places, levels, strict=True)]
+        held = set(fixed)
+        over = self.cost(found) - self.total
+        for _ in range(TRIES):
+            if 0 <= over < self.slack:
+                return tuple(found)
+            up = over < 0
+            moves = self._moves(found, 1 if up else -1, held)
+            if not moves:
+                if not held:
+                    break
+                held = set()
+                continue
+            fitting = [(at, change) for at, change in moves if (change < self.slack - over if up else change <= over)]
+            at, change = (fitting or moves)[random.integers(len(fitting or moves))]
+            found[at] += 1 if up else -1
+            over += change if up else -change
+        raise UsageError(f"no combination of the search's levels takes off {self.total:,}; give it finer levels.")
+
+    def _moves(self, levels: Sequence[int], way: int, held: set[int]) -> list[tuple[int, int]]:
+        """Returns which places can go a level up or down, and what that changes."""
+        moves = []
+        for at, (place, level) in enumerate(zip(self.places, levels, strict=True)):
+            to = level + way
+            if at not in held and 0 <= to < len(place.costs):
+                moves.append((at, abs(place.costs[to] - place.costs[level])))
+        return moves
+
+    def knapsack(self) -> Levels:
+        """Returns where the measured losses grow least: single steps in the order of loss per cost, then settled."""
+        levels = [0] * len(self.places)
+        over = self.cost(levels) - self.total
+        while over < 0:
+            rises = [
+                ((place.losses[level + 1] - place.losses[level]) / (place.costs[level + 1] - place.costs[level]), at)
+                for at, (place, level) in enumerate(zip(self.places, levels, strict=True))
+                if level + 1 < len(place.costs)
+            ]
+            at = min(rises)[1]
+            place, level = self.places[at], levels[at]
+            over += place.costs[level + 1] - place.costs[level]
+            levels[at] += 1
+        return self.settled(levels, np.random.default_rng(0))
+
+    def uniform(self) -> Levels:
+        """Returns where all places give about the same share of what they could."""
+        share = self.total / max(1, sum(place.costs[-1] for place in self.places))
+        levels = [
+            min(range(len(place.costs)), key=lambda level: abs(place.costs[level] - share * place.costs[-1]))
+            for place in self.places
+        ]
+        return self.settled(levels, np.random.default_rng(0))

@@ -1,0 +1,29 @@
+"""Strategies of the search, by name."""
+
+from __future__ import annotations
+
+from secateur.errors import UsageError, did_you_mean
+from secateur.search.strategies.annealing import Annealing
+from secateur.search.strategies.base import Judged, Proposal, Strategy
+from secateur.search.strategies.evolution import Evolution
+from secateur.search.strategies.policy import Policy
+from secateur.search.strategies.random import Random
+from secateur.search.strategies.sampled import CmaEs, Nsga2, Tpe
+
+STRATEGIES: dict[str, type[Strategy]] = {
+    kind.name: kind for kind in (Evolution, Policy, Annealing, Random, Tpe, Nsga2, CmaEs)
+}
+
+
+def strategy_named(name: str) -> type[Strategy]:
+    """Returns a strategy.
+
+    Raises:
+        UsageError: There is none of this name.
+    """
+    if name not in STRATEGIES:
+        raise UsageError(f"unknown strategy '{name}'.{did_you_mean(name, STRATEGIES)}")
+    return STRATEGIES[name]
+
+
+__all__ = ["STRATEGIES", "Judged", "Proposal", "Strategy", "strategy_named"]

@@ -1,0 +1,50 @@
+"""Simulated annealing: a walk that takes worse steps ever less often (Kirkpatrick, Gelatt and Vecchi 1983)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from secateur.search.space import Levels, Space
+from secateur.search.strategies.base import Judged, Proposal, Strategy
+
+COOLING = 0.99  # of the temperature, by step
+BEGINNING = 0.05  # temperature, of the start's value
+
+
+class Annealing(Strategy):
+    """Walks by switches of two places; each step is judged on all tokens."""
+
+    name = "annealing"
+    about = "a random walk that takes worse steps ever less often"
+
+    def __init__(self, space: Space, start: Levels, rungs: Sequence[int], seed: int) -> None:
+        super().__init__(space, start, rungs, seed)
+        self.here: Judged | None = None
+        self.temperature = 0.0
+
+    def ask(self, number: int) -> Proposal:
+        if self.here is None:
+            return Proposal(self.start, self.rungs[-1], {"start": True})
+        random = self.random(number)
+        levels = list(self.here.levels)
+        at = int(random.integers(len(levels)))
+        way = (
+            1
+            if levels[at] == 0 or (levels[at] + 1 < len(self.space.places[at].costs) and random.random() < 0.5)
+            else -1
+        )
+        levels[at] += way
+        return Proposal(self.space.settled(levels, random, [at]), self.rungs[-1])
+
+    def tell(self, judged: Judged) -> None:
+        super().tell(judged)
+        if judged.value is None or judged.tokens != self.rungs[-1]:
+            return
+        if self.here is None or self.here.value is None:
+            self.here, self.temperature = judged, BEGINNING * max(abs(judged.value), 1e-9)
+            return
+        worse = self.here.value - judged.value
+        if worse <= 0 or self.random(judged.number).random() < math.exp(-worse / self.temperature):
+            self.here = judged
+        self.temperature *= COOLING

@@ -1,0 +1,93 @@
+"""The contract of a search strategy."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from secateur.search.space import Levels, Space
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A candidate that is to be judged.
+
+    Attributes:
+        levels: The candidate.
+        tokens: On how many tokens.
+        info: Plain data that is kept with the trial, and that the strategy wants to see again.
+    """
+
+    levels: Levels
+    tokens: int
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A candidate that was judged.
+
+    Attributes:
+        number: Of the trial.
+        levels, tokens, info: As they were proposed.
+        value: What it is worth, more being better; None where judging it failed.
+        own: Whether this strategy proposed it, in this process.
+    """
+
+    number: int
+    levels: Levels
+    tokens: int
+    value: float | None
+    info: Mapping[str, Any] = field(default_factory=dict)
+    own: bool = True
+
+
+class Strategy(ABC):
+    """Proposes candidates and learns what they are worth. Every candidate meets the space's budget.
+
+    A strategy that is told of all trials of a study, in their order, goes on from there: those of other workers and of
+    an earlier process as well as its own.
+
+    Attributes:
+        name: The name in recipes and on the command line.
+        about: One line for `--help` and the docs.
+        rungs: Tokens to judge on, ascending; only values of the same number of tokens are compared.
+        best: The best candidate among those that were judged on the most tokens.
+    """
+
+    name: ClassVar[str]
+    about: ClassVar[str]
+
+    def __init__(self, space: Space, start: Levels, rungs: Sequence[int], seed: int) -> None:
+        """
+        Args:
+            space: What is chosen from.
+            start: The candidate to begin with.
+            rungs: Tokens to judge on.
+            seed: Of what it draws.
+        """
+        self.space, self.start, self.rungs, self.seed = space, start, tuple(rungs), seed
+        self.best: Judged | None = None
+
+    def random(self, number: int) -> np.random.Generator:
+        """Returns a source of random numbers that belongs to a trial."""
+        return np.random.default_rng((self.seed, number))
+
+    @abstractmethod
+    def ask(self, number: int) -> Proposal:
+        """Returns the next candidate.
+
+        Args:
+            number: About the number that the trial will have; workers ask with different ones.
+        """
+
+    def tell(self, judged: Judged) -> None:
+        """Takes note of a candidate that was judged."""
+        if judged.value is None or judged.tokens != self.rungs[-1]:
+            return
+        if self.best is None or self.best.value is None or judged.value > self.best.value:
+            self.best = judged

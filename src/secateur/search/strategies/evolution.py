@@ -1,0 +1,52 @@
+"""Evolution: switches of levels between places, selected on growing numbers of tokens.
+
+Sieberling, Kuznedelev, Kurtic and Alistarh 2024, "EvoPress: Towards Optimal Dynamic Model Compression via Evolutionary
+Search", arXiv 2410.14649, algorithm 1: offspring of the best candidate differ from it by few level switches, each of
+which raises one place and lowers others by as much. A part of the offspring crosses the best with an earlier best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from secateur.search.space import Levels, Space
+from secateur.search.strategies.base import Judged
+from secateur.search.strategies.rounds import Rounds
+
+SWITCHES = 3  # at most, the least of two draws
+CROSSED = 0.2  # share of the offspring that have two parents
+ELITE = 4  # earlier best candidates that may be the second parent
+
+
+class Evolution(Rounds):
+    """Keeps the best, and tries what is near to it."""
+
+    name = "evolution"
+    about = "level switches of the best candidate, selected on growing numbers of tokens (EvoPress)"
+
+    def __init__(self, space: Space, start: Levels, rungs: Sequence[int], seed: int) -> None:
+        super().__init__(space, start, rungs, seed)
+        self.elite: list[Judged] = []
+
+    def draw(self, random: np.random.Generator) -> Levels:
+        assert self.best is not None
+        levels = list(self.best.levels)
+        others = [one.levels for one in self.elite if one.levels != self.best.levels]
+        fixed: list[int] = []
+        if others and random.random() < CROSSED:
+            other = others[random.integers(len(others))]
+            taken = random.random(len(levels)) < 0.5
+            levels = [b if take else a for a, b, take in zip(levels, other, taken, strict=True)]
+        for _ in range(int(min(random.integers(1, SWITCHES + 1, 2)))):
+            at, way = int(random.integers(len(levels))), 1 if random.random() < 0.5 else -1
+            if 0 <= levels[at] + way < len(self.space.places[at].costs):
+                levels[at] += way
+                fixed.append(at)
+        return self.space.settled(levels, random, fixed)
+
+    def tell(self, judged: Judged) -> None:
+        super().tell(judged)
+        if judged.value is not None and judged.tokens == self.rungs[-1]:
+            self.elite = sorted([*self.elite, judged], key=lambda one: -(one.value or 0.0))[:ELITE]

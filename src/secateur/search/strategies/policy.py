@@ -1,0 +1,72 @@
+"""Policy gradient: a small network sees each place and says where it should stand.
+
+REINFORCE with a baseline (Williams 1992) on the layer states of He et al. 2018, "AMC: AutoML for Model Compression and
+Acceleration on Mobile Devices", arXiv 1802.03494: the policy is a normal distribution per place, whose mean is the
+start's level plus what the network gives, and whose width is learned. Its draws are moved until the budget is met, and
+what was judged in the end is what it learns from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from secateur.search.space import Levels, Space
+from secateur.search.strategies.base import Judged
+from secateur.search.strategies.rounds import NUMBERS, Rounds
+
+HIDDEN = 32
+RATE = 0.02
+WIDTH = 1.0  # of the distributions in the beginning, in levels
+
+
+class Policy(Rounds):
+    """Draws from the policy, and shifts it towards what was worth more than the mean of its batch."""
+
+    name = "policy"
+    about = "a policy network over the places, trained by REINFORCE"
+
+    def __init__(self, space: Space, start: Levels, rungs: Sequence[int], seed: int) -> None:
+        super().__init__(space, start, rungs, seed)
+        self.states = torch.tensor([place.features for place in space.places], dtype=torch.float32)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            last = nn.Linear(HIDDEN, 1)
+            self.network = nn.Sequential(nn.Linear(self.states.shape[1], HIDDEN), nn.Tanh(), last)
+        nn.init.zeros_(last.weight)  # the first draws are around the start
+        nn.init.zeros_(last.bias)
+        self.log_width = nn.Parameter(torch.full((), WIDTH).log())
+        self.optimizer = torch.optim.Adam([*self.network.parameters(), self.log_width], RATE)
+        self.batch: list[Judged] = []
+
+    def means(self) -> Tensor:
+        """Returns the level that the policy has in mind for each place: (places,)."""
+        return torch.tensor(self.start, dtype=torch.float32) + self.network(self.states).squeeze(-1)
+
+    def draw(self, random: np.random.Generator) -> Levels:
+        with torch.no_grad():
+            means, width = self.means().numpy(), float(self.log_width.exp())
+        drawn = np.rint(means + width * random.standard_normal(len(means))).astype(int)
+        return self.space.settled(drawn.tolist(), random)
+
+    def tell(self, judged: Judged) -> None:
+        super().tell(judged)
+        if judged.value is None or judged.tokens != self.rungs[0] or "start" in judged.info:
+            return
+        self.batch.append(judged)
+        if len(self.batch) == NUMBERS[0]:
+            self._learn()
+            self.batch = []
+
+    def _learn(self) -> None:
+        taken = torch.tensor([one.levels for one in self.batch], dtype=torch.float32)  # (batch, places)
+        values = torch.tensor([one.value for one in self.batch], dtype=torch.float32)
+        advantages = (values - values.mean()) / values.std().clamp_min(1e-12)
+        spread = torch.distributions.Normal(self.means(), self.log_width.exp())
+        loss = -(advantages[:, None] * spread.log_prob(taken)).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()

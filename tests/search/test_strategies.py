@@ -1,0 +1,110 @@
+"""What every search strategy must do, on a space whose best candidate is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from secateur.errors import UsageError
+from secateur.search.space import Levels, Place, Space
+from secateur.search.strategies import STRATEGIES, Judged, Strategy, strategy_named
+
+RUNGS = (8, 32, 128)
+
+
+def space(places: int = 24) -> Space:
+    """Places of two sizes; the later ones are dearer to cut."""
+    found = []
+    for number in range(places):
+        size = 3 if number % 3 == 0 else 1
+        depth = number / places
+        amounts = tuple(10 * size * level for level in range(7))
+        losses = tuple((1 + 4 * depth) * size * (level / 6) ** 2 for level in range(7))
+        features = (depth, depth**2, float(size == 3), 1.0)
+        found.append(Place(f"layer {number}", amounts, tuple(size * level for level in range(7)), losses, features))
+    return Space(found, sum(place.costs[-1] for place in found) // 2)
+
+
+def worth(one: Space, levels: Levels, tokens: int) -> float:
+    """Less the fewer tokens; what is lost in all, with an error that falls with the number of tokens."""
+    loss = sum(place.losses[level] for place, level in zip(one.places, levels, strict=True))
+    error = np.random.default_rng((hash(levels) % 2**32, tokens)).standard_normal() / tokens
+    return float(-loss + 0.5 * error)
+
+
+def run(name: str, trials: int, seed: int = 0) -> Strategy:
+    one = space()
+    strategy = strategy_named(name)(one, one.uniform(), RUNGS, seed)
+    for number in range(trials):
+        asked = strategy.ask(number)
+        assert one.meets(asked.levels)
+        assert asked.tokens in RUNGS
+        strategy.tell(Judged(number, asked.levels, asked.tokens, worth(one, asked.levels, asked.tokens), asked.info))
+    return strategy
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+def test_every_candidate_meets_the_budget_and_the_best_is_no_worse_than_the_start(name: str) -> None:
+    strategy = run(name, 120)
+    assert strategy.best is not None
+    assert strategy.best.value is not None
+    assert strategy.best.value >= worth(strategy.space, strategy.start, RUNGS[-1])
+
+
+@pytest.mark.parametrize("name", ["evolution", "policy", "annealing"])
+def test_what_learns_beats_what_draws(name: str) -> None:
+    wins = 0
+    for seed in range(3):
+        one, other = (run(kind, 400, seed).best for kind in (name, "random"))
+        assert one is not None and other is not None  # noqa: PT018
+        assert one.value is not None and other.value is not None  # noqa: PT018
+        wins += one.value > other.value
+    assert wins == 3
+
+
+def test_evolution_comes_near_the_knapsack() -> None:
+    strategy = run("evolution", 1500)
+    assert strategy.best is not None
+    assert strategy.best.value is not None
+    best, start = (worth(strategy.space, levels, RUNGS[-1]) for levels in (strategy.space.knapsack(), strategy.start))
+    assert strategy.best.value - start > 0.8 * (best - start)
+
+
+@pytest.mark.parametrize("name", ["evolution", "policy", "annealing", "tpe"])
+def test_a_strategy_that_is_told_of_all_trials_goes_on_from_there(name: str) -> None:
+    one = space()
+    first = strategy_named(name)(one, one.uniform(), RUNGS, 0)
+    told = []
+    for number in range(80):
+        asked = first.ask(number)
+        told.append(Judged(number, asked.levels, asked.tokens, worth(one, asked.levels, asked.tokens), asked.info))
+        first.tell(told[-1])
+    again = strategy_named(name)(one, one.uniform(), RUNGS, 0)
+    for judged in told:
+        again.tell(Judged(judged.number, judged.levels, judged.tokens, judged.value, judged.info, own=False))
+    assert first.best is not None
+    assert again.best is not None
+    assert again.best.levels == first.best.levels
+    assert "start" not in again.ask(80).info
+
+
+def test_a_trial_that_failed_is_passed_over() -> None:
+    one = space()
+    strategy = strategy_named("evolution")(one, one.uniform(), RUNGS, 0)
+    for number in range(60):
+        asked = strategy.ask(number)
+        value = None if number % 3 == 1 else worth(one, asked.levels, asked.tokens)
+        strategy.tell(Judged(number, asked.levels, asked.tokens, value, asked.info))
+    assert strategy.best is not None
+
+
+def test_a_budget_out_of_reach_names_the_nearest() -> None:
+    places = space().places
+    most = sum(place.costs[-1] for place in places)
+    with pytest.raises(UsageError, match=f"the nearest is {most}"):
+        Space(places, most + 1)
+
+
+def test_an_unknown_strategy_is_named() -> None:
+    with pytest.raises(UsageError, match=r"unknown strategy 'evolutio'\. Did you mean 'evolution'"):
+        strategy_named("evolutio")
