@@ -38,6 +38,10 @@ class SolverError(SecateurError):
     """A solver can't give a result, for instance as a Gram matrix isn't positive definite."""
 
 
+class SearchError(SecateurError):
+    """A search can't go on: its storage, its study, or what candidates are worth."""
+
+
 class TrainingError(SecateurError):
     """Training can't go on, for instance as its loss is NaN."""
 

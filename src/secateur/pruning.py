@@ -33,7 +33,7 @@ from secateur.recipe import Calibration, Prune
 from secateur.result import BlockReport, LayerReport, StageReport
 from secateur.route import Route, owners
 from secateur.scores import SCORES, Score, score_named
-from secateur.solvers import Problem, Solver, Step, chain_named, solve_chain
+from secateur.solvers import Problem, Solution, Solver, Step, chain_named, solve_chain
 from secateur.timing import timed
 from secateur.training.reconstruction import reconstruct
 from secateur.unreached import even_counts, notes, unreached
@@ -93,6 +93,41 @@ def prune_weights(
         tuple(work.notes),
         tuple(work.blocks),
     )
+
+
+def solve_levels(
+    network: Network,
+    stage: Prune,
+    windows: Windows | None,
+    calibration: Calibration,
+    seed: int,
+    progress: Progress,
+    levels: Mapping[str, Sequence[int]],
+    take: Callable[[Layer, int, Tensor, float], None],
+    storage: Storage = IN_MEMORY,
+) -> None:
+    """Solves layers at several numbers of zeros each, by the statistics of the dense model, which stays as it is.
+
+    Args:
+        network, windows, calibration, seed, progress, storage: As for `prune_weights`.
+        stage: How layers are solved; its target says nothing here.
+        levels: Numbers of zeros, by layer.
+        take: Is called with the layer, the number of zeros, the weights (out, in) and their relative error.
+    """
+    chosen = [layer for layer in select_layers(network, stage) if levels.get(layer.name)]
+    if not chosen:
+        return
+    work = _Work(network, stage, windows, calibration, seed, progress, chosen, None, ALONE, storage)
+    if work.needs & GRADIENTS and stage.gradient == "loss":
+        work.differentiate_loss()
+
+    def act(layer: Layer, statistics: Statistics) -> None:
+        W = work.dense(layer)
+        for zeros in levels[layer.name]:
+            solution, steps, _ = work.solve(layer, W, Amount(remove=zeros), statistics)
+            take(layer, zeros, solution.W, steps[-1].error if steps else 0.0)
+
+    work.look(work.needs, act, "solving every level")
 
 
 @dataclass
@@ -161,7 +196,7 @@ class _Work:
         with self._timed("plan"), ScoreRanking() as ranking:
 
             def add(layer: Layer, statistics: Statistics) -> None:
-                W = self._dense(layer)
+                W = self.dense(layer)
                 scores = self._scores(score, layer, W, statistics)
                 if self.stage.min_per_output > 0:
                     # As many stay as any solver's guard may mark, by whatever scores it sees then.
@@ -170,7 +205,7 @@ class _Work:
                 ranking.add(layer.name, scores)
                 sizes[layer.name] = W.numel()
 
-            self._look(score.needs, add, "scoring the dense model")
+            self.look(score.needs, add, "scoring the dense model")
             counts = ranking.lowest(round(sparsity * sum(sizes.values())))
         emptied = [name for name, size in sizes.items() if counts[name] == size]
         if emptied:
@@ -191,17 +226,17 @@ class _Work:
         """Shows an allocator every layer of the dense model."""
 
         def add(layer: Layer, statistics: Statistics) -> None:
-            allocator.add(layer.name, layer.reads.rpartition("/")[0] or layer.name, self._dense(layer), statistics)
+            allocator.add(layer.name, layer.reads.rpartition("/")[0] or layer.name, self.dense(layer), statistics)
 
         with self._timed("plan"):
-            self._look(allocator.needs, add, "looking at the dense model")
+            self.look(allocator.needs, add, "looking at the dense model")
             return allocator.counts() if allocator.sizes else {}
 
     def carry_out(self) -> list[LayerReport]:
         """Prunes all layers and returns their reports in forward order."""
         counts = self._take_up()
         if self.needs & GRADIENTS and self.stage.gradient == "loss":
-            self._differentiate_loss()
+            self.differentiate_loss()
         if counts is None:
             counts = self.team.share(self.plan())
             self._commit(0, counts)
@@ -239,7 +274,7 @@ class _Work:
             }
             self.journal.commit(position, state, [runner.hidden for runner in runners if runner is not None])
 
-    def _differentiate_loss(self) -> None:
+    def differentiate_loss(self) -> None:
         assert self.windows is not None
         with self._timed("gradients"):
             self.loss_gradients = loss_gradients(
@@ -252,7 +287,7 @@ class _Work:
                 self.team,
             )
 
-    def _look(self, needs: Needs, act: Callable[[Layer, Statistics], None], label: str) -> None:
+    def look(self, needs: Needs, act: Callable[[Layer, Statistics], None], label: str) -> None:
         """Calls `act` on each layer of the dense model with its statistics, but not on experts that aren't reached."""
 
         def reached(layer: Layer, statistics: Statistics) -> None:
@@ -404,7 +439,7 @@ class _Work:
         known = statistics.get(layer.reads) or Statistics.empty(layer.shape[1], Needs.NOTHING, self.network.device)
         return replace(known, gradients=gradients.get(layer.name))
 
-    def _dense(self, layer: Layer) -> Tensor:
+    def dense(self, layer: Layer) -> Tensor:
         """(out, in) float32, on the compute device, contiguous."""
         return layer.matrix().to(self.network.device, torch.float32).contiguous()
 
@@ -418,32 +453,36 @@ class _Work:
 
     def _prune_layer(self, layer: Layer, amount: Amount, statistics: Statistics | None) -> LayerReport:
         start = time.perf_counter()
-        W = self._dense(layer)
+        W = self.dense(layer)
         zeros_before = layer.zeros()
         if amount.remove is not None and zeros_before >= max(amount.remove, 1):
             return _report(layer, zeros_before, start)
+        by_inputs = self.score is None or self.score.needs
+        blind = statistics is not None and unreached(layer, statistics, self.needs)
+        if blind and by_inputs and amount.threshold is not None and amount.threshold.kind == "value":
+            return _report(layer, zeros_before, start)
+        solution, steps, threshold = self.solve(layer, W, amount, statistics)
+        layer.write(solution.W.to("cpu"), solution.keep.to("cpu"))
+        return _report(layer, zeros_before, start, steps, threshold)
+
+    def solve(
+        self, layer: Layer, W: Tensor, amount: Amount, statistics: Statistics | None
+    ) -> tuple[Solution, tuple[Step, ...], float | None]:
+        """Returns a layer's new weights, what each solver came to, and the score below which weights went.
+
+        An expert that no token reached goes by the size of its weights.
+        """
         score, chain = self.score, self.chain
         if statistics is not None and unreached(layer, statistics, self.needs):
-            if (score is None or score.needs) and amount.threshold is not None and amount.threshold.kind == "value":
-                return _report(layer, zeros_before, start)
             score, chain = score if score is not None and not score.needs else SCORES["l1"], chain_named("none")
             statistics = None
         keep, threshold = None, None
         if score is not None:
             scores = self._scores(score, layer, W, statistics)
             keep, threshold = keep_mask(scores, amount, layer.name)
-        problem = Problem(
-            layer.name,
-            W,
-            statistics,
-            amount,
-            keep,
-            damping=self.stage.damping,
-            block_size=min(self.stage.block_size, W.shape[1]),
-        )
-        solution, steps = solve_chain(chain, problem)
-        layer.write(solution.W.to("cpu"), solution.keep.to("cpu"))
-        return _report(layer, zeros_before, start, steps, threshold)
+        block_size = min(self.stage.block_size, W.shape[1])
+        problem = Problem(layer.name, W, statistics, amount, keep, damping=self.stage.damping, block_size=block_size)
+        return (*solve_chain(chain, problem), threshold)
 
     def _timed(self, phase: str) -> AbstractContextManager[None]:
         return timed(self.seconds, phase)

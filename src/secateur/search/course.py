@@ -1,0 +1,101 @@
+"""The search itself: ask, put together, judge, tell."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from secateur.errors import SearchError
+from secateur.progress import Progress
+from secateur.search.space import Levels
+from secateur.search.strategies import Judged, Strategy
+from secateur.search.study import Study
+
+FAILURES = 3  # in a row, after which the search stops
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a search came to.
+
+    Attributes:
+        best: The best candidate, on the most tokens.
+        start: The first one, on the most tokens.
+        trials: How many candidates this worker judged.
+        seconds: Wall time.
+    """
+
+    best: Judged
+    start: Judged
+    trials: int
+    seconds: float
+
+
+def search(
+    strategy: Strategy,
+    study: Study,
+    worth: Callable[[Levels, int], float],
+    trials: int | None,
+    seconds: float | None,
+    progress: Progress,
+) -> Course:
+    """Judges candidates until their number or the time is over.
+
+    Args:
+        strategy: Proposes them.
+        study: Keeps them; what it has already is gone on from.
+        worth: What a candidate is worth on a number of tokens, more being better.
+        trials: How many the study has in the end, at most.
+        seconds: Wall time at most.
+        progress: Shows progress.
+
+    Raises:
+        SearchError: No candidate could be judged, or three in a row couldn't.
+    """
+    began, own, failed, last = time.perf_counter(), 0, 0, ""
+    start: Judged | None = None
+    study.bury()
+    tick = progress.bar("searching", trials if trials is not None else 100)
+    shown = 0
+
+    def over() -> float:
+        """The share of the search that is over."""
+        spent = 0.0 if seconds is None else (time.perf_counter() - began) / seconds
+        done = 0.0 if trials is None else len(study.trials()) / trials
+        return max(spent, done)
+
+    while True:
+        for judged in study.news():
+            start = judged if start is None and judged.info.get("start") and judged.value is not None else start
+            strategy.tell(judged)
+        way = over()
+        steps = math.floor(min(1.0, way) * (trials if trials is not None else 100))
+        for _ in range(steps - shown):
+            tick()
+        shown = max(shown, steps)
+        if way >= 1:
+            break
+        proposal = strategy.ask(len(study.trials()))
+        trial = study.begin(proposal)
+        value: float | None = None
+        try:
+            value = worth(proposal.levels, proposal.tokens)
+        except Exception as error:  # a reward of the user's own may raise anything
+            last = f"{type(error).__name__}: {error}"
+        if value is not None and not math.isfinite(value):
+            last, value = f"it came out as {value}", None
+        study.end(trial, value, {"failure": last} if value is None else {})
+        judged = Judged(trial.number, proposal.levels, proposal.tokens, value, proposal.info)
+        start = judged if start is None and proposal.info.get("start") and value is not None else start
+        strategy.tell(judged)
+        own += 1
+        failed = failed + 1 if value is None else 0
+        if failed == FAILURES:
+            raise SearchError(f"{FAILURES} candidates in a row couldn't be judged; the last one: {last}.")
+    if strategy.best is None or start is None:
+        raise SearchError(
+            "the search was over before one candidate was judged on all tokens; give it more --seconds or --trials."
+        )
+    return Course(strategy.best, start, own, time.perf_counter() - began)

@@ -1,0 +1,89 @@
+"""The level database: every place solved at every level once, so that a candidate is put together, not solved.
+
+Frantar, Kurtic and Alistarh 2022, "Optimal Brain Compression" (arXiv 2208.11580, section 6) stitch models from such a
+database; Sieberling et al. 2024 (arXiv 2410.14649) search over one. Each entry is a file of its own: a bit per weight
+that stays, and the weights that stay. What was solved once serves later searches for other targets, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from secateur.errors import ModelError
+from secateur.files import save_tensors, save_text
+
+INDEX = "about.json"
+
+
+class LevelDatabase:
+    """A folder of solved layers, by place and by what goes.
+
+    Attributes:
+        folder: The folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def of(cls, root: Path, about: Mapping[str, Any]) -> LevelDatabase:
+        """Returns the database for one model, calibration and way to solve, which its folder is named after.
+
+        Args:
+            root: Where databases are kept.
+            about: What all of its entries depend on, as plain data.
+        """
+        text = json.dumps(about, indent=1, sort_keys=True)
+        folder = root / hashlib.sha256(text.encode()).hexdigest()[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / INDEX).is_file():
+            save_text(text, folder / INDEX)
+        return cls(folder)
+
+    def __contains__(self, entry: tuple[str, int]) -> bool:
+        return self._path(*entry).is_file()
+
+    def put(self, place: str, amount: int, W: Tensor, loss: float) -> None:
+        """Keeps a place's weights (out, in) at an amount, and what that costs in quality."""
+        stays = W != 0
+        packed = np.packbits(stays.cpu().numpy().reshape(-1), bitorder="little")
+        tensors = {"mask": torch.from_numpy(packed), "values": W[stays].cpu()}
+        about = {"rows": str(W.shape[0]), "columns": str(W.shape[1]), "loss": repr(loss)}
+        save_tensors(tensors, self._path(place, amount), about)
+
+    def loss(self, place: str, amount: int) -> float:
+        """Returns what was measured when an entry was solved."""
+        return float(self._read(place, amount)[0]["loss"])
+
+    def get(self, place: str, amount: int) -> Tensor:
+        """Returns a place's weights (out, in) at an amount.
+
+        Raises:
+            ModelError: The entry is missing or damaged.
+        """
+        about, mask, values = self._read(place, amount)
+        rows, columns = int(about["rows"]), int(about["columns"])
+        stays = torch.from_numpy(np.unpackbits(mask.numpy(), count=rows * columns, bitorder="little")).bool()
+        W = torch.zeros(rows * columns, dtype=values.dtype)
+        W[stays] = values
+        return W.view(rows, columns)
+
+    def _read(self, place: str, amount: int) -> tuple[dict[str, str], Tensor, Tensor]:
+        path = self._path(place, amount)
+        try:
+            with safe_open(path, framework="pt") as file:
+                return file.metadata(), file.get_tensor("mask"), file.get_tensor("values")
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{path} can't be read ({error}); remove it, and it is solved again.") from error
+
+    def _path(self, place: str, amount: int) -> Path:
+        return self.folder / place.replace("/", "-") / f"{amount}.safetensors"
