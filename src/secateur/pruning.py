@@ -103,7 +103,7 @@ def solve_levels(
     seed: int,
     progress: Progress,
     levels: Mapping[str, Sequence[int]],
-    take: Callable[[Layer, int, Tensor, float], None],
+    take: Callable[[Layer, int, Tensor, Tensor, Statistics], None],
     storage: Storage = IN_MEMORY,
 ) -> None:
     """Solves layers at several numbers of zeros each, by the statistics of the dense model, which stays as it is.
@@ -112,7 +112,8 @@ def solve_levels(
         network, windows, calibration, seed, progress, storage: As for `prune_weights`.
         stage: How layers are solved; its target says nothing here.
         levels: Numbers of zeros, by layer.
-        take: Is called with the layer, the number of zeros, the weights (out, in) and their relative error.
+        take: Is called with the layer, the number of zeros, its weights before and after (out, in), and the statistics
+            of its input.
     """
     chosen = [layer for layer in select_layers(network, stage) if levels.get(layer.name)]
     if not chosen:
@@ -124,8 +125,8 @@ def solve_levels(
     def act(layer: Layer, statistics: Statistics) -> None:
         W = work.dense(layer)
         for zeros in levels[layer.name]:
-            solution, steps, _ = work.solve(layer, W, Amount(remove=zeros), statistics)
-            take(layer, zeros, solution.W, steps[-1].error if steps else 0.0)
+            solution, _, _ = work.solve(layer, W, Amount(remove=zeros), statistics)
+            take(layer, zeros, W, solution.W, statistics)
 
     work.look(work.needs, act, "solving every level")
 

@@ -13,6 +13,7 @@ from secateur.recipe.base import Settings, bytes_of, refuse
 from secateur.recipe.data import Calibration, Evaluate
 from secateur.recipe.prune import INNER_UNITS, TRACED_UNITS, Prune
 from secateur.recipe.recovery import Distill, Finetune, Lora, Reconstruct, Training
+from secateur.recipe.search import Search
 from secateur.recipe.stage import Repeat, Stage, Step, steps_of
 
 
@@ -32,6 +33,8 @@ class Recipe(Settings):
             so if the checkpoint is larger than half of the free memory.
         calibration: Where statistics come from; not read if no stage needs any.
         stages: What to do, in order.
+        search: A search for how much goes where, under the target of the one stage, which prunes; None does as it is
+            told.
         evaluate: What quality is measured on; None skips the evaluation.
     """
 
@@ -46,6 +49,7 @@ class Recipe(Settings):
     stream: bool | None = None
     calibration: Calibration = Calibration()
     stages: tuple[Stage, ...]
+    search: Search | None = None
     evaluate: Evaluate | None = Evaluate()
 
     @field_validator("stages")
@@ -72,6 +76,23 @@ class Recipe(Settings):
                 raise UsageError("evaluate: images go with calibration images: give --images FOLDER, too.")
         elif self.evaluate is not None:
             refuse(self.evaluate, "evaluate", ("text", "windows", "length"))
+        return self
+
+    @model_validator(mode="after")
+    def _searched(self) -> Recipe:
+        if self.search is None:
+            return self
+        if len(self.stages) != 1 or self.stages[0].prune is None:
+            raise UsageError(
+                "search: the recipe has one stage, which prunes; what is found can be recovered afterwards."
+            )
+        prune = self.stages[0].prune
+        if prune.structured or prune.sparsity is None:
+            raise UsageError(
+                "search: the stage prunes single weights to a sparsity; that is what is searched for so far."
+            )
+        if prune.allocation != "uniform":
+            raise UsageError("search: it finds the allocation itself; leave --allocation out.")
         return self
 
     @classmethod
@@ -111,6 +132,7 @@ __all__ = [
     "Recipe",
     "Reconstruct",
     "Repeat",
+    "Search",
     "Stage",
     "Step",
     "Training",

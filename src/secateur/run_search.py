@@ -1,0 +1,161 @@
+"""Carries a search out: solve every level once, judge candidates, and prune the model as the best one says."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from secateur.calibration.windows import Windows
+from secateur.errors import UsageError
+from secateur.network.loading import load
+from secateur.network.network import Network
+from secateur.network.saving import check_output
+from secateur.progress import Progress
+from secateur.recipe import Recipe, Search, Stage
+from secateur.result import Result
+from secateur.run_windows import RunWindows
+from secateur.search.course import Course, search
+from secateur.search.judge import Judge
+from secateur.search.space import Levels
+from secateur.search.strategies import strategy_named
+from secateur.search.study import Study
+from secateur.search.weights import WeightSearch
+
+STUDY = "study.db"
+RECIPE = "recipe.yaml"
+DENSE = "dense.npy"
+
+
+def search_folder(output: Path) -> Path:
+    """Returns the folder of the state of a search that writes `output`."""
+    return output.parent / f".{output.name}.search"
+
+
+def find_recipe(recipe: Recipe, progress: Progress, resume: bool) -> tuple[Recipe, dict[str, Any]]:
+    """Searches, and returns the recipe that prunes as the best candidate says, with what the search came to.
+
+    Args:
+        recipe: A recipe with a search.
+        progress: Shows progress.
+        resume: Whether trials that the study has are gone on from.
+
+    Raises:
+        UsageError: The recipe names no output, or the search's levels can't meet the target.
+        SearchError: The study can't be used, or no candidate could be judged.
+    """
+    assert recipe.search is not None
+    if recipe.output is None:
+        raise UsageError("a search needs an output to keep its study in; give -o FOLDER.")
+    settings, (stage,), output = recipe.search, recipe.prunes, Path(recipe.output).expanduser()
+    check_output(output, recipe.overwrite)
+    folder = search_folder(output)
+    if settings.storage is None and not resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    strategy_of = strategy_named(settings.strategy)
+    begun = time.perf_counter()
+    network, windows = _prepared(recipe, progress)
+    root = Path(settings.levels).expanduser() if settings.levels else output.parent / ".secateur-levels"
+    work = WeightSearch.prepared(network, recipe, stage, settings, windows, root, progress)
+    solved = time.perf_counter() - begun
+    start = work.space.knapsack() if settings.start == "knapsack" else work.space.uniform()
+    strategy = strategy_of(work.space, start, settings.tokens, recipe.seed)
+    storage = settings.storage or f"sqlite:///{folder / STUDY}"
+    about = {"recipe": _about(recipe), "levels": [list(place.amounts) for place in work.space.places]}
+    study = Study(storage, settings.study, about, work.space, resume or settings.storage is not None)
+    dense = folder / DENSE
+    try:
+        judge = Judge(network, _cut(windows, settings), settings.tokens[-1], dense, progress)
+
+        def worth(levels: Levels, tokens: int) -> float:
+            work.stand(levels)
+            return judge.worth(tokens)
+
+        course = search(strategy, study, worth, settings.most, settings.seconds, progress)
+    finally:
+        dense.unlink(missing_ok=True)
+    found = stage.model_copy(update={"sparsity": None, "amounts": work.amounts(course.best.levels)})
+    final = recipe.model_copy(update={"search": None, "stages": (Stage(prune=found),)})
+    return final, _told(settings, course, study, solved)
+
+
+def run_search(recipe: Recipe, progress: Progress, resume: bool, carry_out: Any) -> Result:
+    """Searches, and carries out what was found.
+
+    Args:
+        recipe, progress, resume: As for `find_recipe`.
+        carry_out: Carries out a recipe without a search.
+    """
+    final, told = find_recipe(recipe, progress, resume)
+    result: Result = carry_out(final, progress)
+    assert recipe.output is not None
+    output = Path(recipe.output).expanduser()
+    (output / RECIPE).write_text(yaml.safe_dump(final.to_dict(), sort_keys=False), encoding="utf-8")
+    kept = search_folder(output) / STUDY
+    if kept.is_file():
+        shutil.copy2(kept, output / STUDY)
+    shutil.rmtree(search_folder(output), ignore_errors=True)
+    return replace(result, search=told)
+
+
+def _prepared(recipe: Recipe, progress: Progress) -> tuple[Network, Windows]:
+    network = load(
+        recipe.model,
+        dtype=recipe.dtype,
+        device=recipe.device,
+        trust_remote_code=recipe.trust_remote_code,
+        seed=recipe.seed,
+        stream=False,
+        progress=progress,
+    )
+    alone = recipe.model_copy(update={"evaluate": None})
+    windows, _ = RunWindows(alone, progress, []).read(network)
+    if windows is None:
+        raise UsageError("search: candidates are judged on the calibration's text, and the stage needs none; give one.")
+    return network, windows
+
+
+def _cut(windows: Windows, settings: Search) -> Windows:
+    """Returns the windows in pieces of as many tokens as the first rung has, where they are longer."""
+    length = min(windows.length, settings.tokens[0])
+    if length == windows.length or windows.features is not None:
+        return windows
+    pieces = windows.length // length
+    ids = windows.ids[:, : pieces * length].reshape(-1, length)
+    return replace(windows, ids=ids, bytes=None, text=None)
+
+
+def _about(recipe: Recipe) -> dict[str, Any]:
+    """Returns what all workers of a search have to agree on."""
+    told = recipe.to_dict()
+    for name in ("output", "overwrite", "evaluate"):
+        told.pop(name)
+    for name in ("storage", "levels", "trials", "seconds"):
+        told["search"].pop(name)
+    return told
+
+
+def _told(settings: Search, course: Course, study: Study, solved: float) -> dict[str, Any]:
+    """Returns what the search came to, as plain data."""
+    best = -math.inf
+    steps = []
+    for trial in study.trials():
+        if trial.value is not None and trial.user_attrs["tokens"] == settings.tokens[-1] and trial.value > best:
+            best = trial.value
+            steps.append({"trial": trial.number, "value": best})
+    return {
+        "strategy": settings.strategy,
+        "reward": f"minus the mean KL divergence from the dense model on {settings.tokens[-1]:,} tokens, in nats",
+        "trials": len(study.trials()),
+        "seconds": course.seconds,
+        "seconds_levels": solved,
+        "start": asdict(course.start)["value"],
+        "best": asdict(course.best)["value"],
+        "course": steps,
+    }
