@@ -267,6 +267,7 @@ class Result:
         peak_memory: The same up to the end of the run, the evaluation's second model included.
         versions: Of secateur and of the libraries that the numbers depend on.
         notes: Things that the user should know, in words.
+        search: What a search came to, as plain data; None where nothing was searched for.
         network: The pruned network in memory (of a network that isn't a language model, the model itself); not written
             to files.
     """
@@ -283,6 +284,7 @@ class Result:
     peak_memory: int
     versions: dict[str, str]
     notes: tuple[str, ...] = ()
+    search: dict[str, Any] | None = None
     network: Any = field(default=None, repr=False, compare=False)
 
     @property

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -47,6 +47,9 @@ from secateur.stage_journal import StageJournal
 from secateur.timing import timed
 from secateur.training.zeros import zeros_of
 
+if TYPE_CHECKING:
+    from secateur.run_search import Found
+
 INTERRUPTIONS = (KeyboardInterrupt, OSError, MemoryError, SaveError, ProcessError)  # a run can go on after them
 
 
@@ -59,6 +62,7 @@ class Run:
     team: Processes = ALONE
     resume: bool = False
     loaders: Mapping[str, DataLoader[Any]] = field(default_factory=dict)
+    found: Found | None = None
     storage: Storage = IN_MEMORY
     start: float = field(default_factory=time.perf_counter)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -145,6 +149,8 @@ class Run:
                 comparison = _evaluate(self, network, held_out, folder)
             result = _result(self, network, stages, calibration, held_out, comparison, difference, peak)
             write_result(result, folder)
+            if self.found is not None:
+                self.found.write(folder)
             if isinstance(journal, StageJournal) and journal.logs.is_dir():
                 shutil.copytree(journal.logs, folder / journal.logs.name)
         return result
@@ -242,10 +248,25 @@ def run_recipe(
     if recipe.calibration.images is not None:
         check_loaders(loaders or {}, [])
         return run_images(recipe, progress or Progress(), resume)
+    if recipe.search is not None:
+        return _searched(recipe, progress or Progress(), resume)
     with processes(recipe.device) as team:
         shown = progress if progress is not None and team.first else Progress()
         work = Run(recipe, shown, team, resume, loaders or {})
         return work.in_memory() if recipe.output is None else work.into(Path(recipe.output).expanduser())
+
+
+def _searched(recipe: Recipe, progress: Progress, resume: bool) -> Result:
+    from secateur.run_search import find_recipe  # noqa: PLC0415 (Optuna's import takes a second)
+
+    with processes(recipe.device) as team:
+        if team.size > 1:
+            raise UsageError("a search runs in one process; workers that share a --storage search together.")
+        found = find_recipe(recipe, progress, resume)
+        assert found.recipe.output is not None
+        result = Run(found.recipe, progress, team, found=found).into(Path(found.recipe.output).expanduser())
+        found.forget()
+        return result
 
 
 def block_by_block(recipe: Recipe) -> bool:
@@ -332,5 +353,6 @@ def _result(
         peak_memory=peak_memory(),
         versions=versions(),
         notes=tuple(work.notes),
+        search=None if work.found is None else work.found.told,
         network=None if network.store else network,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from secateur.network.network import Network
 from secateur.network.saving import check_output
 from secateur.progress import Progress
 from secateur.recipe import Recipe, Search, Stage
-from secateur.result import Result
 from secateur.run_windows import RunWindows
 from secateur.search.course import Course, search
 from secateur.search.judge import Judge
@@ -37,8 +36,34 @@ def search_folder(output: Path) -> Path:
     return output.parent / f".{output.name}.search"
 
 
-def find_recipe(recipe: Recipe, progress: Progress, resume: bool) -> tuple[Recipe, dict[str, Any]]:
-    """Searches, and returns the recipe that prunes as the best candidate says, with what the search came to.
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        recipe: The recipe that prunes as the best candidate says, without a search.
+        told: What the search came to, as plain data.
+        folder: Where the search's state is.
+    """
+
+    recipe: Recipe
+    told: dict[str, Any]
+    folder: Path
+
+    def write(self, output: Path) -> None:
+        """Puts the recipe and the study into the output."""
+        text = yaml.safe_dump(self.recipe.to_dict(), sort_keys=False)
+        (output / RECIPE).write_text(text, encoding="utf-8")
+        if (self.folder / STUDY).is_file():
+            shutil.copy2(self.folder / STUDY, output / STUDY)
+
+    def forget(self) -> None:
+        """Removes the search's state."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def find_recipe(recipe: Recipe, progress: Progress, resume: bool) -> Found:
+    """Searches for how much goes where.
 
     Args:
         recipe: A recipe with a search.
@@ -82,26 +107,7 @@ def find_recipe(recipe: Recipe, progress: Progress, resume: bool) -> tuple[Recip
         dense.unlink(missing_ok=True)
     found = stage.model_copy(update={"sparsity": None, "amounts": work.amounts(course.best.levels)})
     final = recipe.model_copy(update={"search": None, "stages": (Stage(prune=found),)})
-    return final, _told(settings, course, study, solved)
-
-
-def run_search(recipe: Recipe, progress: Progress, resume: bool, carry_out: Any) -> Result:
-    """Searches, and carries out what was found.
-
-    Args:
-        recipe, progress, resume: As for `find_recipe`.
-        carry_out: Carries out a recipe without a search.
-    """
-    final, told = find_recipe(recipe, progress, resume)
-    result: Result = carry_out(final, progress)
-    assert recipe.output is not None
-    output = Path(recipe.output).expanduser()
-    (output / RECIPE).write_text(yaml.safe_dump(final.to_dict(), sort_keys=False), encoding="utf-8")
-    kept = search_folder(output) / STUDY
-    if kept.is_file():
-        shutil.copy2(kept, output / STUDY)
-    shutil.rmtree(search_folder(output), ignore_errors=True)
-    return replace(result, search=told)
+    return Found(final, _told(settings, course, study, solved), folder)
 
 
 def _prepared(recipe: Recipe, progress: Progress) -> tuple[Network, Windows]:

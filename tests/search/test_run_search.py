@@ -1,0 +1,110 @@
+"""A whole search on a tiny model: what comes out, what lies beside it, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+import yaml
+
+import secateur
+from secateur.errors import SearchError, UsageError
+from secateur.search.database import LevelDatabase
+from secateur.search.ladder import exact, levels_of
+from tiny import save_tiny
+
+TEXT = "What is cut off is gone; what is left must carry on as if nothing had happened. " * 80
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "text.txt").write_text(TEXT)
+    return {
+        "model": str(save_tiny("llama", tmp_path / "dense", tokenizer=True)),
+        "output": str(tmp_path / "out"),
+        "calibration": {"data": str(tmp_path / "text.txt"), "samples": 8, "length": 32},
+        "evaluate": {"text": str(tmp_path / "text.txt"), "windows": 2, "length": 32, "speed": False},
+        "stages": [{"prune": {"sparsity": 0.6}}],
+        "search": {"trials": 60, "tokens": [32, 64, 128]},
+    }
+
+
+def run(told: dict[str, Any], resume: bool = False, **changes: Any) -> secateur.Result:
+    return secateur.run_recipe(secateur.Recipe.build({**told, **changes}), resume=resume)
+
+
+def test_what_is_found_is_no_worse_than_the_start_and_exact(told: dict[str, Any], tmp_path: Path) -> None:
+    result = run(told)
+    assert result.search is not None
+    assert result.search["best"] >= result.search["start"]
+    assert result.search["trials"] == 60
+    layers = result.stages[0].layers
+    assert sum(layer.zeros for layer in layers) == round(0.6 * sum(layer.weights for layer in layers))
+    assert len({layer.zeros / layer.weights for layer in layers}) > 1
+    found = json.loads((tmp_path / "out/secateur.json").read_text())
+    assert found["search"]["course"][-1]["value"] == result.search["best"]
+    study = optuna.load_study(study_name="secateur", storage=f"sqlite:///{tmp_path / 'out/study.db'}")
+    assert len(study.trials) == 60
+    assert not (tmp_path / ".out.search").exists()
+    again = secateur.Recipe.read(tmp_path / "out/recipe.yaml").model_copy(update={"output": str(tmp_path / "again")})
+    secateur.run_recipe(again)
+    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "again"))
+    assert one == two
+
+
+def test_levels_serve_a_later_search(told: dict[str, Any], tmp_path: Path) -> None:
+    run(told)
+    entries = {path: path.stat().st_mtime_ns for path in (tmp_path / ".secateur-levels").rglob("*.safetensors")}
+    run(told, output=str(tmp_path / "other"), stages=[{"prune": {"sparsity": 0.65}}])
+    assert all(path.stat().st_mtime_ns == written for path, written in entries.items())
+    assert len(list((tmp_path / ".secateur-levels").rglob("*.safetensors"))) > len(entries)
+
+
+def test_a_search_that_ended_early_is_gone_on_from(told: dict[str, Any], tmp_path: Path) -> None:
+    storage = {**told["search"], "storage": f"sqlite:///{tmp_path / 'shared.db'}"}
+    run(told, search={**storage, "trials": 20})
+    result = run(told, search={**storage, "trials": 50}, overwrite=True)
+    assert result.search is not None
+    assert result.search["trials"] == 50
+    with pytest.raises(SearchError, match="is of another search"):
+        run(told, search={**storage, "tokens": [32, 128]}, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"stages": [{"prune": {"sparsity": 0.6, "allocation": "owl"}}]}, "it finds the allocation itself"),
+        ({"search": {"strategy": "evolutoin"}}, "Did you mean 'evolution'"),
+        ({"search": {"tokens": [64, 32]}}, "ascending"),
+        ({"search": {"tokens": [32, 10_000]}}, "candidates are judged on 10,000 tokens, and the calibration has 256"),
+        ({"output": None}, "a search needs an output"),
+    ],
+)
+def test_misuse_is_named(changes: dict[str, Any], says: str, told: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=says):
+        run(told, **changes)
+
+
+def test_entries_come_back_to_the_bit(tmp_path: Path) -> None:
+    database = LevelDatabase.of(tmp_path, {"model": "one"})
+    W = torch.randn(7, 13, dtype=torch.bfloat16) * (torch.rand(7, 13) > 0.6)
+    database.put("model.layers.0/mlp", 40, W, 0.25)
+    assert ("model.layers.0/mlp", 40) in database
+    assert torch.equal(database.get("model.layers.0/mlp", 40), W)
+    assert database.loss("model.layers.0/mlp", 40) == 0.25
+    assert ("model.layers.0/mlp", 40) not in LevelDatabase.of(tmp_path, {"model": "two"})
+
+
+def test_levels_are_in_equal_steps_and_amounts_add_up_to_the_weight() -> None:
+    sizes = {"k": 1000, "q": 3000, "up": 8001}
+    levels = levels_of(sizes, 0.6)
+    assert levels["k"] == tuple(range(400, 801, 50))
+    assert {b - a for some in levels.values() for a, b in pairwise(some)} == {50, 150, 400}
+    found = exact({"k": 600, "q": 1800, "up": 4800}, sizes, 0.6)
+    assert sum(found.values()) == round(0.6 * 12001)
+    assert yaml.safe_load(yaml.safe_dump(found)) == found

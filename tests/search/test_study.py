@@ -1,0 +1,118 @@
+"""Trials in Optuna's storage: shared, gone on from, and refused where they are another search's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import pytest
+
+from secateur.errors import SearchError
+from secateur.progress import Progress
+from secateur.search.course import search
+from secateur.search.space import Levels, Place, Space
+from secateur.search.strategies import Proposal, strategy_named
+from secateur.search.study import Study
+
+RUNGS = (8, 16)
+SPACE = Space([Place(f"layer {n}", (0, 10, 20), (0, 1, 2), (0.0, n, 4.0 * n), (n / 6, 1.0)) for n in range(6)], 6)
+
+
+def study(tmp_path: Path, more: bool = True, **about: object) -> Study:
+    return Study(f"sqlite:///{tmp_path / 'study.db'}", "secateur", {"seed": 0, **about}, SPACE, more)
+
+
+def worth(levels: Levels, tokens: int) -> float:
+    return -sum(place.losses[level] for place, level in zip(SPACE.places, levels, strict=True)) - 1 / tokens
+
+
+def test_workers_see_each_others_trials_once(tmp_path: Path) -> None:
+    one, other = study(tmp_path), study(tmp_path)
+    trial = one.begin(Proposal(SPACE.uniform(), 8, {"rung": 0}))
+    assert one.study.get_trials()[0].state == optuna.trial.TrialState.RUNNING
+    one.end(trial, -1.5, {"seen": True})
+    assert one.news() == []
+    (judged,) = other.news()
+    assert (judged.levels, judged.tokens, judged.value, judged.info, judged.own) == (
+        SPACE.uniform(),
+        8,
+        -1.5,
+        {"rung": 0},
+        False,
+    )
+    assert other.news() == []
+    assert other.trials()[0].user_attrs["seen"] is True
+
+
+def test_another_search_and_trials_that_nobody_asked_for_are_refused(tmp_path: Path) -> None:
+    one = study(tmp_path)
+    one.end(one.begin(Proposal(SPACE.uniform(), 8)), -1.0, {})
+    with pytest.raises(SearchError, match=r"of another search \(seed differ\)"):
+        study(tmp_path, seed=1)
+    with pytest.raises(SearchError, match="--resume goes on from them"):
+        study(tmp_path, more=False)
+
+
+def test_a_storage_that_cannot_be_reached_is_named_without_its_password(tmp_path: Path) -> None:
+    with pytest.raises(SearchError, match=r"the storage sqlite:////nowhere/study.db can't be used"):
+        Study("sqlite:////nowhere/study.db", "secateur", {}, SPACE, True)
+    with pytest.raises(SearchError, match=r"postgresql://me@127.0.0.1:1/x can't be used") as error:
+        Study("postgresql://me:secret@127.0.0.1:1/x", "secateur", {}, SPACE, True)
+    assert "secret" not in str(error.value)
+
+
+def test_a_trial_of_a_worker_that_died_is_lost_and_no_more(tmp_path: Path) -> None:
+    one, other = study(tmp_path), study(tmp_path)
+    one.worker = f"{one.worker.rpartition(':')[0]}:999999999"  # no such process
+    one.begin(Proposal(SPACE.uniform(), 8))
+    other.end(other.begin(Proposal(SPACE.uniform(), 8)), -1.0, {})
+    assert other.bury() == 1
+    states = [trial.state for trial in other.trials()]
+    assert states == [optuna.trial.TrialState.FAIL, optuna.trial.TrialState.COMPLETE]
+    assert other.bury() == 0
+
+
+def test_a_search_goes_on_where_it_ended(tmp_path: Path) -> None:
+    first = strategy_named("evolution")(SPACE, SPACE.uniform(), RUNGS, 0)
+    course = search(first, study(tmp_path), worth, 30, None, Progress())
+    assert course.trials == 30
+    again = strategy_named("evolution")(SPACE, SPACE.uniform(), RUNGS, 0)
+    more = search(again, study(tmp_path), worth, 50, None, Progress())
+    assert more.trials == 20
+    assert more.best.value is not None
+    assert course.best.value is not None
+    assert more.best.value >= course.best.value > worth(SPACE.uniform(), 16)
+    assert more.start.levels == SPACE.uniform()
+
+
+def test_a_reward_that_raises_loses_a_trial_and_three_in_a_row_stop_it(tmp_path: Path) -> None:
+    calls = 0
+
+    def sometimes(levels: Levels, tokens: int) -> float:
+        nonlocal calls
+        calls += 1
+        if calls % 3 == 2:
+            raise ValueError("bad luck")
+        return float("nan") if calls % 7 == 6 else worth(levels, tokens)
+
+    strategy = strategy_named("random")(SPACE, SPACE.uniform(), RUNGS, 0)
+    course = search(strategy, study(tmp_path), sometimes, 40, None, Progress())
+    failed = [t for t in study(tmp_path).trials() if t.state == optuna.trial.TrialState.FAIL]
+    assert course.trials == 40
+    assert {trial.user_attrs["failure"] for trial in failed} == {"ValueError: bad luck", "it came out as nan"}
+
+    def never(levels: Levels, tokens: int) -> float:
+        raise ValueError("no luck")
+
+    (tmp_path / "other").mkdir()
+    strategy = strategy_named("random")(SPACE, SPACE.uniform(), RUNGS, 0)
+    with pytest.raises(
+        SearchError, match="3 candidates in a row couldn't be judged; the last one: ValueError: no luck"
+    ):
+        search(strategy, study(tmp_path / "other"), never, 40, None, Progress())
+
+
+def test_time_that_is_over_before_the_first_candidate_is_an_error(tmp_path: Path) -> None:
+    strategy = strategy_named("random")(SPACE, SPACE.uniform(), RUNGS, 0)
+    with pytest.raises(SearchError, match="was over before one candidate"):
+        search(strategy, study(tmp_path), worth, None, 1e-9, Progress())
