@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from secateur.api import compare, evaluate, prune, units
+    from secateur.api import compare, evaluate, prune, search, units
     from secateur.calibration.data import Windows
     from secateur.errors import SecateurError
     from secateur.mask import Mask
@@ -38,6 +38,7 @@ _HOMES = {
     "prune": "secateur.api",
     "rebuild": "secateur.network.graph.saving",
     "run_recipe": "secateur.run",
+    "search": "secateur.api",
     "units": "secateur.api",
 }
 
@@ -60,6 +61,7 @@ __all__ = [
     "prune",
     "rebuild",
     "run_recipe",
+    "search",
     "units",
 ]
 

@@ -21,7 +21,7 @@ from secateur.network.loading import load
 from secateur.network.network import Network
 from secateur.network.vision import is_classifier, load_classifier
 from secateur.progress import Progress
-from secateur.recipe import Calibration, Evaluate, Prune, Recipe
+from secateur.recipe import Calibration, Evaluate, Prune, Recipe, Search
 from secateur.report.structure import classifier_structure, group_rows, structure
 from secateur.report.structure import units as list_units
 from secateur.result import Comparison, Metrics, Result
@@ -130,13 +130,15 @@ def single_stage(
     calibration: str,
     evaluate: str | bool,
     options: dict[str, Any],
+    searches: bool = False,
 ) -> Recipe:
-    """Builds the recipe that flat options come to; what is None counts as not given."""
+    """Builds the recipe that flat options come to; what is None counts as not given. It may search for the amounts."""
     given = {name: value for name, value in options.items() if value is not None}
     kinds: dict[type[BaseModel], dict[str, Any]] = {
         Calibration: {"data": calibration},
         Evaluate: {},
         Prune: {},
+        Search: {},
         Recipe: {},
     }
     what = "text" if given.get("images") is None else "images"
@@ -149,6 +151,7 @@ def single_stage(
                 "stages",
                 "calibration",
                 "evaluate",
+                "search",
             ):
                 fields[name] = given.pop(name)
                 break
@@ -161,8 +164,38 @@ def single_stage(
             "calibration": kinds[Calibration],
             "evaluate": kinds[Evaluate] if evaluate is not False else None,
             "stages": [{"prune": kinds[Prune]}],
+            "search": kinds[Search] if searches or kinds[Search] else None,
         }
     )
+
+
+def search(
+    model: str | Path,
+    *,
+    output: str | Path,
+    calibration: str = "self",
+    evaluate: bool | str = True,
+    progress: Progress | None = None,
+    resume: bool = False,
+    **options: Any,
+) -> Result:
+    """Searches for how much goes from each place, prunes the model as the best candidate says, and measures it.
+
+    Args:
+        model, output, calibration, evaluate, progress: As for `prune`.
+        resume: Whether to go on from the trials of the same search, if it ended early.
+        **options: As for `prune`, and any field of `Search`: `strategy="evolution"`, `trials=500`, `seconds=1200` ...
+
+    Returns:
+        What was done and measured; `result.search` says what the search came to.
+
+    Raises:
+        SecateurError: See its kinds.
+
+    Example:
+        >>> result = secateur.search("demo:smollm2-135m", output="out/found", sparsity=0.7, seconds=1200)
+    """
+    return run_recipe(single_stage(model, output, calibration, evaluate, options, searches=True), progress, resume)
 
 
 def compare(
@@ -274,4 +307,4 @@ def inspect(
     return {**facts, "units": list_units(described)} if units else facts
 
 
-__all__ = ["compare", "evaluate", "inspect", "prune", "single_stage", "units"]
+__all__ = ["compare", "evaluate", "inspect", "prune", "search", "single_stage", "units"]

@@ -146,7 +146,65 @@ def prune(
 def _settings(context: typer.Context) -> dict[str, Any]:
     """Returns what `prune` was given that recipes know by the same names."""
     given = {name: value for name, value in context.params.items() if name not in (*NOT_SETTINGS, *OF_THE_COMMAND)}
-    return {**given, "repair": False} if context.params["no_repair"] else given
+    return {**given, "repair": False} if context.params.get("no_repair") else given
+
+
+@app.command(
+    epilog="""Examples:
+
+    secateur search demo:smollm2-135m -o out/found --sparsity 0.7 --seconds 1200
+
+    secateur search MODEL -o OUT --sparsity 0.6 --strategy policy --trials 500
+
+    secateur search MODEL -o OUT --sparsity 0.7 --storage postgresql://host/db"""
+)
+def search(
+    context: typer.Context,
+    model: options.Model,
+    output: options.Output,
+    sparsity: options.Sparsity = None,
+    strategy: options.Strategy = None,
+    trials: options.Trials = None,
+    seconds: options.Seconds = None,
+    tokens: options.Tokens = None,
+    start: options.Start = None,
+    level_solver: options.LevelSolver = None,
+    levels: options.LevelsFolder = None,
+    storage: options.StorageUrl = None,
+    study: options.StudyName = None,
+    score: options.Score = None,
+    losses: options.Losses = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    solver: options.Solver = None,
+    damping: options.Damping = None,
+    reconstruct: options.Reconstruct = False,
+    calibration: options.Calibration = "self",
+    samples: options.Samples = None,
+    length: options.Length = None,
+    compute: options.Compute = None,
+    activation_memory: options.ActivationMemory = None,
+    evaluate: options.Evaluate = None,
+    windows: options.Windows = None,
+    no_evaluate: options.NoEvaluate = False,
+    overwrite: options.Overwrite = False,
+    resume: options.Resume = False,
+    dtype: options.Dtype = None,
+    device: options.Device = "auto",
+    trust_remote_code: options.Trust = False,
+    seed: options.Seed = 0,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Search for how much goes from each layer, and prune the model as the best candidate says."""
+    with _friendly(debug, quiet) as progress:
+        if no_evaluate and evaluate is not None:
+            raise UsageError("give --evaluate or --no-evaluate, not both.")
+        given = _settings(context)
+        recipe = api.single_stage(model, output, calibration, evaluate or not no_evaluate, given, searches=True)
+        result = _carry_out(recipe, progress, resume)
+    _show(result, as_json)
 
 
 @app.command(epilog="Example:\n\n    secateur run examples/half.yaml -o out/half")

@@ -189,3 +189,43 @@ Evaluate = Annotated[
 ]
 Windows = Annotated[int | None, typer.Option(help="Evaluation windows at most; default 20.", rich_help_panel=DATA)]
 NoEvaluate = Annotated[bool, typer.Option("--no-evaluate", help="Skip the evaluation.", rich_help_panel=DATA)]
+
+
+SEARCHED = "How it is searched for"
+Strategy = Annotated[
+    str | None,
+    typer.Option(help="evolution (default), policy, annealing, random, tpe, nsga2, cmaes.", rich_help_panel=SEARCHED),
+]
+Trials = Annotated[
+    int | None,
+    typer.Option(min=1, help="Candidates to judge at most; 200 if no --seconds either.", rich_help_panel=SEARCHED),
+]
+Seconds = Annotated[float | None, typer.Option(min=0, help="Wall time of judging at most.", rich_help_panel=SEARCHED)]
+Tokens = Annotated[
+    list[int] | None,
+    typer.Option(help="Tokens to judge on, repeatable, ascending; default 512, 2048, 8192.", rich_help_panel=SEARCHED),
+]
+Start = Annotated[
+    str | None, typer.Option(help="knapsack (by measured losses, the default) or uniform.", rich_help_panel=SEARCHED)
+]
+Losses = Annotated[
+    str | None,
+    typer.Option(
+        help="What the knapsack goes by: loss (errors weighed by the next-token loss, the default), layer.",
+        rich_help_panel=SEARCHED,
+    ),
+]
+LevelSolver = Annotated[
+    str | None, typer.Option(help="What solves the level database; default sparsegpt.", rich_help_panel=SEARCHED)
+]
+LevelsFolder = Annotated[
+    str | None,
+    typer.Option(help="Folder of level databases; default .secateur-levels beside OUT.", rich_help_panel=SEARCHED),
+]
+StorageUrl = Annotated[
+    str | None,
+    typer.Option(
+        help="Optuna storage that workers share: postgresql://...; default study.db in OUT.", rich_help_panel=SEARCHED
+    ),
+]
+StudyName = Annotated[str | None, typer.Option(help="The study's name there.", rich_help_panel=SEARCHED)]

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 import secateur
+from command_line import secateur as secateur_command
 from secateur.errors import SearchError, UsageError
 from secateur.search.database import LevelDatabase
 from secateur.search.ladder import exact, levels_of
@@ -108,3 +109,29 @@ def test_levels_are_in_equal_steps_and_amounts_add_up_to_the_weight() -> None:
     found = exact({"k": 600, "q": 1800, "up": 4800}, sizes, 0.6)
     assert sum(found.values()) == round(0.6 * 12001)
     assert yaml.safe_load(yaml.safe_dump(found)) == found
+
+
+def test_the_command_line_searches(told: dict[str, Any], tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    given = [
+        "--sparsity",
+        0.6,
+        "--trials",
+        30,
+        "--tokens",
+        32,
+        "--tokens",
+        64,
+        "--strategy",
+        "random",
+        "--losses",
+        "layer",
+    ]
+    data = ["--calibration", text, "--samples", 8, "--length", 32, "--evaluate", text, "--windows", 2]
+    done = secateur_command("search", told["model"], "-o", tmp_path / "out", *given, *data, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["search"]["trials"] == 30
+    assert found["recipe"]["stages"][0]["prune"]["amounts"]
+    again = secateur_command("search", told["model"], "-o", tmp_path / "out", *given, *data)
+    assert (again.code, "--overwrite" in again.err) == (2, True)

@@ -56,7 +56,7 @@ class Judge:
     def _logits(self, number: int) -> Tensor:
         """(positions, vocabulary) float32."""
         first, others = model_inputs(self.network, self.batches[number])
-        output = self.network.model(first.to(self.network.device), **others)[0]
+        output: Tensor = self.network.model(first.to(self.network.device), **others)[0]
         return output[0].float().cpu()
 
     @torch.inference_mode()

@@ -67,14 +67,14 @@ class WeightSearch:
             unit="weight",
             sparsity=stage.sparsity,
             score=stage.score,
-            solver=search.solver,
+            solver=search.level_solver,
             include=stage.include,
             exclude=stage.exclude,
             damping=stage.damping,
         )
         layers = select_layers(network, solved)
         sizes = {layer.name: layer.weights for layer in layers}
-        about = _about(network, recipe, solved, stage, windows)
+        about = _about(network, recipe, solved, search, windows)
         database = LevelDatabase.of(root, about)
         levels = levels_of(sizes, stage.sparsity)
         for layer in layers:
@@ -84,7 +84,7 @@ class WeightSearch:
             name: [amount for amount in amounts if (name, amount) not in database] for name, amounts in levels.items()
         }
         sensitivity: Mapping[str, Tensor] = {}
-        if any(missing.values()) and stage.gradient == "loss":
+        if any(missing.values()) and search.losses == "loss":
             sensitivity = output_sensitivity(network, layers, windows, recipe.calibration.compute, progress)
 
         def take(layer: Layer, zeros: int, W: Tensor, pruned: Tensor, statistics: Statistics) -> None:
@@ -111,7 +111,7 @@ class WeightSearch:
         return exact(self.space.amounts(levels), {layer.name: layer.weights for layer in self.layers}, self.sparsity)
 
 
-def _about(network: Network, recipe: Recipe, solved: Prune, stage: Prune, windows: Windows) -> dict[str, object]:
+def _about(network: Network, recipe: Recipe, solved: Prune, search: Search, windows: Windows) -> dict[str, object]:
     """Returns what all entries of a level database depend on."""
     path = network.source.path
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
@@ -120,7 +120,7 @@ def _about(network: Network, recipe: Recipe, solved: Prune, stage: Prune, window
         "model": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files},
         "dtype": str(network.model.dtype),
         "solved": told,
-        "losses": stage.gradient,
+        "losses": search.losses,
         "calibration": recipe.calibration.model_dump(mode="json", exclude={"activation_memory"}),
         "tokens": int(windows.ids.sum()),
         "seed": recipe.seed,

@@ -44,7 +44,8 @@ class Policy(Rounds):
 
     def means(self) -> Tensor:
         """Returns the level that the policy has in mind for each place: (places,)."""
-        return torch.tensor(self.start, dtype=torch.float32) + self.network(self.states).squeeze(-1)
+        shift: Tensor = self.network(self.states).squeeze(-1)
+        return torch.tensor(self.start, dtype=torch.float32) + shift
 
     def draw(self, random: np.random.Generator) -> Levels:
         with torch.no_grad():
