@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -149,19 +149,22 @@ def _about(recipe: Recipe) -> dict[str, Any]:
 
 def _told(settings: Search, course: Course, study: Study, solved: float) -> dict[str, Any]:
     """Returns what the search came to, as plain data."""
-    best = -math.inf
-    steps = []
+    best, steps = -math.inf, []
+    begun = min(trial.datetime_start for trial in study.trials() if trial.datetime_start is not None)
     for trial in study.trials():
         if trial.value is not None and trial.user_attrs["tokens"] == settings.tokens[-1] and trial.value > best:
             best = trial.value
-            steps.append({"trial": trial.number, "value": best})
+            assert trial.datetime_complete is not None
+            steps.append(
+                {"trial": trial.number, "seconds": (trial.datetime_complete - begun).total_seconds(), "value": best}
+            )
     return {
         "strategy": settings.strategy,
         "reward": f"minus the mean KL divergence from the dense model on {settings.tokens[-1]:,} tokens, in nats",
         "trials": len(study.trials()),
         "seconds": course.seconds,
         "seconds_levels": solved,
-        "start": asdict(course.start)["value"],
-        "best": asdict(course.best)["value"],
+        "start": course.start.value,
+        "best": course.best.value,
         "course": steps,
     }

@@ -14,6 +14,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from secateur.report.card import calibration_sentence, limits, recipe_yaml
+from secateur.report.plots import COLOURS, Plot
+from secateur.report.search import search_plots
 from secateur.report.terminal import (
     FIGURES,
     SPEEDS,
@@ -34,11 +36,6 @@ from secateur.report.terminal import (
 )
 from secateur.result import Comparison, LayerReport, Metrics, Result, StageReport
 
-# Ten colours that hold on white and on black alike, for projection kinds and for checkpoints.
-COLOURS = (
-    *("#4e8fd0", "#e8803a", "#3fa86b", "#d1545b", "#8f74c9"),
-    *("#b08a3c", "#d974ad", "#3aa7b0", "#8a9a3b", "#8c8c94"),
-)
 NO_ERRORS = (
     "No reconstruction error was measured here: the method gathers no Gram matrix, and without one there is "
     "nothing to tell what a layer's outputs were before and after."
@@ -57,23 +54,6 @@ LAYER_COLUMNS: tuple[tuple[str, Callable[[LayerReport], float | None], Callable[
     ("threshold", lambda x: x.threshold, small),
     ("seconds", lambda x: x.seconds, lambda v: f"{v:.2f}"),
 )
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A plot as plotly.js draws it.
-
-    Attributes:
-        id: The element that it is drawn in.
-        title, caption: What it shows, in words; plain text, escaped by the template.
-        data, layout: As plotly.js takes them. Names in it are escaped: plotly reads some HTML.
-    """
-
-    id: str
-    title: str
-    caption: str
-    data: list[dict[str, Any]]
-    layout: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -103,6 +83,7 @@ def write_page(result: Result, path: Path) -> None:
         "remarks": result.notes,
         "layers": None,
         "stages": [_stage(number, stage) for number, stage in enumerate(result.stages, start=1)],
+        "searched": search_plots(result.search) if result.search is not None else [],
         "seconds": _seconds_plot(result.seconds),
         "facts": _facts(result),
         "recipe": recipe_yaml(result) if result.recipe else "",
@@ -125,6 +106,7 @@ def comparison_page(comparison: Comparison, path: Path) -> None:
         "remarks": (),
         "layers": _sparsity_by_checkpoint(comparison),
         "stages": [],
+        "searched": [],
         "seconds": None,
         "facts": [],
         "recipe": "",
@@ -149,7 +131,7 @@ def _measurements(
 
 
 def _write(context: dict[str, Any], path: Path) -> None:
-    plots: list[Plot | None] = [*context["bars"], context["layers"], context["seconds"]]
+    plots: list[Plot | None] = [*context["bars"], context["layers"], *context["searched"], context["seconds"]]
     plots += [plot for stage in context["stages"] for plot in stage["plots"]]
     drawings = [{"id": x.id, "data": x.data, "layout": x.layout} for x in plots if x is not None]
     # What comes from names and texts goes through autoescape; plotly.js alone goes in as it is.

@@ -195,6 +195,8 @@ def describe_stage(stage: Mapping[str, Any]) -> str:
         amount = f"weights, in the {given['pattern']} pattern"
     elif "threshold" in given:
         amount = f"every weight whose score is below {given['threshold']}"
+    elif "amounts" in given:
+        amount = f"{sum(given['amounts'].values()):,} weights, shared out as the recipe lists them"
     elif "sparsity" in given:
         amount = f"{100 * given['sparsity']:.4g} % of the weights"
     else:
@@ -244,6 +246,7 @@ def _describe_removal(unit: str, given: Mapping[str, Any]) -> str:
         "sparsity": lambda v: f"{100 * v:.4g} % of the {units}",
         "remove": lambda v: f"{v} {units_in_words(unit, v)}{every if inner else ''}",
         "threshold": lambda v: f"{units} whose score is below {v}",
+        "amounts": lambda v: f"{sum(v.values()):,} {units_in_words(unit, sum(v.values()))}, as the recipe lists them,",
     }
     name = next((name for name in amounts if name in given), None)
     words = [f"Removed {units if name is None else amounts[name](given[name])} for good"]
@@ -391,6 +394,10 @@ def result_table(result: Result) -> RenderableType:
     for number, stage in enumerate(result.stages, start=1):
         if stage.training is not None:
             parts.append(Text(shorten(f"Stage {number}: {training_line(stage.training)}", 2 * WIDTH)))
+    if result.search is not None:
+        from secateur.report.search import search_line  # noqa: PLC0415 (it takes words from here)
+
+        parts.append(Text(shorten(search_line(result.search), 4 * WIDTH)))
     if result.reload is not None:
         parts.append(Text(f"{loaded_again(result)}: {describe_reload(result.reload)}."))
     return Group(*parts, *_notes(all_notes(result)))
