@@ -17,13 +17,14 @@ from secateur.network.loading import load
 from secateur.network.network import Network
 from secateur.network.saving import check_output
 from secateur.progress import Progress
-from secateur.recipe import Recipe, Search, Stage
+from secateur.recipe import Recipe, Search
 from secateur.run_windows import RunWindows
 from secateur.search.course import Course, search
 from secateur.search.judge import Judge
 from secateur.search.space import Levels
 from secateur.search.strategies import strategy_named
 from secateur.search.study import Study
+from secateur.search.units import UnitSearch
 from secateur.search.weights import WeightSearch
 
 STUDY = "study.db"
@@ -87,7 +88,8 @@ def find_recipe(recipe: Recipe, progress: Progress, resume: bool) -> Found:
     begun = time.perf_counter()
     network, windows = _prepared(recipe, progress)
     root = Path(settings.levels).expanduser() if settings.levels else output.parent / ".secateur-levels"
-    work = WeightSearch.prepared(network, recipe, stage, settings, windows, root, progress)
+    kind = UnitSearch if stage.structured else WeightSearch
+    work = kind.prepared(network, recipe, stage, settings, windows, root, progress)
     solved = time.perf_counter() - begun
     start = work.space.knapsack() if settings.start == "knapsack" else work.space.uniform()
     strategy = strategy_of(work.space, start, settings.tokens, recipe.seed)
@@ -105,8 +107,7 @@ def find_recipe(recipe: Recipe, progress: Progress, resume: bool) -> Found:
         course = search(strategy, study, worth, settings.most, settings.seconds, progress)
     finally:
         dense.unlink(missing_ok=True)
-    found = stage.model_copy(update={"sparsity": None, "amounts": work.amounts(course.best.levels)})
-    final = recipe.model_copy(update={"search": None, "stages": (Stage(prune=found),)})
+    final = recipe.model_copy(update={"search": None, "stages": work.stages(course.best.levels, stage)})
     return Found(final, _told(settings, course, study, solved), folder)
 
 

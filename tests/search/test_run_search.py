@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import torch
@@ -15,8 +16,13 @@ import yaml
 import secateur
 from command_line import secateur as secateur_command
 from secateur.errors import SearchError, UsageError
+from secateur.network.loading import load
+from secateur.network.surgery import Cut, cut
+from secateur.progress import Progress
+from secateur.recipe import Prune, Search
 from secateur.search.database import LevelDatabase
 from secateur.search.ladder import exact, levels_of
+from secateur.search.units import UnitSearch
 from tiny import save_tiny
 
 TEXT = "What is cut off is gone; what is left must carry on as if nothing had happened. " * 80
@@ -96,7 +102,10 @@ def test_entries_come_back_to_the_bit(tmp_path: Path) -> None:
     W = torch.randn(7, 13, dtype=torch.bfloat16) * (torch.rand(7, 13) > 0.6)
     database.put("model.layers.0/mlp", 40, W, 0.25)
     assert ("model.layers.0/mlp", 40) in database
-    assert torch.equal(database.get("model.layers.0/mlp", 40), W)
+    assert torch.equal(database.get("model.layers.0/mlp", 40)[0], W)
+    assert database.get("model.layers.0/mlp", 40)[1] is None
+    database.put("other", 1, W, 0.0, torch.ones(7))
+    assert torch.equal(database.get("other", 1)[1], torch.ones(7))  # type: ignore[arg-type]
     assert database.loss("model.layers.0/mlp", 40) == 0.25
     assert ("model.layers.0/mlp", 40) not in LevelDatabase.of(tmp_path, {"model": "two"})
 
@@ -135,3 +144,52 @@ def test_the_command_line_searches(told: dict[str, Any], tmp_path: Path) -> None
     assert found["recipe"]["stages"][0]["prune"]["amounts"]
     again = secateur_command("search", told["model"], "-o", tmp_path / "out", *given, *data)
     assert (again.code, "--overwrite" in again.err) == (2, True)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_neurons_and_halves_are_searched_for_under_a_budget_of_parameters(
+    family: str, told: dict[str, Any], tmp_path: Path
+) -> None:
+    told["model"] = str(save_tiny(family, tmp_path / family, tokenizer=True))
+    result = run(told, stages=[{"prune": {"unit": "neuron", "params": 0.8}}])
+    assert result.search is not None
+    assert result.search["best"] >= result.search["start"]
+    assert result.comparison is not None
+    (other,) = result.comparison.others
+    assert other.parameters <= 0.8 * result.comparison.dense.parameters
+    assert result.reload is not None
+
+
+def test_a_candidate_is_judged_as_the_cut_model_is(told: dict[str, Any], tmp_path: Path) -> None:
+    """What stands in the model's place while it searches gives what the model gives once it is cut, unrepaired."""
+    network = load(told["model"])
+    stage = Prune(unit="neuron", params=0.8)
+    recipe = secateur.Recipe.build({**told, "stages": [{"prune": {"unit": "neuron", "params": 0.8}}]})
+    windows = random_windows("llama", 4, 32)
+    work = UnitSearch.prepared(network, recipe, stage, recipe.search or Search(), windows, tmp_path, Progress())
+    levels = work.space.settled(
+        [len(place.costs) - 1 if n == 1 else 1 for n, place in enumerate(work.space.places)], np.random.default_rng(0)
+    )
+    work.stand(levels)
+    assert len(work.stages(levels, stage)) >= 2
+    with torch.inference_mode():
+        stood = network.model(windows.ids).logits
+    cuts = [
+        Cut(
+            group,
+            torch.tensor(
+                [
+                    (group.tensor(group.readers[0].layer.name + ".weight")[:, group.readers[0].index[unit]] != 0)
+                    .any()
+                    .item()
+                    for unit in range(group.count)
+                ]
+            ),
+        )
+        for group in work.groups.values()
+        if group.unit == "neuron"
+    ]
+    assert any(not bool(one.keep.all()) for one in cuts)
+    small = cut(network, [one for one in cuts if bool(one.keep.any())])
+    with torch.inference_mode():
+        assert torch.allclose(small.model(windows.ids).logits, stood, atol=1e-5)

@@ -87,9 +87,10 @@ class Recipe(Settings):
                 "search: the recipe has one stage, which prunes; what is found can be recovered afterwards."
             )
         prune = self.stages[0].prune
-        if prune.structured or prune.sparsity is None:
+        if prune.unit not in ("weight", "neuron") or (prune.params if prune.structured else prune.sparsity) is None:
             raise UsageError(
-                "search: the stage prunes single weights to a sparsity; that is what is searched for so far."
+                "search: it is for single weights with --sparsity, or for --unit neuron (and halves of layers) with "
+                "--params."
             )
         if prune.allocation != "uniform":
             raise UsageError("search: it finds the allocation itself; leave --allocation out.")

@@ -21,6 +21,7 @@ class Search(Settings):
         seconds: Wall time of judging, the level database aside.
         tokens: Tokens that candidates are judged on, ascending: many on the fewest, the best on more.
         start: `knapsack`, which goes by the measured losses of single places, or `uniform`.
+        halves: Whether whole halves of layers may go, too, where neurons are removed.
         losses: What a place's level costs, by which the knapsack goes: `loss` weighs the errors of a layer's outputs by
             what they add to the next-token loss (one pass back through the model), `layer` takes its relative error.
         level_solver: What the level database is solved by; the stage's own solver then solves the winner.
@@ -34,6 +35,7 @@ class Search(Settings):
     seconds: float | None = Field(default=None, gt=0)
     tokens: tuple[int, ...] = (512, 2048, 8192)
     start: Literal["knapsack", "uniform"] = "knapsack"
+    halves: bool = True
     losses: Literal["loss", "layer"] = "loss"
     level_solver: str = "sparsegpt"
     levels: str | None = None

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from secateur.calibration.windows import Windows
 from secateur.errors import ModelError
 from secateur.files import save_tensors, save_text
+from secateur.network.network import Network
+from secateur.recipe import Prune, Recipe, Search
 
 INDEX = "about.json"
 
@@ -52,38 +56,60 @@ class LevelDatabase:
     def __contains__(self, entry: tuple[str, int]) -> bool:
         return self._path(*entry).is_file()
 
-    def put(self, place: str, amount: int, W: Tensor, loss: float) -> None:
+    def put(self, place: str, amount: int, W: Tensor, loss: float, bias: Tensor | None = None) -> None:
         """Keeps a place's weights (out, in) at an amount, and what that costs in quality."""
         stays = W != 0
         packed = np.packbits(stays.cpu().numpy().reshape(-1), bitorder="little")
         tensors = {"mask": torch.from_numpy(packed), "values": W[stays].cpu()}
+        tensors |= {} if bias is None else {"bias": bias.cpu()}
         about = {"rows": str(W.shape[0]), "columns": str(W.shape[1]), "loss": repr(loss)}
         save_tensors(tensors, self._path(place, amount), about)
 
     def loss(self, place: str, amount: int) -> float:
         """Returns what was measured when an entry was solved."""
-        return float(self._read(place, amount)[0]["loss"])
+        with self._open(place, amount) as file:
+            return float(file.metadata()["loss"])
 
-    def get(self, place: str, amount: int) -> Tensor:
-        """Returns a place's weights (out, in) at an amount.
+    def get(self, place: str, amount: int) -> tuple[Tensor, Tensor | None]:
+        """Returns a place's weights (out, in) and bias at an amount.
 
         Raises:
             ModelError: The entry is missing or damaged.
         """
-        about, mask, values = self._read(place, amount)
+        with self._open(place, amount) as file:
+            about = file.metadata()
+            mask, values = file.get_tensor("mask"), file.get_tensor("values")
+            bias = file.get_tensor("bias") if "bias" in file.keys() else None  # noqa: SIM118 (it is no dict)
         rows, columns = int(about["rows"]), int(about["columns"])
         stays = torch.from_numpy(np.unpackbits(mask.numpy(), count=rows * columns, bitorder="little")).bool()
         W = torch.zeros(rows * columns, dtype=values.dtype)
         W[stays] = values
-        return W.view(rows, columns)
+        return W.view(rows, columns), bias
 
-    def _read(self, place: str, amount: int) -> tuple[dict[str, str], Tensor, Tensor]:
+    @contextmanager
+    def _open(self, place: str, amount: int) -> Iterator[Any]:
         path = self._path(place, amount)
         try:
             with safe_open(path, framework="pt") as file:
-                return file.metadata(), file.get_tensor("mask"), file.get_tensor("values")
+                yield file
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{path} can't be read ({error}); remove it, and it is solved again.") from error
 
     def _path(self, place: str, amount: int) -> Path:
         return self.folder / place.replace("/", "-") / f"{amount}.safetensors"
+
+
+def database_about(network: Network, recipe: Recipe, solved: Prune, search: Search, windows: Windows) -> dict[str, Any]:
+    """Returns what all entries of a level database depend on."""
+    path = network.source.path
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    told = solved.model_dump(mode="json", exclude={"sparsity", "params"})
+    return {
+        "model": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files},
+        "dtype": str(network.model.dtype),
+        "solved": told,
+        "losses": search.losses,
+        "calibration": recipe.calibration.model_dump(mode="json", exclude={"activation_memory"}),
+        "tokens": int(windows.ids.sum()),
+        "seed": recipe.seed,
+    }

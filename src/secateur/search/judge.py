@@ -90,6 +90,9 @@ class Stitched:
         for name, amount in amounts.items():
             if self.standing.get(name) != amount:
                 layer = self.layers[name]
+                W, bias = self.database.get(name, amount)
                 with torch.no_grad():
-                    layer.matrix().copy_(self.database.get(name, amount))
+                    layer.matrix().copy_(W)
+                    if bias is not None:
+                        layer.module.bias.copy_(bias)  # type: ignore[union-attr, operator]
                 self.standing[name] = amount

@@ -16,8 +16,8 @@ from secateur.linear_algebra import row_errors
 from secateur.network.network import Layer, Network
 from secateur.progress import Progress
 from secateur.pruning import solve_levels
-from secateur.recipe import Prune, Recipe, Search
-from secateur.search.database import LevelDatabase
+from secateur.recipe import Prune, Recipe, Search, Stage
+from secateur.search.database import LevelDatabase, database_about
 from secateur.search.judge import Stitched
 from secateur.search.ladder import exact, levels_of, weight_space
 from secateur.search.space import Levels, Space
@@ -74,7 +74,7 @@ class WeightSearch:
         )
         layers = select_layers(network, solved)
         sizes = {layer.name: layer.weights for layer in layers}
-        about = _about(network, recipe, solved, search, windows)
+        about = database_about(network, recipe, solved, search, windows)
         database = LevelDatabase.of(root, about)
         levels = levels_of(sizes, stage.sparsity)
         for layer in layers:
@@ -106,22 +106,8 @@ class WeightSearch:
             {place.name: place.amounts[level] for place, level in zip(self.space.places, levels, strict=True)}
         )
 
-    def amounts(self, levels: Levels) -> dict[str, int]:
-        """Returns a candidate's zeros by layer, exact to the weight."""
-        return exact(self.space.amounts(levels), {layer.name: layer.weights for layer in self.layers}, self.sparsity)
-
-
-def _about(network: Network, recipe: Recipe, solved: Prune, search: Search, windows: Windows) -> dict[str, object]:
-    """Returns what all entries of a level database depend on."""
-    path = network.source.path
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    told = solved.model_dump(mode="json", exclude={"sparsity"})
-    return {
-        "model": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files},
-        "dtype": str(network.model.dtype),
-        "solved": told,
-        "losses": search.losses,
-        "calibration": recipe.calibration.model_dump(mode="json", exclude={"activation_memory"}),
-        "tokens": int(windows.ids.sum()),
-        "seed": recipe.seed,
-    }
+    def stages(self, levels: Levels, stage: Prune) -> tuple[Stage, ...]:
+        """Returns the stage that gives each layer a candidate's zeros, exact to the weight in all."""
+        sizes = {layer.name: layer.weights for layer in self.layers}
+        amounts = exact(self.space.amounts(levels), sizes, self.sparsity)
+        return (Stage(prune=stage.model_copy(update={"sparsity": None, "amounts": amounts})),)

@@ -7,7 +7,8 @@ the blocks behind see the smaller model's activations.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import lcm
 
 import torch
@@ -217,6 +218,65 @@ def _dense(job: Job, groups: Sequence[UnitGroup], needs: Needs) -> Iterator[tupl
         if runner is not None and block < last:
             with job.timed("propagate"):
                 runner.advance(lambda: None)
+
+
+@dataclass(frozen=True)
+class UnitLevel:
+    """A group of units at one of several levels.
+
+    Attributes:
+        W: (out, in) float32: the reader's weights, fitted anew on what stays, zero where units go.
+        bias: (out,) float32, or None.
+        loss: By how much that raises the squared error of the reader's outputs, weighed as the stage says.
+    """
+
+    W: Tensor
+    bias: Tensor | None
+    loss: float
+
+
+def solve_unit_levels(
+    job: Job,
+    groups: Sequence[UnitGroup],
+    levels: Mapping[str, Sequence[int]],
+    take: Callable[[UnitGroup, int, UnitLevel], None],
+) -> None:
+    """Solves groups at several numbers of removed units each, on the dense model, which stays as it is.
+
+    Args:
+        job: The work; its stage says how readers are fitted, and whether errors are weighed by the next-token loss.
+        groups: Groups with one reader each, in the order of computation.
+        levels: Numbers of units that go, by group; all of them stand for a reader that gives nothing.
+        take: Is called with the group, the number, and what came of it.
+
+    Raises:
+        UsageError: Units of a group have several readers.
+    """
+    if any(len(group.readers) != 1 for group in groups):
+        raise UsageError("levels are solved for units that one layer reads, not for those of experts.")
+    if job.stage.gradient == "loss":
+        _differentiate_loss(job, [reader.layer for group in groups for reader in group.readers])
+    for group, inputs in _dense(job, groups, Needs.GRAM):
+        (reader,) = group.readers
+        moments = _moments(job, reader, inputs)
+        if moments is None or not levels.get(group.name):
+            continue
+        W, b = _weights(job, reader.layer)
+        every = torch.ones(W.shape[1], dtype=torch.bool)
+        with job.timed("solve"), torch.inference_mode():
+            start = _weighed(job, reader.layer, refit(W, b, moments, every, _damping(job)).W)
+            G = moments.G if b is None else moments.centred().G
+            most = max((amount for amount in levels[group.name] if amount < group.count), default=0)
+            path = elimination(start, G, reader.index, most, _damping(job), PLAN_ROUNDS)
+            for amount in levels[group.name]:
+                if amount == group.count:
+                    nothing = None if b is None else torch.zeros_like(b)
+                    take(group, amount, UnitLevel(torch.zeros_like(W), nothing, path.energy))
+                    continue
+                columns = every.clone()
+                columns[reader.index[path.order[:amount]].flatten()] = False
+                done = refit(W, b, moments, columns, _damping(job))
+                take(group, amount, UnitLevel(done.W, done.bias, float(path.losses[:amount].sum())))
 
 
 def _shared(job: Job, groups: Sequence[UnitGroup], counts: dict[str, int] | None) -> dict[str, Tensor]:
