@@ -134,6 +134,8 @@ def single_stage(
 ) -> Recipe:
     """Builds the recipe that flat options come to; what is None counts as not given. It may search for the amounts."""
     given = {name: value for name, value in options.items() if value is not None}
+    if searches and "params" in given and given.get("unit", "weight") == "weight":
+        given["unit"] = "neuron"  # and halves of layers
     kinds: dict[type[BaseModel], dict[str, Any]] = {
         Calibration: {"data": calibration},
         Evaluate: {},

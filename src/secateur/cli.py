@@ -154,7 +154,7 @@ def _settings(context: typer.Context) -> dict[str, Any]:
 
     secateur search demo:smollm2-135m -o out/found --sparsity 0.7 --seconds 1200
 
-    secateur search MODEL -o OUT --sparsity 0.6 --strategy policy --trials 500
+    secateur search MODEL -o OUT --params 0.75 --strategy policy --trials 500
 
     secateur search MODEL -o OUT --sparsity 0.7 --storage postgresql://host/db"""
 )
@@ -163,6 +163,11 @@ def search(
     model: options.Model,
     output: options.Output,
     sparsity: options.Sparsity = None,
+    params: options.Params = None,
+    unit: options.Unit = "weight",
+    round_to: options.RoundTo = None,
+    min_units: options.MinUnits = None,
+    halves: options.HalvesToo = True,
     strategy: options.Strategy = None,
     trials: options.Trials = None,
     seconds: options.Seconds = None,
@@ -197,7 +202,7 @@ def search(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Search for how much goes from each layer, and prune the model as the best candidate says."""
+    """Search for how much goes from each place, and prune the model as the best candidate says."""
     with _friendly(debug, quiet) as progress:
         if no_evaluate and evaluate is not None:
             raise UsageError("give --evaluate or --no-evaluate, not both.")

@@ -208,6 +208,10 @@ Tokens = Annotated[
 Start = Annotated[
     str | None, typer.Option(help="knapsack (by measured losses, the default) or uniform.", rich_help_panel=SEARCHED)
 ]
+HalvesToo = Annotated[
+    bool,
+    typer.Option("--halves/--no-halves", help="Units: whether whole halves of layers may go.", rich_help_panel=GOES),
+]
 Losses = Annotated[
     str | None,
     typer.Option(

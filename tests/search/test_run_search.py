@@ -15,6 +15,7 @@ import yaml
 
 import secateur
 from command_line import secateur as secateur_command
+from feeding import random_windows
 from secateur.errors import SearchError, UsageError
 from secateur.network.loading import load
 from secateur.network.surgery import Cut, cut
@@ -142,6 +143,11 @@ def test_the_command_line_searches(told: dict[str, Any], tmp_path: Path) -> None
     found = json.loads(done.out)
     assert found["search"]["trials"] == 30
     assert found["recipe"]["stages"][0]["prune"]["amounts"]
+    units = secateur_command(
+        "search", told["model"], "-o", tmp_path / "units", "--params", 0.8, "--trials", 25, *given[4:8], *data
+    )
+    assert units.code == 0, units.err
+    assert "Search: evolution judged 25 candidates" in " ".join(units.out.split())
     again = secateur_command("search", told["model"], "-o", tmp_path / "out", *given, *data)
     assert (again.code, "--overwrite" in again.err) == (2, True)
 
