@@ -18,7 +18,7 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
         OSError: The disk is full, or can't be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = _partial(path)
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata)
     except SafetensorError as error:
@@ -32,9 +32,14 @@ def save_text(text: str, path: Path) -> None:
     Raises:
         OSError: The disk is full, or can't be written.
     """
-    partial = path.with_name(path.name + ".partial")
+    partial = _partial(path)
     partial.write_text(text, encoding="utf-8")
     _put(partial, path)
+
+
+def _partial(path: Path) -> Path:
+    """Returns what a file is called until it is whole: a name of this process's own, as others may write the same."""
+    return path.with_name(f"{path.name}.{os.getpid()}.partial")
 
 
 def as_os_error(error: SafetensorError, path: Path) -> OSError:

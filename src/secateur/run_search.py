@@ -23,7 +23,7 @@ from secateur.search.course import Course, search
 from secateur.search.judge import Judge
 from secateur.search.space import Levels
 from secateur.search.strategies import strategy_named
-from secateur.search.study import Study
+from secateur.search.study import Study, check_storage
 from secateur.search.units import UnitSearch
 from secateur.search.weights import WeightSearch
 
@@ -85,6 +85,8 @@ def find_recipe(recipe: Recipe, progress: Progress, resume: bool) -> Found:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     strategy_of = strategy_named(settings.strategy)
+    storage = settings.storage or f"sqlite:///{folder / STUDY}"
+    check_storage(storage)
     begun = time.perf_counter()
     network, windows = _prepared(recipe, progress)
     root = Path(settings.levels).expanduser() if settings.levels else output.parent / ".secateur-levels"
@@ -93,7 +95,6 @@ def find_recipe(recipe: Recipe, progress: Progress, resume: bool) -> Found:
     solved = time.perf_counter() - begun
     start = work.space.knapsack() if settings.start == "knapsack" else work.space.uniform()
     strategy = strategy_of(work.space, start, settings.tokens, recipe.seed)
-    storage = settings.storage or f"sqlite:///{folder / STUDY}"
     about = {"recipe": _about(recipe), "levels": [list(place.amounts) for place in work.space.places]}
     study = Study(storage, settings.study, about, work.space, resume or settings.storage is not None)
     dense = folder / DENSE

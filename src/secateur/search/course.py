@@ -94,6 +94,7 @@ def search(
         failed = failed + 1 if value is None else 0
         if failed == FAILURES:
             raise SearchError(f"{FAILURES} candidates in a row couldn't be judged; the last one: {last}.")
+    study.bury()
     if strategy.best is None or start is None:
         raise SearchError(
             "the search was over before one candidate was judged on all tokens; give it more --seconds or --trials."

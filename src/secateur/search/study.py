@@ -50,7 +50,7 @@ class Study:
             )
             known = self.study.user_attrs.get("about")
         except Exception as error:  # whatever the storage's driver raises
-            raise SearchError(f"the storage {_hidden(url)} can't be used: {_first_line(error)}") from error
+            raise _unusable(url, error) from error
         told = json.loads(json.dumps(about))
         if known is None:
             self.study.set_user_attr("about", told)
@@ -124,6 +124,20 @@ class Study:
         return self.study.get_trials(deepcopy=False)
 
 
+def check_storage(url: str) -> None:
+    """Raises SearchError if a storage can't be reached."""
+    try:
+        optuna.storages.get_storage(url)
+    except Exception as error:  # whatever the storage's driver raises
+        raise _unusable(url, error) from error
+
+
+def _unusable(url: str, error: Exception) -> SearchError:
+    why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    driver = " For PostgreSQL: pip install 'psycopg[binary]'." if isinstance(error, ImportError) else ""
+    return SearchError(f"the storage {_hidden(url)} can't be used: {why}{driver}")
+
+
 class _Nothing(optuna.samplers.RandomSampler):
     """A study of ours is never asked: strategies propose."""
 
@@ -143,7 +157,3 @@ def _hidden(url: str) -> str:
     head, at, tail = url.rpartition("@")
     scheme, mark, rest = head.partition("://")
     return f"{scheme}{mark}{rest.partition(':')[0]}@{tail}" if at and mark else url
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
