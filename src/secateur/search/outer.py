@@ -1,0 +1,174 @@
+"""The outer search: which algorithm, which units, how often; by Optuna's samplers, bad trials ended early."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+
+from secateur.errors import SearchError
+from secateur.progress import Progress
+from secateur.search.choices import chosen
+from secateur.search.course import FAILURES
+from secateur.search.strategies import strategy_named
+from secateur.search.study import check_storage
+
+SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
+    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True),
+    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+    "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed),
+    "cmaes": lambda seed: optuna.samplers.CmaEsSampler(seed=seed),
+}
+
+
+class Report:
+    """How a trial does on the way: `report(step, value)` ends one that is worse than others were there."""
+
+    def __init__(self, trial: optuna.trial.Trial) -> None:
+        self._trial = trial
+
+    def __call__(self, step: int, value: float) -> None:
+        """Says what the candidate is worth after a step.
+
+        Raises:
+            optuna.TrialPruned: The trial isn't worth going on with.
+        """
+        self._trial.report(value, step)
+        if self._trial.should_prune():
+            raise optuna.TrialPruned
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an outer search came to.
+
+    Attributes:
+        best: The data with the best choices made.
+        params: These choices, by their paths.
+        value: What they are worth.
+        trials: How many there were.
+        pruned: How many of them were ended early, or failed.
+        importances: How much each choice matters, adding up to 1; empty where too few trials tell.
+    """
+
+    best: Any
+    params: dict[str, Any]
+    value: float
+    trials: int
+    pruned: int
+    importances: dict[str, float]
+
+
+def search_choices(
+    space: Any,
+    worth: Callable[[Any, Report], float],
+    *,
+    trials: int | None = None,
+    seconds: float | None = None,
+    sampler: str = "tpe",
+    seed: int = 0,
+    storage: str | None = None,
+    study: str = "secateur",
+    progress: Progress | None = None,
+) -> Outcome:
+    """Searches over the choices that are left open in plain data.
+
+    Args:
+        space: Plain data with choices, see `secateur.search.choices`.
+        worth: What the data with all choices made is worth, more being better; it may report on the way.
+        trials: Candidates at most; 30 if no seconds are given either.
+        seconds: Wall time at most.
+        sampler: `tpe`, `random`, `nsga2` or `cmaes`.
+        seed: Of what is drawn.
+        storage: Of Optuna's study, which other workers may share and a later call goes on with; None keeps it in
+            memory.
+        study: Its name there.
+        progress: Shows progress.
+
+    Raises:
+        SearchError: The storage can't be used, or candidates can't be judged.
+        UsageError: A choice is malformed, or the sampler unknown.
+
+    Example:
+        >>> space = {"score": {"choice": ["l1", "movement"]}, "every": {"int": [10, 200], "log": True}}
+        >>> outcome = search_choices(space, lambda chosen, report: train(**chosen), trials=30)
+    """
+    if sampler not in SAMPLERS:
+        strategy_named(sampler)  # says what is near to it
+        raise SearchError(
+            f"an outer search is made by {', '.join(SAMPLERS)}; '{sampler}' is for amounts under a budget."
+        )
+    if storage is not None:
+        check_storage(storage)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=4)
+    found = optuna.create_study(
+        study_name=study,
+        storage=storage,
+        direction="maximize",
+        load_if_exists=True,
+        sampler=SAMPLERS[sampler](seed),
+        pruner=pruner,
+    )
+    most = 30 if trials is None and seconds is None else trials
+    tick = (progress or Progress()).bar("searching", most or 100)
+    failed, last = 0, ""
+
+    def judged(trial: optuna.trial.Trial) -> float:
+        nonlocal failed, last
+        data = chosen(space, trial)
+        try:
+            value = float(worth(data, Report(trial)))
+        except optuna.TrialPruned:
+            failed = 0
+            raise
+        except Exception as error:  # whatever the candidate's run raises: some don't fit together
+            value, last = math.nan, f"{type(error).__name__}: {error}"
+        else:
+            last = f"it came out as {value}"
+        finally:
+            tick()
+        if math.isfinite(value):
+            failed = 0
+            return value
+        failed += 1
+        trial.set_user_attr("failure", last)
+        raise optuna.TrialPruned  # of which samplers keep away, unlike of failed ones
+
+    def enough(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        if failed >= FAILURES or (most is not None and len(study.trials) >= most):
+            study.stop()
+
+    left = None if most is None else max(0, most - len(found.trials))
+    if left != 0:
+        found.optimize(judged, n_trials=left, timeout=seconds, callbacks=[enough])
+    if failed >= FAILURES:
+        raise SearchError(f"{FAILURES} candidates in a row couldn't be judged; the last one: {last}.")
+    complete = found.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    if not complete:
+        raise SearchError(
+            f"no candidate was judged to its end{': ' + last if last else ''}; give it more time or trials."
+        )
+    best = found.best_trial
+    pruned = found.get_trials(deepcopy=False, states=(optuna.trial.TrialState.PRUNED,))
+    assert best.value is not None
+    return Outcome(
+        best=chosen(space, optuna.trial.FixedTrial(best.params)),
+        params=dict(best.params),
+        value=best.value,
+        trials=len(found.trials),
+        pruned=len(pruned),
+        importances=_importances(found, len(complete)),
+    )
+
+
+def _importances(study: optuna.Study, complete: int) -> dict[str, float]:
+    """Returns how much each choice matters (by the variance that it explains)."""
+    values = {trial.value for trial in study.get_trials(deepcopy=False) if trial.value is not None}
+    if complete < 4 or len(values) < 2:
+        return {}
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))

@@ -1,0 +1,86 @@
+"""Choices in plain data, and the outer search over them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from secateur.errors import SearchError, UsageError
+from secateur.search.choices import chosen, has_choices
+from secateur.search.outer import Report, search_choices
+
+SPACE = {
+    "prune": {
+        "sparsity": 0.5,
+        "how": {
+            "choice": [
+                {"score": "wanda", "solver": {"choice": ["refit", "swap+refit"]}},
+                {"solver": {"choice": ["admm", "alps"]}, "damping": {"float": [1e-3, 1.0], "log": True}},
+            ]
+        },
+    },
+    "rounds": {"int": [1, 4]},
+}
+
+
+def test_choices_are_made_and_those_of_what_was_not_chosen_are_not() -> None:
+    assert has_choices(SPACE)
+    trial = optuna.trial.FixedTrial(
+        {"prune.how": "#1", "prune.how.#1.solver": "alps", "prune.how.#1.damping": 0.1, "rounds": 3}
+    )
+    made = chosen(SPACE, trial)
+    assert made == {"prune": {"sparsity": 0.5, "how": {"solver": "alps", "damping": 0.1}}, "rounds": 3}
+    assert not has_choices(made)
+    assert set(trial.params) == {"prune.how", "prune.how.#1.solver", "prune.how.#1.damping", "rounds"}
+
+
+def worth(data: Any, report: Report) -> float:
+    how = data["prune"]["how"]
+    value = -abs(data["rounds"] - 3) + (2.0 if how["solver"] == "admm" else 0.0)
+    for step in range(3):
+        report(step, value + step)
+    return value + 3
+
+
+def test_the_best_choices_are_found_and_bad_trials_end_early(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    found = search_choices(SPACE, worth, trials=40, storage=storage)
+    assert found.best["prune"]["how"]["solver"] == "admm"
+    assert found.best["rounds"] == 3
+    assert found.value == 5.0
+    assert (found.trials, found.pruned > 0) == (40, True)
+    assert max(found.importances, key=lambda name: found.importances[name]) != "prune.how.#0.solver"
+    assert search_choices(SPACE, worth, trials=45, storage=storage).trials == 45  # it goes on
+
+
+def test_candidates_that_fail_are_passed_over_and_three_in_a_row_stop_it() -> None:
+    def picky(data: Any, report: Report) -> float:
+        if data["rounds"] == 1:
+            raise ValueError("one round is too few")
+        return float(data["rounds"])
+
+    assert search_choices({"rounds": {"int": [1, 9]}}, picky, trials=20).value == 9
+
+    def never(data: Any, report: Report) -> float:
+        raise ValueError("never")
+
+    with pytest.raises(SearchError, match="3 candidates in a row couldn't be judged; the last one: ValueError: never"):
+        search_choices({"rounds": {"int": [1, 9]}}, never, trials=20)
+
+
+@pytest.mark.parametrize(
+    ("space", "says"),
+    [
+        ({"a": {"int": [3, 1]}}, r"a: 'int' takes the least and the largest"),
+        ({"a": {"float": [0, 1], "log": True}}, r"a: 'log' needs numbers above 0"),
+        ({"a": [{"choice": ["x"]}]}, r"a.0: 'choice' takes a list of two or more"),
+        ({"a": {"choice": [1, 1]}}, r"a: 'choice' names a value twice"),
+        ({"a": {"int": [1, 2], "float": [1, 2]}}, "one of choice, int, float"),
+    ],
+)
+def test_a_malformed_choice_is_named(space: Any, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        chosen(space, optuna.trial.FixedTrial({}))
