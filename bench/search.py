@@ -1,0 +1,113 @@
+"""What a search finds on SmolLM2-135M that uniform amounts and rules don't, in one and the same wall-clock budget.
+
+The protocol of bench/protocol.py: 32 calibration windows of 1,024 tokens of C4, perplexity on the first 20 windows of
+1,024 tokens of WikiText-2 raw test, float32. Levels are solved once for all rows, and their time is given beside. Rows
+that were measured before stay unless --again is given. Figures go to bench/results/search.json, and with --table the
+table of docs/search.md is printed from them.
+
+    python bench/search.py --data DATA --levels FOLDER
+    python bench/search.py --table
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from protocol import HERE, MODEL, check_texts, secateur
+
+RESULTS = HERE / "results" / "search.json"
+MINUTES = 20
+SEARCHES = ("evolution", "policy", "tpe", "random")
+TARGETS = {"70 % of the weights": ["--sparsity", "0.7"], "60 % of the weights": ["--sparsity", "0.6"]}
+PARAMETERS = {"75 % of the parameters": ["--params", "0.75"]}
+
+
+def rows() -> dict[str, list[str]]:
+    """Returns the command of each row."""
+    found: dict[str, list[str]] = {}
+    for name, target in TARGETS.items():
+        found[f"{name}, uniform"] = ["prune", *target]
+        if "0.7" in target:
+            found[f"{name}, owl"] = ["prune", *target, "--allocation", "owl"]
+        found[f"{name}, knapsack"] = ["search", *target, "--trials", "1"]
+        searches = SEARCHES if "0.7" in target else ("evolution",)
+        for strategy in searches:
+            found[f"{name}, {strategy}"] = ["search", *target, "--strategy", strategy, "--seconds", str(60 * MINUTES)]
+    for name, target in PARAMETERS.items():
+        found[f"{name}, uniform"] = ["prune", "--unit", "neuron", *target]
+        found[f"{name}, by the loss"] = [
+            *("prune", "--unit", "neuron", *target, "--gradient", "loss", "--allocation", "global")
+        ]
+        found[f"{name}, knapsack"] = ["search", *target, "--trials", "1"]
+        for strategy in SEARCHES:
+            found[f"{name}, {strategy}"] = ["search", *target, "--strategy", strategy, "--seconds", str(60 * MINUTES)]
+    return found
+
+
+def measure(command: list[str], data: Path, levels: Path, out: Path) -> dict[str, Any]:
+    """Carries a row out; returns perplexity, trials and seconds."""
+    text = ["--calibration", str(data / "text/c4_sample.jsonl"), "--samples", "32", "--length", "1024"]
+    judged = ["--evaluate", str(data / "text/wiki.test.raw"), "--windows", "20", "--overwrite"]
+    searched = ["--levels", str(levels)] if command[0] == "search" else []
+    found = secateur(command[0], MODEL, "-o", str(out), *command[1:], *searched, *text, *judged)
+    dense, (other,) = found["comparison"]["dense"], found["comparison"]["others"]
+    row = {
+        "perplexity": round(other["perplexity"], 2),
+        "kl": round(other["kl"], 4),
+        "parameters": round(other["parameters"] / dense["parameters"], 4),
+        "sparsity": round(other["zeros"] / other["weights"], 4),
+        "seconds": round(found["seconds"]["total"]),
+    }
+    told = found["search"]
+    if told is not None:
+        names = ("trials", "start", "best", "seconds", "seconds_levels")
+        row["search"] = {name: round(told[name], 4) for name in names}
+    return row
+
+
+def table(results: dict[str, Any]) -> str:
+    """Returns the table in markdown."""
+    lines = [
+        "| what | perplexity | KL | trials | searching | solving levels |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name in rows():
+        row = results["rows"].get(name)
+        if row:
+            told = row.get("search")
+            rest = f"{told['trials']} | {told['seconds']:.0f} s | {told['seconds_levels']:.0f} s" if told else " | | "
+            lines.append(f"| {name} | {row['perplexity']:.2f} | {row['kl']:.3f} | {rest} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measures and writes the results, row by row."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
+    parser.add_argument("--levels", type=Path, help="Where levels are kept from row to row.")
+    parser.add_argument("--only", action="append", choices=rows(), help="Run only this row; repeatable.")
+    parser.add_argument("--table", action="store_true", help="Print the table of what was measured.")
+    parser.add_argument("--again", action="store_true", help="Measure rows again that are there.")
+    arguments = parser.parse_args()
+    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": {}}
+    if arguments.table:
+        print(table(results))
+        return
+    check_texts(arguments.data)
+    results["command"] = "python bench/search.py --data DATA --levels FOLDER"
+    with tempfile.TemporaryDirectory() as scratch:
+        levels = arguments.levels or Path(scratch) / "levels"
+        for name, command in rows().items():
+            if (arguments.only and name not in arguments.only) or (name in results["rows"] and not arguments.again):
+                continue
+            results["rows"][name] = measure(command, arguments.data, levels, Path(scratch) / "out")
+            print(name, results["rows"][name], flush=True)
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
