@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from secateur.run import run_recipe
     from secateur.training.callback import PruningCallback
     from secateur.training.pruner import TrainingPruner
+    from secateur.training.shares import shares
 
 # Imported when first used: torch and transformers take seconds, which `secateur --help` needn't wait for.
 _HOMES = {
@@ -39,6 +40,7 @@ _HOMES = {
     "rebuild": "secateur.network.graph.saving",
     "run_recipe": "secateur.run",
     "search": "secateur.api",
+    "shares": "secateur.training.shares",
     "units": "secateur.api",
 }
 
@@ -62,6 +64,7 @@ __all__ = [
     "rebuild",
     "run_recipe",
     "search",
+    "shares",
     "units",
 ]
 

@@ -172,19 +172,26 @@ def single_stage(
 
 
 def search(
-    model: str | Path,
+    model: str | Path | nn.Module,
     *,
-    output: str | Path,
-    calibration: str = "self",
-    evaluate: bool | str = True,
+    output: str | Path | None = None,
+    calibration: Any = None,
+    evaluate: Any = True,
     progress: Progress | None = None,
     resume: bool = False,
+    example_inputs: Any = None,
+    metric: Metric | None = None,
+    loss: Loss | None = None,
+    leaf_modules: Sequence[type[nn.Module] | str] = (),
     **options: Any,
 ) -> Result:
     """Searches for how much goes from each place, prunes the model as the best candidate says, and measures it.
 
     Args:
-        model, output, calibration, evaluate, progress: As for `prune`.
+        model, calibration, evaluate, progress: As for `prune`.
+        output: The folder to write; of a network in memory None keeps the result, and the study, in memory.
+        example_inputs, metric, loss, leaf_modules: Of a network in memory, as for `prune`. Its candidates are cut,
+            repaired, and worth minus their loss on the last half of the calibration's batches; `tokens` are examples.
         resume: Whether to go on from the trials of the same search, if it ended early.
         **options: As for `prune`, and any field of `Search`: `strategy="evolution"`, `trials=500`, `seconds=1200` ...
 
@@ -196,8 +203,29 @@ def search(
 
     Example:
         >>> result = secateur.search("demo:smollm2-135m", output="out/found", sparsity=0.7, seconds=1200)
+        >>> given = {"example_inputs": x, "calibration": (images, classes)}
+        >>> result = secateur.search(network, unit="filter", macs=0.5, trials=200, **given)
     """
-    return run_recipe(single_stage(model, output, calibration, evaluate, options, searches=True), progress, resume)
+    if isinstance(model, nn.Module):
+        own = {name: options.pop(name) for name in ("samples", "seed", "overwrite") if name in options}
+        settings = {name: options.pop(name) for name in Search.model_fields if name in options}
+        return prune_network(
+            model,
+            example_inputs,
+            calibration=calibration,
+            evaluate=evaluate,
+            metric=metric,
+            loss=loss,
+            leaf_modules=leaf_modules,
+            output=output,
+            progress=progress,
+            options=options,
+            searched=settings,
+            resume=resume,
+            **own,
+        )
+    data = "self" if calibration is None else calibration
+    return run_recipe(single_stage(model, output, data, evaluate, options, searches=True), progress, resume)
 
 
 def compare(

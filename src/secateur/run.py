@@ -262,9 +262,9 @@ def _searched(recipe: Recipe, progress: Progress, resume: bool) -> Result:
     with processes(recipe.device) as team:
         if team.size > 1:
             raise UsageError("a search runs in one process; workers that share a --storage search together.")
-        found = find_recipe(recipe, progress, resume)
-        assert found.recipe.output is not None
-        result = Run(found.recipe, progress, team, found=found).into(Path(found.recipe.output).expanduser())
+        final, found = find_recipe(recipe, progress, resume)
+        assert final.output is not None
+        result = Run(final, progress, team, found=found).into(Path(final.output).expanduser())
         found.forget()
         return result
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -28,13 +28,16 @@ from secateur.network.saving import check_output, complete_folder, save_model
 from secateur.network.units import UnitGroup
 from secateur.outcome import peak_memory, versions, write_result
 from secateur.progress import Progress
-from secateur.recipe import Prune
+from secateur.recipe import Prune, Search
 from secateur.report.structure import group_rows, units_table
 from secateur.report.terminal import to_text
 from secateur.result import Comparison, Result, StageReport
 from secateur.scores.units import unit_score_named
 from secateur.structure.traced import TracedJob, prune_traced
 from secateur.timing import timed
+
+if TYPE_CHECKING:
+    from secateur.run_search import Found
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,7 @@ class NetworkRun:
         source: The checkpoint that the network was read from; None if it wasn't.
         about, recipe, data: What the result says of the network, the recipe and the calibration data.
         speed: Whether speed is measured.
+        found: What a search came to, if there was one.
     """
 
     network: GraphNetwork
@@ -123,6 +127,7 @@ class NetworkRun:
     recipe: dict[str, Any] = field(default_factory=dict)
     data: str = "the caller's data"
     speed: bool = True
+    found: Found | None = None
     start: float = field(default_factory=time.perf_counter)
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -145,6 +150,8 @@ class NetworkRun:
             far = self._save(small, keep, folder)
             result = self._result(small, reports, self._compare(small, after, folder), far, peak)
             write_result(result, folder)
+            if self.found is not None:
+                self.found.write(folder)
         return result
 
     def _pruned(self) -> tuple[GraphNetwork, nn.Module, dict[str, Tensor], tuple[StageReport, ...]]:
@@ -237,6 +244,7 @@ class NetworkRun:
             peak_memory=peak_memory(),
             versions=versions(),
             notes=tuple(self.notes),
+            search=None if self.found is None else self.found.told,
             network=small,
         )
 
@@ -256,8 +264,13 @@ def prune_network(
     seed: int = 0,
     progress: Progress | None = None,
     options: Mapping[str, Any] | None = None,
+    searched: Mapping[str, Any] | None = None,
+    resume: bool = False,
 ) -> Result:
-    """Prunes any network that torch.fx can trace; see `secateur.prune`, which calls this."""
+    """Prunes any network that torch.fx can trace; see `secateur.prune` and `secateur.search`, which call this.
+
+    `searched` are the settings of a search for the widths, whose trials `resume` goes on from.
+    """
     if example_inputs is None:
         raise UsageError(
             f"a {type(model).__name__} in memory is traced: give example_inputs=, what its forward takes. A language "
@@ -273,6 +286,12 @@ def prune_network(
     measured = [] if isinstance(evaluate, bool) else batches_of(evaluate, arguments)
     if metric is not None and not any(batch.target is not None for batch in measured):
         raise UsageError("a metric holds outputs against targets: give evaluate=, data that has them.")
+    into, found = None if output is None else Path(output).expanduser(), None
+    shown = progress or Progress()
+    if searched is not None:
+        if into is not None:
+            check_output(into, overwrite)
+        stage, found = _searched(network, stage, batches, loss, seed, searched, into, shown, resume)
     work = NetworkRun(
         network=network,
         stages=(stage,),
@@ -281,13 +300,38 @@ def prune_network(
         evaluate=evaluate is not False,
         metric=metric,
         loss=loss,
-        output=None if output is None else Path(output).expanduser(),
+        output=into,
         overwrite=overwrite,
         seed=seed,
-        progress=progress or Progress(),
+        progress=shown,
         notes=notes,
+        found=found,
     )
-    return work.carry_out()
+    result = work.carry_out()
+    if found is not None:
+        found.forget()
+    return result
+
+
+def _searched(
+    network: GraphNetwork,
+    stage: Prune,
+    batches: Sequence[Batch],
+    loss: Loss | None,
+    seed: int,
+    searched: Mapping[str, Any],
+    output: Path | None,
+    progress: Progress,
+    resume: bool,
+) -> tuple[Prune, Found]:
+    """Returns the stage that a search finds, and what it came to."""
+    from secateur.automl.networks import NetworkSearch  # noqa: PLC0415
+    from secateur.run_search import find_widths  # noqa: PLC0415 (Optuna's import takes a second)
+
+    work = NetworkSearch(network, stage, batches, loss, seed)
+    few = max(2, work.examples // 4)
+    settings = Search.build({"tokens": sorted({few, max(few, work.examples)}), **searched})
+    return find_widths(work, settings, seed, output, progress, resume)
 
 
 def _with_defaults(

@@ -11,21 +11,22 @@ from typing import Any
 
 import yaml
 
+from secateur.automl.course import Course, search
+from secateur.automl.judge import Judge
+from secateur.automl.networks import NetworkSearch
+from secateur.automl.space import Levels
+from secateur.automl.strategies import strategy_named
+from secateur.automl.study import Study, check_storage
+from secateur.automl.units import UnitSearch
+from secateur.automl.weights import WeightSearch
 from secateur.calibration.windows import Windows
 from secateur.errors import UsageError
 from secateur.network.loading import load
 from secateur.network.network import Network
 from secateur.network.saving import check_output
 from secateur.progress import Progress
-from secateur.recipe import Recipe, Search
+from secateur.recipe import Prune, Recipe, Search
 from secateur.run_windows import RunWindows
-from secateur.search.course import Course, search
-from secateur.search.judge import Judge
-from secateur.search.space import Levels
-from secateur.search.strategies import strategy_named
-from secateur.search.study import Study, check_storage
-from secateur.search.units import UnitSearch
-from secateur.search.weights import WeightSearch
 
 STUDY = "study.db"
 RECIPE = "recipe.yaml"
@@ -42,34 +43,37 @@ class Found:
     """What a search found.
 
     Attributes:
-        recipe: The recipe that prunes as the best candidate says, without a search.
+        recipe: What prunes as the best candidate says, as plain data.
         told: What the search came to, as plain data.
-        folder: Where the search's state is.
+        folder: Where the search's state is, if it is in files.
     """
 
-    recipe: Recipe
+    recipe: dict[str, Any]
     told: dict[str, Any]
-    folder: Path
+    folder: Path | None
 
     def write(self, output: Path) -> None:
         """Puts the recipe and the study into the output."""
-        text = yaml.safe_dump(self.recipe.to_dict(), sort_keys=False)
-        (output / RECIPE).write_text(text, encoding="utf-8")
-        if (self.folder / STUDY).is_file():
+        (output / RECIPE).write_text(yaml.safe_dump(self.recipe, sort_keys=False), encoding="utf-8")
+        if self.folder is not None and (self.folder / STUDY).is_file():
             shutil.copy2(self.folder / STUDY, output / STUDY)
 
     def forget(self) -> None:
         """Removes the search's state."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def find_recipe(recipe: Recipe, progress: Progress, resume: bool) -> Found:
+def find_recipe(recipe: Recipe, progress: Progress, resume: bool) -> tuple[Recipe, Found]:
     """Searches for how much goes where.
 
     Args:
         recipe: A recipe with a search.
         progress: Shows progress.
         resume: Whether trials that the study has are gone on from.
+
+    Returns:
+        The recipe that prunes as the best candidate says, without a search, and what the search came to.
 
     Raises:
         UsageError: The recipe names no output, or the search's levels can't meet the target.
@@ -80,13 +84,8 @@ def find_recipe(recipe: Recipe, progress: Progress, resume: bool) -> Found:
         raise UsageError("a search needs an output to keep its study in; give -o FOLDER.")
     settings, (stage,), output = recipe.search, recipe.prunes, Path(recipe.output).expanduser()
     check_output(output, recipe.overwrite)
-    folder = search_folder(output)
-    if settings.storage is None and not resume:
-        shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
     strategy_of = strategy_named(settings.strategy)
-    storage = settings.storage or f"sqlite:///{folder / STUDY}"
-    check_storage(storage)
+    folder, storage = _opened(output, settings, resume)
     begun = time.perf_counter()
     network, windows = _prepared(recipe, progress)
     root = Path(settings.levels).expanduser() if settings.levels else output.parent / ".secateur-levels"
@@ -109,7 +108,52 @@ def find_recipe(recipe: Recipe, progress: Progress, resume: bool) -> Found:
     finally:
         dense.unlink(missing_ok=True)
     final = recipe.model_copy(update={"search": None, "stages": work.stages(course.best.levels, stage)})
-    return Found(final, _told(settings, course, study, solved), folder)
+    reward = f"minus the mean KL divergence from the dense model on {settings.tokens[-1]:,} tokens, in nats"
+    return final, Found(final.to_dict(), _told(settings, course, study, solved, reward), folder)
+
+
+def find_widths(
+    work: NetworkSearch, settings: Search, seed: int, output: Path | None, progress: Progress, resume: bool
+) -> tuple[Prune, Found]:
+    """Searches for how many units each group of a network gives.
+
+    Args:
+        work: What is searched over.
+        settings: How; its tokens are examples.
+        seed: Of the strategy.
+        output: Beside which the study is kept; None keeps it in memory.
+        progress: Shows progress.
+        resume: Whether trials that the study has are gone on from.
+
+    Returns:
+        The stage that removes what the best candidate says, and what the search came to.
+
+    Raises:
+        SearchError: The study can't be used, or no candidate could be judged.
+    """
+    strategy_of = strategy_named(settings.strategy)
+    folder, storage = (None, settings.storage) if output is None else _opened(output, settings, resume)
+    start = work.space.uniform()
+    strategy = strategy_of(work.space, start, settings.tokens, seed)
+    told = settings.model_dump(mode="json", exclude={"storage", "levels", "trials", "seconds"})
+    about = {"search": told, "levels": [list(place.amounts) for place in work.space.places], "seed": seed}
+    study = Study(storage, settings.study, about, work.space, resume or settings.storage is not None)
+    course = search(strategy, study, work.worth, settings.most, settings.seconds, progress)
+    stage = work.stage_of(course.best.levels)
+    reward = f"minus the mean loss on {settings.tokens[-1]:,} examples"
+    recipe = {"stages": [{"prune": stage.model_dump(mode="json")}]}
+    return stage, Found(recipe, _told(settings, course, study, 0.0, reward), folder)
+
+
+def _opened(output: Path, settings: Search, resume: bool) -> tuple[Path, str]:
+    """Returns the folder of a search's state, and the storage of its study, which can be reached."""
+    folder = search_folder(output)
+    if settings.storage is None and not resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    storage = settings.storage or f"sqlite:///{folder / STUDY}"
+    check_storage(storage)
+    return folder, storage
 
 
 def _prepared(recipe: Recipe, progress: Progress) -> tuple[Network, Windows]:
@@ -149,7 +193,7 @@ def _about(recipe: Recipe) -> dict[str, Any]:
     return told
 
 
-def _told(settings: Search, course: Course, study: Study, solved: float) -> dict[str, Any]:
+def _told(settings: Search, course: Course, study: Study, solved: float, reward: str) -> dict[str, Any]:
     """Returns what the search came to, as plain data."""
     best, steps = -math.inf, []
     begun = min(trial.datetime_start for trial in study.trials() if trial.datetime_start is not None)
@@ -162,7 +206,7 @@ def _told(settings: Search, course: Course, study: Study, solved: float) -> dict
             )
     return {
         "strategy": settings.strategy,
-        "reward": f"minus the mean KL divergence from the dense model on {settings.tokens[-1]:,} tokens, in nats",
+        "reward": reward,
         "trials": len(study.trials()),
         "seconds": course.seconds,
         "seconds_levels": solved,

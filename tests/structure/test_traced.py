@@ -113,3 +113,11 @@ def test_a_feature_that_never_changes_goes_first_where_a_bias_takes_it_up() -> N
         model[0].weight[4], model[0].bias[4], model[2].weight[:, 4] = 0, 1, 0.3
     _, keep, _ = prune(model, remove=1)
     assert keep["0/neuron"].tolist() == [True, True, True, True, False, True]
+
+
+def test_amounts_say_what_each_group_gives(learnt: nn.Module) -> None:
+    first, second = [group.name for group in prune(learnt, remove=1)[2].groups]
+    _, _, report = prune(learnt, amounts={first: 20})
+    assert [(group.name, group.before - group.left) for group in report.groups] == [(first, 20), (second, 0)]
+    with pytest.raises(UsageError, match=f"takes 32 from {second}, which can give 31"):
+        prune(learnt, amounts={second: 32})

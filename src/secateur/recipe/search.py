@@ -16,7 +16,7 @@ class Search(Settings):
     Whichever of `trials` and `seconds` ends first ends the search; if neither is given, 200 candidates are judged.
 
     Attributes:
-        strategy: Who proposes candidates (see secateur.search.strategies).
+        strategy: Who proposes candidates (see secateur.automl.strategies).
         trials: Candidates that are judged, each evaluation counting, by all workers together.
         seconds: Wall time of judging, the level database aside.
         tokens: Tokens that candidates are judged on, ascending: many on the fewest, the best on more.

@@ -19,6 +19,7 @@ from secateur.calibration.readings import gather, gather_gradients
 from secateur.calibration.statistics import GRADIENTS, INPUTS, Gradients, Needs, Statistics
 from secateur.errors import ConstantScoreError, NothingPrunedError, UsageError
 from secateur.evaluation.costs import Costs
+from secateur.layer_choice import amounts_of
 from secateur.network.graph.behind import mean_free
 from secateur.network.graph.costs import GraphCosts
 from secateur.network.graph.network import GraphNetwork, cut_graph
@@ -111,7 +112,7 @@ def check_stage(stage: Prune, calibrated: bool) -> None:
 def _pruned(job: TracedJob) -> tuple[nn.Module, dict[str, Tensor], StageReport]:
     stage, network = job.stage, job.network
     check_stage(stage, bool(job.batches))
-    groups = _groups(job)
+    groups = traced_groups(job)
     counter = GraphCosts(network)
     before = counter.of()
     scores = _scores(job, groups)
@@ -138,7 +139,12 @@ def _pruned(job: TracedJob) -> tuple[nn.Module, dict[str, Tensor], StageReport]:
     return small, keep, StageReport(settings, (), dict(job.seconds), tuple(job.notes), (), reports, budget)
 
 
-def _groups(job: TracedJob) -> list[UnitGroup]:
+def traced_groups(job: TracedJob) -> list[UnitGroup]:
+    """Returns the groups that may give units.
+
+    Raises:
+        UsageError: There are none.
+    """
     groups = [group for group in job.network.groups if group.unit in job.stage.kinds and group.count > 1]
     if not groups:
         known = sorted({group.unit for group in job.network.groups})
@@ -232,6 +238,9 @@ def _widths(
     stage = job.stage
     if stage.threshold is not None:
         return None
+    if stage.amounts is not None:
+        gone = amounts_of(stage.amounts, {one.name: one.count - _least(job, one) for one in groups}, "group of units")
+        return {group.name: group.count - gone[group.name] for group in groups}
     if stage.remove is not None or (stage.sparsity is not None and stage.allocation == "uniform"):
         return {group.name: _own(job, group) for group in groups}
     cost, limit, words = _budget(job, groups, counter)

@@ -16,14 +16,15 @@ import yaml
 import secateur
 from command_line import secateur as secateur_command
 from feeding import random_windows
+from secateur.automl.database import LevelDatabase
+from secateur.automl.ladder import exact, levels_of
+from secateur.automl.units import UnitSearch
 from secateur.errors import SearchError, UsageError
 from secateur.network.loading import load
 from secateur.network.surgery import Cut, cut
 from secateur.progress import Progress
 from secateur.recipe import Prune, Search
-from secateur.search.database import LevelDatabase
-from secateur.search.ladder import exact, levels_of
-from secateur.search.units import UnitSearch
+from secateur.schedules import OneShot
 from tiny import save_tiny
 
 TEXT = "What is cut off is gone; what is left must carry on as if nothing had happened. " * 80
@@ -199,3 +200,22 @@ def test_a_candidate_is_judged_as_the_cut_model_is(told: dict[str, Any], tmp_pat
     small = cut(network, [one for one in cuts if bool(one.keep.any())])
     with torch.inference_mode():
         assert torch.allclose(small.model(windows.ids).logits, stood, atol=1e-5)
+
+
+@pytest.mark.parametrize("prune", [{"sparsity": 0.6}, {"unit": "neuron", "params": 0.9}])
+def test_what_was_found_drives_pruning_while_it_trains(
+    prune: dict[str, Any], told: dict[str, Any], tmp_path: Path
+) -> None:
+    result = run(told, stages=[{"prune": prune}], search={**told["search"], "halves": False, "trials": 25})
+    model = load(told["model"]).model.requires_grad_(True)
+    allocation = secateur.shares(tmp_path / "out/recipe.yaml", model)
+    unit = prune.get("unit", "weight")
+    pruner = secateur.TrainingPruner(model, OneShot(0.5), unit=unit, allocation=allocation)
+    if unit == "weight":
+        assert pruner.mask().zeros == sum(layer.zeros for layer in result.stages[0].layers)
+    small = pruner.finish()
+    if unit == "neuron":
+        widths = [layer.mlp.down_proj.in_features for layer in small.model.layers]  # type: ignore[union-attr]
+        assert widths == [group.left for group in result.stages[0].groups]
+    with pytest.raises(UsageError, match="one stage, which takes amounts"):
+        secateur.shares(secateur.Recipe.build(told | {"search": None}), model)

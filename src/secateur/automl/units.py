@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from secateur.automl.database import LevelDatabase, database_about
+from secateur.automl.judge import Stitched
+from secateur.automl.space import Levels, Place, Space
 from secateur.calibration.windows import Windows
 from secateur.errors import UsageError
 from secateur.evaluation.costs import costs, unit_costs
@@ -14,9 +17,6 @@ from secateur.network.network import Network
 from secateur.network.units import Halves, UnitGroup, unit_groups
 from secateur.progress import Progress
 from secateur.recipe import Prune, Recipe, Search, Stage
-from secateur.search.database import LevelDatabase, database_about
-from secateur.search.judge import Stitched
-from secateur.search.space import Levels, Place, Space
 from secateur.structure.inner import UnitLevel, solve_unit_levels
 from secateur.structure.job import Job
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import optuna
 
+from secateur.automl.choices import chosen
+from secateur.automl.course import FAILURES
+from secateur.automl.strategies import strategy_named
+from secateur.automl.study import check_storage
 from secateur.errors import SearchError
 from secateur.progress import Progress
-from secateur.search.choices import chosen
-from secateur.search.course import FAILURES
-from secateur.search.strategies import strategy_named
-from secateur.search.study import check_storage
 
 SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True),
@@ -77,7 +77,7 @@ def search_choices(
     """Searches over the choices that are left open in plain data.
 
     Args:
-        space: Plain data with choices, see `secateur.search.choices`.
+        space: Plain data with choices, see `secateur.automl.choices`.
         worth: What the data with all choices made is worth, more being better; it may report on the way.
         trials: Candidates at most; 30 if no seconds are given either.
         seconds: Wall time at most.

@@ -8,9 +8,9 @@ from typing import Any
 import optuna
 import pytest
 
+from secateur.automl.choices import chosen, has_choices
+from secateur.automl.outer import Report, search_choices
 from secateur.errors import SearchError, UsageError
-from secateur.search.choices import chosen, has_choices
-from secateur.search.outer import Report, search_choices
 
 SPACE = {
     "prune": {

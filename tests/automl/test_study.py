@@ -7,12 +7,12 @@ from pathlib import Path
 import optuna
 import pytest
 
+from secateur.automl.course import search
+from secateur.automl.space import Levels, Place, Space
+from secateur.automl.strategies import Proposal, strategy_named
+from secateur.automl.study import Study
 from secateur.errors import SearchError
 from secateur.progress import Progress
-from secateur.search.course import search
-from secateur.search.space import Levels, Place, Space
-from secateur.search.strategies import Proposal, strategy_named
-from secateur.search.study import Study
 
 RUNGS = (8, 16)
 SPACE = Space([Place(f"layer {n}", (0, 10, 20), (0, 1, 2), (0.0, n, 4.0 * n), (n / 6, 1.0)) for n in range(6)], 6)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 
 from secateur.allocation.allocator import HIGHEST, SPREAD
+from secateur.automl.space import Place, Space
 from secateur.network.network import Layer
 from secateur.report.terminal import layer_kind
-from secateur.search.space import Place, Space
 
 RUNG = 0.05  # sparsity between two levels
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from secateur.search.space import Levels
-from secateur.search.strategies.rounds import Rounds
+from secateur.automl.space import Levels
+from secateur.automl.strategies.rounds import Rounds
 
 
 class Random(Rounds):

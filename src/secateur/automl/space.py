@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -39,28 +39,40 @@ class Space:
     Attributes:
         places: The places.
         total: What has to go.
-        slack: A candidate takes off at least `total`, and less than `total + slack`: the finest step that there is.
+        slack: A candidate takes off at least `total`, and less than `total + slack`: the finest step that there is, or
+            where costs don't add up the largest.
     """
 
-    def __init__(self, places: Sequence[Place], total: int) -> None:
+    def __init__(
+        self, places: Sequence[Place], total: int, together: Callable[[Sequence[int]], int] | None = None
+    ) -> None:
         """
+        Args:
+            places: The places.
+            total: What has to go.
+            together: What a candidate takes off, where that isn't the sum over the places: widths of layers that read
+                each other multiply. The places' own costs are then those of each alone.
+
         Raises:
             UsageError: The places can't give as much, or can't give as little.
         """
-        self.places, self.total = tuple(places), total
-        least, most = (sum(place.costs[end] for place in self.places) for end in (0, -1))
+        self.places, self.total, self._together = tuple(places), total, together
+        least, most = (self.cost([end * (len(place.costs) - 1) for place in self.places]) for end in (0, 1))
         if not least <= total <= most:
             raise UsageError(
                 f"the search's levels take off between {least:,} and {most:,}, and {total:,} were asked for; "
                 f"the nearest is {least if total < least else most:,}."
             )
-        self.slack = min(b - a for place in self.places for a, b in pairwise(place.costs))
+        steps = [b - a for place in self.places for a, b in pairwise(place.costs)]
+        self.slack = min(steps) if together is None else max(steps)
 
     def __len__(self) -> int:
         return len(self.places)
 
     def cost(self, levels: Sequence[int]) -> int:
         """Returns what a candidate takes off."""
+        if self._together is not None:
+            return self._together(levels)
         return sum(place.costs[level] for place, level in zip(self.places, levels, strict=True))
 
     def meets(self, levels: Sequence[int]) -> bool:
@@ -99,7 +111,7 @@ class Space:
             fitting = [(at, change) for at, change in moves if (change < self.slack - over if up else change <= over)]
             at, change = (fitting or moves)[random.integers(len(fitting or moves))]
             found[at] += 1 if up else -1
-            over += change if up else -change
+            over = self.cost(found) - self.total if self._together else over + (change if up else -change)
         raise UsageError(f"no combination of the search's levels takes off {self.total:,}; give it finer levels.")
 
     def _moves(self, levels: Sequence[int], way: int, held: set[int]) -> list[tuple[int, int]]:
@@ -114,24 +126,26 @@ class Space:
     def knapsack(self) -> Levels:
         """Returns where the measured losses grow least: single steps in the order of loss per cost, then settled."""
         levels = [0] * len(self.places)
-        over = self.cost(levels) - self.total
-        while over < 0:
+        while self.cost(levels) < self.total:
             rises = [
                 ((place.losses[level + 1] - place.losses[level]) / (place.costs[level + 1] - place.costs[level]), at)
                 for at, (place, level) in enumerate(zip(self.places, levels, strict=True))
                 if level + 1 < len(place.costs)
             ]
-            at = min(rises)[1]
-            place, level = self.places[at], levels[at]
-            over += place.costs[level + 1] - place.costs[level]
-            levels[at] += 1
+            levels[min(rises)[1]] += 1
         return self.settled(levels, np.random.default_rng(0))
 
     def uniform(self) -> Levels:
         """Returns where all places give about the same share of what they could."""
-        share = self.total / max(1, sum(place.costs[-1] for place in self.places))
-        levels = [
-            min(range(len(place.costs)), key=lambda level: abs(place.costs[level] - share * place.costs[-1]))
+        low, high = 0.0, 1.0
+        for _ in range(30):
+            share = (low + high) / 2
+            low, high = (share, high) if self.cost(self._shared(share)) < self.total else (low, share)
+        return self.settled(self._shared(high), np.random.default_rng(0))
+
+    def _shared(self, share: float) -> list[int]:
+        """Returns the level of each place that is nearest to a share of the most that it can give."""
+        return [
+            min(range(len(place.amounts)), key=lambda level: abs(place.amounts[level] - share * place.amounts[-1]))
             for place in self.places
         ]
-        return self.settled(levels, np.random.default_rng(0))

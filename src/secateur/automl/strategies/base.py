@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from secateur.search.space import Levels, Space
+from secateur.automl.space import Levels, Space
 
 
 @dataclass(frozen=True)

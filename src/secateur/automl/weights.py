@@ -8,6 +8,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from secateur.automl.database import LevelDatabase, database_about
+from secateur.automl.judge import Stitched
+from secateur.automl.ladder import exact, levels_of, weight_space
+from secateur.automl.space import Levels, Space
 from secateur.calibration.loss import output_sensitivity
 from secateur.calibration.statistics import Statistics
 from secateur.calibration.windows import Windows
@@ -17,10 +21,6 @@ from secateur.network.network import Layer, Network
 from secateur.progress import Progress
 from secateur.pruning import solve_levels
 from secateur.recipe import Prune, Recipe, Search, Stage
-from secateur.search.database import LevelDatabase, database_about
-from secateur.search.judge import Stitched
-from secateur.search.ladder import exact, levels_of, weight_space
-from secateur.search.space import Levels, Space
 
 
 @dataclass

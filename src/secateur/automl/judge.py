@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from secateur.automl.database import LevelDatabase
 from secateur.calibration.inputs import model_inputs
 from secateur.calibration.windows import Windows
 from secateur.errors import UsageError
 from secateur.network.network import Layer, Network
 from secateur.progress import Progress
-from secateur.search.database import LevelDatabase
 
 POSITIONS = 256  # whose distributions are held at once
 

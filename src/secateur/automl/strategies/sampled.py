@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import optuna
 
-from secateur.search.space import Levels, Space
-from secateur.search.strategies.base import Judged
-from secateur.search.strategies.rounds import Rounds
+from secateur.automl.space import Levels, Space
+from secateur.automl.strategies.base import Judged
+from secateur.automl.strategies.rounds import Rounds
 
 
 class Sampled(Rounds):

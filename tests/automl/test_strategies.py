@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from secateur.automl.space import Levels, Place, Space
+from secateur.automl.strategies import STRATEGIES, Judged, Strategy, strategy_named
 from secateur.errors import UsageError
-from secateur.search.space import Levels, Place, Space
-from secateur.search.strategies import STRATEGIES, Judged, Strategy, strategy_named
 
 RUNGS = (8, 32, 128)
 

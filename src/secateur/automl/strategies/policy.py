@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.search.space import Levels, Space
-from secateur.search.strategies.base import Judged
-from secateur.search.strategies.rounds import NUMBERS, Rounds
+from secateur.automl.space import Levels, Space
+from secateur.automl.strategies.base import Judged
+from secateur.automl.strategies.rounds import NUMBERS, Rounds
 
 HIDDEN = 32
 RATE = 0.02

@@ -14,9 +14,9 @@ import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from secateur.automl.space import Space
+from secateur.automl.strategies import Judged, Proposal
 from secateur.errors import SearchError
-from secateur.search.space import Space
-from secateur.search.strategies import Judged, Proposal
 
 PATIENCE = 10  # times the longest trial, and a minute, after which a running one counts as lost
 
@@ -26,14 +26,14 @@ class Study:
 
     Attributes:
         name: The study's name in the storage.
-        url: The storage.
+        url: The storage; None is memory.
     """
 
-    def __init__(self, url: str, name: str, about: Mapping[str, Any], space: Space, more: bool) -> None:
+    def __init__(self, url: str | None, name: str, about: Mapping[str, Any], space: Space, more: bool) -> None:
         """Opens a study, or begins one.
 
         Args:
-            url: Of the storage, as Optuna takes it: `sqlite:///study.db`, `postgresql://...`.
+            url: Of the storage, as Optuna takes it: `sqlite:///study.db`, `postgresql://...`; None keeps it in memory.
             name: The study's name.
             about: What all workers have to agree on, as plain data.
             space: What is chosen from.
@@ -43,6 +43,7 @@ class Study:
             SearchError: The storage can't be reached, or the study is of another search.
         """
         self.name, self.url, self.space = name, url, space
+        place = "memory" if url is None else _hidden(url)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
             self.study = optuna.create_study(
@@ -50,19 +51,19 @@ class Study:
             )
             known = self.study.user_attrs.get("about")
         except Exception as error:  # whatever the storage's driver raises
-            raise _unusable(url, error) from error
+            raise _unusable(url or "memory", error) from error
         told = json.loads(json.dumps(about))
         if known is None:
             self.study.set_user_attr("about", told)
         elif known != told:
             which = sorted(key for key in {*known, *told} if known.get(key) != told.get(key))
             raise SearchError(
-                f"the study '{name}' in {_hidden(url)} is of another search ({', '.join(which)} differ); give another "
+                f"the study '{name}' in {place} is of another search ({', '.join(which)} differ); give another "
                 "--storage or --study, or the command that began it."
             )
         elif not more and self.study.get_trials(deepcopy=False):
             raise SearchError(
-                f"the study '{name}' in {_hidden(url)} has trials already: --resume goes on from them, and with "
+                f"the study '{name}' in {place} has trials already: --resume goes on from them, and with "
                 "--storage several workers share them."
             )
         self.distributions: dict[str, BaseDistribution] = {

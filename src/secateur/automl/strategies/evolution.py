@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from secateur.search.space import Levels, Space
-from secateur.search.strategies.base import Judged
-from secateur.search.strategies.rounds import Rounds
+from secateur.automl.space import Levels, Space
+from secateur.automl.strategies.base import Judged
+from secateur.automl.strategies.rounds import Rounds
 
 SWITCHES = 3  # at most, the least of two draws
 CROSSED = 0.2  # share of the offspring that have two parents

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from secateur.search.space import Levels, Space
-from secateur.search.strategies.base import Judged, Proposal, Strategy
+from secateur.automl.space import Levels, Space
+from secateur.automl.strategies.base import Judged, Proposal, Strategy
 
 COOLING = 0.99  # of the temperature, by step
 BEGINNING = 0.05  # temperature, of the start's value

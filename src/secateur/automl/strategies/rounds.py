@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from secateur.search.space import Levels, Space
-from secateur.search.strategies.base import Judged, Proposal, Strategy
+from secateur.automl.space import Levels, Space
+from secateur.automl.strategies.base import Judged, Proposal, Strategy
 
 NUMBERS = (16, 4, 1)  # candidates on each rung, the fewest tokens first
 

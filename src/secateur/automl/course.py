@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from secateur.automl.space import Levels
+from secateur.automl.strategies import Judged, Strategy
+from secateur.automl.study import Study
 from secateur.errors import SearchError
 from secateur.progress import Progress
-from secateur.search.space import Levels
-from secateur.search.strategies import Judged, Strategy
-from secateur.search.study import Study
 
 FAILURES = 3  # in a row, after which the search stops
 

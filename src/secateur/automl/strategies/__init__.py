@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from secateur.automl.strategies.annealing import Annealing
+from secateur.automl.strategies.base import Judged, Proposal, Strategy
+from secateur.automl.strategies.evolution import Evolution
+from secateur.automl.strategies.policy import Policy
+from secateur.automl.strategies.random import Random
+from secateur.automl.strategies.sampled import CmaEs, Nsga2, Tpe
 from secateur.errors import UsageError, did_you_mean
-from secateur.search.strategies.annealing import Annealing
-from secateur.search.strategies.base import Judged, Proposal, Strategy
-from secateur.search.strategies.evolution import Evolution
-from secateur.search.strategies.policy import Policy
-from secateur.search.strategies.random import Random
-from secateur.search.strategies.sampled import CmaEs, Nsga2, Tpe
 
 STRATEGIES: dict[str, type[Strategy]] = {
     kind.name: kind for kind in (Evolution, Policy, Annealing, Random, Tpe, Nsga2, CmaEs)

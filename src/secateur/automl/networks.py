@@ -1,0 +1,121 @@
+"""A search over how many units each group of a traced network gives: every candidate is cut, repaired and measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from secateur.automl.space import Levels, Place, Space
+from secateur.calibration.batches import Batch, Loss, default_loss
+from secateur.errors import UsageError
+from secateur.network.graph.costs import GraphCosts
+from secateur.network.graph.network import GraphNetwork
+from secateur.network.units import UnitGroup
+from secateur.recipe import Prune
+from secateur.structure.traced import TracedJob, prune_traced, traced_groups
+
+PARTS = 8  # of a group's units that go one by one
+MEASURES = {"params": "parameters", "macs": "macs"}
+
+
+class NetworkSearch:
+    """What a search over a network's widths works on.
+
+    A candidate is worth minus its loss on examples: it is cut, what reads units that went is fitted anew, and the loss
+    is that of its outputs against the targets, or where there are none against the dense network's outputs.
+
+    Attributes:
+        space: What is chosen from.
+    """
+
+    def __init__(
+        self, network: GraphNetwork, stage: Prune, batches: Sequence[Batch], loss: Loss | None, seed: int
+    ) -> None:
+        """
+        Args:
+            network: The network.
+            stage: What is searched for: units, score or solver, and `params` or `macs`.
+            batches: Calibration data; the last half of them judges.
+            loss: Of (output, target); None takes cross-entropy for classes, half the squared error for other targets.
+            seed: For scores that draw.
+
+        Raises:
+            UsageError: The target is another one, or there is too little data.
+        """
+        measure = next((what for name, what in MEASURES.items() if getattr(stage, name) is not None), None)
+        if measure is None:
+            raise UsageError("a search of a network's widths goes by --params or --macs.")
+        if len(batches) < 2:
+            raise UsageError("a search needs two batches of calibration data: some to fit on, some to judge on.")
+        self.network, self.stage, self.loss, self.seed = network, stage, loss or default_loss, seed
+        half = (len(batches) + 1) // 2
+        self.fitted, self.judged = list(batches[:half]), [self._answered(batch) for batch in batches[half:]]
+        groups = traced_groups(TracedJob(network, stage, batches))
+        counter = GraphCosts(network)
+        dense = int(getattr(counter.of(), measure))
+
+        def taken(widths: dict[str, int]) -> int:
+            return dense - int(getattr(counter.of(widths), measure))
+
+        places = []
+        for number, group in enumerate(groups):
+            amounts = _amounts(group, stage)
+            costs = tuple(taken({group.name: group.count - amount}) for amount in amounts)
+            depth = number / max(1, len(groups) - 1)
+            losses = tuple((amount / group.count) ** 2 for amount in amounts)
+            share = costs[-1] / dense
+            places.append(Place(group.name, amounts, costs, losses, (depth, depth * depth, share, 1.0)))
+        counts = {group.name: group.count for group in groups}
+
+        def together(levels: Sequence[int]) -> int:
+            return taken({p.name: counts[p.name] - p.amounts[level] for p, level in zip(places, levels, strict=True)})
+
+        goal = stage.params if measure == "parameters" else stage.macs
+        assert goal is not None
+        self.space = Space(places, math.ceil(dense - goal * dense), together)
+
+    def stage_of(self, levels: Levels) -> Prune:
+        """Returns the stage that removes what a candidate says."""
+        amounts = self.space.amounts(levels)
+        update = {"params": None, "macs": None, "amounts": amounts, "allocation": "uniform"}
+        return self.stage.model_copy(update=update)
+
+    @property
+    def examples(self) -> int:
+        """How many examples judge."""
+        return sum(batch.size for batch in self.judged)
+
+    def worth(self, levels: Levels, examples: int) -> float:
+        """Returns minus the mean loss of a candidate on the first examples that judge."""
+        job = TracedJob(self.network, self.stage_of(levels), self.fitted, self.loss, self.seed)
+        small, _, _ = prune_traced(job)
+        small.eval()
+        total, count = 0.0, 0
+        with torch.inference_mode():
+            for batch in self.judged:
+                total += float(self.loss(small(*batch.inputs), batch.target)) * batch.size
+                count += batch.size
+                if count >= examples:
+                    break
+        return -total / count
+
+    def _answered(self, batch: Batch) -> Batch:
+        """Returns a batch with the dense network's outputs as targets, if it has none."""
+        if batch.target is not None:
+            return batch
+        with torch.inference_mode():
+            output = self.network.model(*batch.inputs)
+        if not isinstance(output, Tensor):
+            raise UsageError("candidates are judged by their outputs: give calibration data with targets.")
+        return replace(batch, target=output)
+
+
+def _amounts(group: UnitGroup, stage: Prune) -> tuple[int, ...]:
+    step = max(1, group.count // PARTS)
+    most = group.count - max(1, stage.min_units)
+    amounts = range(0, most + 1, step)
+    return tuple(amount for amount in amounts if (group.count - amount) % stage.round_to == 0 or amount == 0)

@@ -1,0 +1,64 @@
+"""A search over the widths of a network in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+
+import secateur
+from secateur.errors import UsageError
+
+
+def data(number: int, seed: int) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(number, 3, 8, 8, generator=random)
+    return x, (x.mean((2, 3)).argmax(1))
+
+
+@pytest.fixture(scope="module")
+def learnt() -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 24, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 3),
+    )  # fmt: skip
+    adam = torch.optim.Adam(model.parameters(), 0.01)
+    x, y = data(256, 0)
+    for _ in range(60):
+        adam.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        adam.step()
+    return model.eval()
+
+
+@pytest.mark.parametrize("strategy", ["evolution", "policy"])
+def test_widths_are_found_under_a_budget_of_macs(strategy: str, learnt: nn.Module, tmp_path: Path) -> None:
+    given = {"example_inputs": torch.randn(1, 3, 8, 8), "calibration": data(256, 1), "evaluate": data(128, 2)}
+    result = secateur.search(
+        learnt, macs=0.5, unit="filter,neuron", trials=40, strategy=strategy, output=tmp_path / "out", **given
+    )
+    assert result.search is not None
+    assert result.search["trials"] == 40
+    assert result.search["best"] >= result.search["start"]
+    budget = result.stages[0].budget
+    assert budget is not None
+    assert budget["after"]["macs"] <= 0.5 * budget["before"]["macs"]
+    (stage,) = yaml.safe_load((tmp_path / "out/recipe.yaml").read_text())["stages"]
+    again = secateur.prune(learnt, unit="filter,neuron", amounts=stage["prune"]["amounts"], **given)
+    assert [group.left for group in again.stages[0].groups] == [group.left for group in result.stages[0].groups]
+    assert (tmp_path / "out/study.db").is_file()
+
+
+def test_a_study_in_memory_and_what_is_refused(learnt: nn.Module) -> None:
+    given = {"example_inputs": torch.randn(1, 3, 8, 8), "unit": "filter"}
+    result = secateur.search(learnt, params=0.6, trials=10, strategy="random", calibration=data(256, 1), **given)
+    assert result.search is not None
+    assert result.search["reward"] == "minus the mean loss on 128 examples"
+    with pytest.raises(UsageError, match="goes by --params or --macs"):
+        secateur.search(learnt, sparsity=0.5, calibration=data(256, 1), **given)
+    with pytest.raises(UsageError, match="two batches"):
+        secateur.search(learnt, macs=0.5, calibration=data(32, 1), **given)
