@@ -49,12 +49,14 @@ def weight_space(layers: Sequence[Layer], sparsity: float, loss: Callable[[str, 
     sizes = {layer.name: layer.weights for layer in layers}
     step, _ = rungs(sizes)
     levels = levels_of(sizes, sparsity)
+    losses = {name: tuple(loss(name, amount) for amount in amounts) for name, amounts in levels.items()}
+    halfway = {name: some[len(some) // 2] for name, some in losses.items()}
+    rank = {name: number / len(halfway) for number, name in enumerate(sorted(halfway, key=lambda one: halfway[one]))}
     places = []
     for layer, features in zip(layers, _features(layers), strict=True):
-        amounts = levels[layer.name]
-        losses = tuple(loss(layer.name, amount) for amount in amounts)
+        name, amounts = layer.name, levels[layer.name]
         costs = tuple(amount // step for amount in amounts)
-        places.append(Place(layer.name, amounts, costs, losses, (*features, losses[len(losses) // 2])))
+        places.append(Place(name, amounts, costs, losses[name], (*features, rank[name])))
     return Space(places, round(sparsity * sum(sizes.values()) / step))
 
 
