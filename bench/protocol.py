@@ -35,8 +35,7 @@ RUNS: dict[str, list[str]] = {
     "sparsegpt 50 %, bf16 forward": ["--sparsity", "0.5", "--solver", "sparsegpt", "--compute", "bfloat16"],
     "wanda 50 %, per output": ["--sparsity", "0.5", "--score", "wanda", "--per", "output"],
     "l1 50 %": ["--sparsity", "0.5", "--score", "l1"],
-    "alps 2:4 (the default)": ["--pattern", "2:4"],
-    "admm 2:4": ["--pattern", "2:4", "--solver", "admm"],
+    "admm 2:4": ["--pattern", "2:4"],
     "sparsegpt 2:4": ["--pattern", "2:4", "--solver", "sparsegpt"],
 }
 

@@ -13,7 +13,7 @@ from secateur.api import single_stage
 from secateur.errors import PatternError, UsageError
 from secateur.recipe import Calibration, Evaluate, Finetune, Prune, Recipe
 from secateur.scores import SCORES
-from secateur.solvers import AUTO, AUTO_MASKED, AUTO_PATTERN, SOLVERS
+from secateur.solvers import AUTO, AUTO_MASKED, SOLVERS
 
 HALF: dict[str, Any] = {"sparsity": 0.5}
 
@@ -167,7 +167,6 @@ def test_without_a_score_sparsegpt_chooses_and_with_one_the_mask_is_all() -> Non
     assert built(sparsity=0.5, solver="").solver == AUTO
     assert built(sparsity=0.5, solver=None).solver == AUTO
     assert built(sparsity=0.5, solver="auto").solver == AUTO
-    assert built(pattern="2:4").solver == AUTO_PATTERN
     assert built(sparsity=0.5, score="wanda", solver="auto").solver == AUTO_MASKED
 
 

@@ -11,7 +11,7 @@ from secateur.calibration.statistics import GRADIENTS
 from secateur.errors import UsageError, did_you_mean
 from secateur.recipe.base import Settings, bytes_of, listed
 from secateur.scores import score_named
-from secateur.solvers import AUTO, AUTO_MASKED, AUTO_PATTERN, chain_named
+from secateur.solvers import AUTO, AUTO_MASKED, chain_named
 
 WEIGHT_TARGETS = ("sparsity", "threshold", "pattern", "amounts")
 STRUCTURED_TARGETS = ("params", "macs", "memory", "latency", "sparsity", "remove", "threshold", "amounts")
@@ -164,8 +164,7 @@ class Prune(Settings):
             if not data.get("solver"):
                 data["solver"] = "none" if data.get("score") else "auto"
             if data["solver"] == "auto":
-                chosen = AUTO_PATTERN if data.get("pattern") else AUTO
-                data["solver"] = AUTO_MASKED if data.get("score") else chosen
+                data["solver"] = AUTO_MASKED if data.get("score") else AUTO
             return data
         inner = set(kinds) <= INNER_UNITS
         in_rounds = inner and not data.get("score") and data.get("threshold") is None

@@ -17,9 +17,8 @@ SOLVERS: dict[str, Solver] = {
     solver.name: solver for solver in (NoUpdate(), SparseGPT(), Admm(), Alps(), Refit(), Swap(), DSnoT())
 }
 
-# What `auto` stands for: without a score, without one for an N:M pattern, and on a score's mask.
+# What `auto` stands for, without a score and on a score's mask.
 AUTO = "admm"
-AUTO_PATTERN = "alps"
 AUTO_MASKED = "refit"
 
 
@@ -51,7 +50,6 @@ def chain_named(names: str) -> tuple[Solver, ...]:
 __all__ = [
     "AUTO",
     "AUTO_MASKED",
-    "AUTO_PATTERN",
     "SOLVERS",
     "Problem",
     "Solution",
