@@ -78,6 +78,7 @@ def test_three_workers_share_a_study_and_one_that_is_killed_loses_a_trial(databa
         if _begun(database) >= 10:
             break
     workers[0].send_signal(signal.SIGKILL)
+    workers[0].wait()
     for worker in workers[1:]:
         _, error = worker.communicate(timeout=300)
         assert worker.returncode == 0, error
