@@ -145,7 +145,11 @@ def prune(
 
 def _settings(context: typer.Context) -> dict[str, Any]:
     """Returns what `prune` was given that recipes know by the same names."""
-    given = {name: value for name, value in context.params.items() if name not in (*NOT_SETTINGS, *OF_THE_COMMAND)}
+    given = {
+        name: value
+        for name, value in context.params.items()
+        if name not in (*NOT_SETTINGS, *OF_THE_COMMAND) and value not in ([], ())  # repeatable ones that weren't given
+    }
     return {**given, "repair": False} if context.params.get("no_repair") else given
 
 

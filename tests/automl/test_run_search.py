@@ -144,8 +144,18 @@ def test_the_command_line_searches(told: dict[str, Any], tmp_path: Path) -> None
     found = json.loads(done.out)
     assert found["search"]["trials"] == 30
     assert found["recipe"]["stages"][0]["prune"]["amounts"]
+    (tmp_path / "long.txt").write_text(TEXT * 4)
+    enough = [
+        "--calibration",
+        tmp_path / "long.txt",
+        "--samples",
+        150,
+        "--length",
+        64,
+        "--no-evaluate",
+    ]  # for the tokens of the default
     units = secateur_command(
-        "search", told["model"], "-o", tmp_path / "units", "--params", 0.8, "--trials", 25, *given[4:8], *data
+        "search", told["model"], "-o", tmp_path / "units", "--params", 0.8, "--trials", 25, *enough
     )
     assert units.code == 0, units.err
     assert "Search: evolution judged 25 candidates" in " ".join(units.out.split())
