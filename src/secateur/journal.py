@@ -323,17 +323,22 @@ def identity(
     recipe: Recipe, network: Network, windows: Windows | None, team: Processes, training: Sequence[TrainingData] = ()
 ) -> dict[str, Any]:
     """Returns what a run is, as plain data: recipe, model, tokens that are read, versions, number of processes."""
-    path = network.source.path
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
     return {
         "recipe": {key: value for key, value in recipe.to_dict().items() if key != "overwrite"},
-        "model": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files},
+        "model": weight_files(network),
         "calibration tokens": _digest(windows),
         "training tokens": [_digest(one) for one in training],
         "torch": torch.__version__,
         "processes": team.size,
         "streamed": network.store is not None,
     }
+
+
+def weight_files(network: Network) -> dict[str, list[int]]:
+    """Returns size and time of writing (ns) of a model's weight files, by name."""
+    path = network.source.path
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
 
 
 def _digest(windows: TrainingData | None) -> str:

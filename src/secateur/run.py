@@ -245,8 +245,9 @@ def run_recipe(
         SecateurError: Something went wrong; no half-written output is left. The blocks that were finished are kept
             beside the output for `resume`.
     """
+    if recipe.calibration.images is not None or recipe.search is not None:
+        check_loaders(loaders or {}, [])  # nothing trains there
     if recipe.calibration.images is not None:
-        check_loaders(loaders or {}, [])
         return run_images(recipe, progress or Progress(), resume)
     if recipe.search is not None:
         return _searched(recipe, progress or Progress(), resume)

@@ -101,7 +101,7 @@ def find_recipe(recipe: Recipe, progress: Progress, resume: bool) -> tuple[Recip
         judge = Judge(network, _cut(windows, settings), settings.tokens[-1], dense, progress)
 
         def worth(levels: Levels, tokens: int) -> float:
-            work.stand(levels)
+            work.stitched.stand(work.space, levels)
             return judge.worth(tokens)
 
         course = search(strategy, study, worth, settings.most, settings.seconds, progress)
@@ -166,6 +166,11 @@ def _prepared(recipe: Recipe, progress: Progress) -> tuple[Network, Windows]:
         stream=False,
         progress=progress,
     )
+    if network.family.inputs == "audio" or network.model.get_output_embeddings() is None:
+        raise UsageError(
+            f"search: candidates are judged by the tokens that they predict in a text, and {network.architecture} "
+            "hears, or predicts none."
+        )
     alone = recipe.model_copy(update={"evaluate": None})
     windows, _ = RunWindows(alone, progress, []).read(network)
     if windows is None:
@@ -176,7 +181,7 @@ def _prepared(recipe: Recipe, progress: Progress) -> tuple[Network, Windows]:
 def _cut(windows: Windows, settings: Search) -> Windows:
     """Returns the windows in pieces of as many tokens as the first rung has, where they are longer."""
     length = min(windows.length, settings.tokens[0])
-    if length == windows.length or windows.features is not None:
+    if length == windows.length:
         return windows
     pieces = windows.length // length
     ids = windows.ids[:, : pieces * length].reshape(-1, length)

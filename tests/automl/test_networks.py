@@ -62,3 +62,5 @@ def test_a_study_in_memory_and_what_is_refused(learnt: nn.Module) -> None:
         secateur.search(learnt, sparsity=0.5, calibration=data(256, 1), **given)
     with pytest.raises(UsageError, match="two batches"):
         secateur.search(learnt, macs=0.5, calibration=data(32, 1), **given)
+    with pytest.raises(UsageError, match="'halves' is for language models"):
+        secateur.search(learnt, macs=0.5, halves=False, calibration=data(256, 1), **given)

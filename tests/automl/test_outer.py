@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 import pytest
 
-from secateur.automl.choices import chosen, has_choices
+from secateur.automl.choices import chosen
 from secateur.automl.outer import Report, search_choices
 from secateur.errors import SearchError, UsageError
 
@@ -27,13 +27,11 @@ SPACE = {
 
 
 def test_choices_are_made_and_those_of_what_was_not_chosen_are_not() -> None:
-    assert has_choices(SPACE)
     trial = optuna.trial.FixedTrial(
         {"prune.how": "#1", "prune.how.#1.solver": "alps", "prune.how.#1.damping": 0.1, "rounds": 3}
     )
     made = chosen(SPACE, trial)
     assert made == {"prune": {"sparsity": 0.5, "how": {"solver": "alps", "damping": 0.1}}, "rounds": 3}
-    assert not has_choices(made)
     assert set(trial.params) == {"prune.how", "prune.how.#1.solver", "prune.how.#1.damping", "rounds"}
 
 
@@ -54,6 +52,8 @@ def test_the_best_choices_are_found_and_bad_trials_end_early(tmp_path: Path) -> 
     assert (found.trials, found.pruned > 0) == (40, True)
     assert max(found.importances, key=lambda name: found.importances[name]) != "prune.how.#0.solver"
     assert search_choices(SPACE, worth, trials=45, storage=storage).trials == 45  # it goes on
+    with pytest.raises(SearchError, match="is of another space"):
+        search_choices({"rounds": {"int": [1, 4]}}, worth, trials=50, storage=storage)
 
 
 def test_candidates_that_fail_are_passed_over_and_three_in_a_row_stop_it() -> None:

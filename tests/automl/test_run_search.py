@@ -92,6 +92,11 @@ def test_a_search_that_ended_early_is_gone_on_from(told: dict[str, Any], tmp_pat
         ({"search": {"tokens": [64, 32]}}, "ascending"),
         ({"search": {"tokens": [32, 10_000]}}, "candidates are judged on 10,000 tokens, and the calibration has 256"),
         ({"output": None}, "a search needs an output"),
+        ({"search": {"halves": False}}, "--halves says nothing with --unit weight"),
+        (
+            {"stages": [{"prune": {"unit": "neuron", "params": 0.8, "protect_first": 1}}]},
+            "--protect-first says nothing",
+        ),
     ],
 )
 def test_misuse_is_named(changes: dict[str, Any], says: str, told: dict[str, Any]) -> None:
@@ -187,7 +192,7 @@ def test_a_candidate_is_judged_as_the_cut_model_is(told: dict[str, Any], tmp_pat
     levels = work.space.settled(
         [len(place.costs) - 1 if n == 1 else 1 for n, place in enumerate(work.space.places)], np.random.default_rng(0)
     )
-    work.stand(levels)
+    work.stitched.stand(work.space, levels)
     assert len(work.stages(levels, stage)) >= 2
     with torch.inference_mode():
         stood = network.model(windows.ids).logits
@@ -216,7 +221,8 @@ def test_a_candidate_is_judged_as_the_cut_model_is(told: dict[str, Any], tmp_pat
 def test_what_was_found_drives_pruning_while_it_trains(
     prune: dict[str, Any], told: dict[str, Any], tmp_path: Path
 ) -> None:
-    result = run(told, stages=[{"prune": prune}], search={**told["search"], "halves": False, "trials": 25})
+    whole = {"halves": False} if "unit" in prune else {}
+    result = run(told, stages=[{"prune": prune}], search={**told["search"], "trials": 25, **whole})
     model = load(told["model"]).model.requires_grad_(True)
     allocation = secateur.shares(tmp_path / "out/recipe.yaml", model)
     unit = prune.get("unit", "weight")

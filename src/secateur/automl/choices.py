@@ -23,15 +23,6 @@ def is_choice(data: Any) -> bool:
     return isinstance(data, dict) and any(kind in data for kind in KINDS) and set(data) <= {*KINDS, "log"}
 
 
-def has_choices(data: Any) -> bool:
-    """Whether anything in plain data is left open."""
-    if is_choice(data):
-        return True
-    if isinstance(data, dict):
-        return any(has_choices(value) for value in data.values())
-    return isinstance(data, list) and any(has_choices(value) for value in data)
-
-
 def chosen(data: Any, trial: optuna.trial.BaseTrial, path: str = "") -> Any:
     """Returns the data with all choices made by a trial, whose parameters are named by their paths.
 

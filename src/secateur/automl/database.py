@@ -22,6 +22,7 @@ from torch import Tensor
 from secateur.calibration.windows import Windows
 from secateur.errors import ModelError
 from secateur.files import save_tensors, save_text
+from secateur.journal import weight_files
 from secateur.network.network import Network
 from secateur.recipe import Prune, Recipe, Search
 
@@ -101,11 +102,9 @@ class LevelDatabase:
 
 def database_about(network: Network, recipe: Recipe, solved: Prune, search: Search, windows: Windows) -> dict[str, Any]:
     """Returns what all entries of a level database depend on."""
-    path = network.source.path
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
     told = solved.model_dump(mode="json", exclude={"sparsity", "params"})
     return {
-        "model": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files},
+        "model": weight_files(network),
         "dtype": str(network.model.dtype),
         "solved": told,
         "losses": search.losses,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from secateur.automl.database import LevelDatabase
+from secateur.automl.space import Levels, Space
 from secateur.calibration.inputs import model_inputs
 from secateur.calibration.windows import Windows
 from secateur.errors import UsageError
@@ -85,9 +86,10 @@ class Stitched:
         self.layers, self.database = layers, database
         self.standing: dict[str, int] = {}
 
-    def stand(self, amounts: Mapping[str, int]) -> None:
-        """Gives each place what goes from it at an amount."""
-        for name, amount in amounts.items():
+    def stand(self, space: Space, levels: Levels) -> None:
+        """Puts a candidate together."""
+        for place, level in zip(space.places, levels, strict=True):
+            name, amount = place.name, place.amounts[level]
             if self.standing.get(name) != amount:
                 layer = self.layers[name]
                 W, bias = self.database.get(name, amount)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -113,6 +114,7 @@ def search_choices(
         sampler=SAMPLERS[sampler](seed),
         pruner=pruner,
     )
+    _check_space(found, space)
     most = 30 if trials is None and seconds is None else trials
     tick = (progress or Progress()).bar("searching", most or 100)
     failed, last = 0, ""
@@ -163,6 +165,14 @@ def search_choices(
         pruned=len(pruned),
         importances=_importances(found, len(complete)),
     )
+
+
+def _check_space(study: optuna.Study, space: Any) -> None:
+    """Raises SearchError if a study's trials are of another space; notes the space of a new one."""
+    told = json.loads(json.dumps(space))
+    if study.user_attrs.get("space", told) != told:
+        raise SearchError(f"the study '{study.study_name}' is of another space; give another storage or another name.")
+    study.set_user_attr("space", told)
 
 
 def _importances(study: optuna.Study, complete: int) -> dict[str, float]:

@@ -22,12 +22,7 @@ PATIENCE = 10  # times the longest trial, and a minute, after which a running on
 
 
 class Study:
-    """The trials of one search, which several workers may share.
-
-    Attributes:
-        name: The study's name in the storage.
-        url: The storage; None is memory.
-    """
+    """The trials of one search, which several workers may share."""
 
     def __init__(self, url: str | None, name: str, about: Mapping[str, Any], space: Space, more: bool) -> None:
         """Opens a study, or begins one.
@@ -42,7 +37,7 @@ class Study:
         Raises:
             SearchError: The storage can't be reached, or the study is of another search.
         """
-        self.name, self.url, self.space = name, url, space
+        self.space = space
         place = "memory" if url is None else _hidden(url)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:

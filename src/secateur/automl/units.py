@@ -17,7 +17,7 @@ from secateur.network.network import Network
 from secateur.network.units import Halves, UnitGroup, unit_groups
 from secateur.progress import Progress
 from secateur.recipe import Prune, Recipe, Search, Stage
-from secateur.structure.inner import UnitLevel, solve_unit_levels
+from secateur.structure.inner import UnitLevel, adds_plainly, solve_unit_levels
 from secateur.structure.job import Job
 
 PARTS = 16  # of an MLP's neurons that go one by one
@@ -108,12 +108,6 @@ class UnitSearch:
         stitched = Stitched({name: group.readers[0].layer for name, group in by_name.items()}, database)
         return cls(network, by_name, space, stitched)
 
-    def stand(self, levels: Levels) -> None:
-        """Puts a candidate together."""
-        self.stitched.stand(
-            {place.name: place.amounts[level] for place, level in zip(self.space.places, levels, strict=True)}
-        )
-
     def stages(self, levels: Levels, stage: Prune) -> tuple[Stage, ...]:
         """Returns the stages that remove a candidate's halves and neurons."""
         amounts = self.space.amounts(levels)
@@ -137,9 +131,7 @@ class UnitSearch:
 
 
 def _check(network: Network) -> None:
-    before = network.family.pre_norm
-    pre_norm = before is None or bool(getattr(network.model.config, before))
-    if not (network.family.adds and pre_norm):
+    if not adds_plainly(network):
         raise UsageError(
             f"search: {network.architecture} has a norm behind what its halves give, so candidates can't be put "
             "together; prune it with --allocation global."

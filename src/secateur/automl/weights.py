@@ -100,12 +100,6 @@ class WeightSearch:
         space = weight_space(layers, stage.sparsity, database.loss)
         return cls(layers, stage.sparsity, space, Stitched({layer.name: layer for layer in layers}, database))
 
-    def stand(self, levels: Levels) -> None:
-        """Puts a candidate together."""
-        self.stitched.stand(
-            {place.name: place.amounts[level] for place, level in zip(self.space.places, levels, strict=True)}
-        )
-
     def stages(self, levels: Levels, stage: Prune) -> tuple[Stage, ...]:
         """Returns the stage that gives each layer a candidate's zeros, exact to the weight in all."""
         sizes = {layer.name: layer.weights for layer in self.layers}

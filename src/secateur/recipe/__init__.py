@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from secateur.errors import SecateurError, UsageError
-from secateur.recipe.base import Settings, bytes_of, refuse
+from secateur.recipe.base import Settings, bytes_of, changed, listed, refuse
 from secateur.recipe.data import Calibration, Evaluate
 from secateur.recipe.prune import INNER_UNITS, TRACED_UNITS, Prune
 from secateur.recipe.recovery import Distill, Finetune, Lora, Reconstruct, Training
@@ -94,6 +94,13 @@ class Recipe(Settings):
             )
         if prune.allocation != "uniform":
             raise UsageError("search: it finds the allocation itself; leave --allocation out.")
+        if self.calibration.images is not None:
+            raise UsageError("search: image classifiers are searched in memory: secateur.search(model, ...).")
+        idle = {"level_solver"} if prune.structured else {"halves"}
+        fixed = {"score", "protect_first", "protect_last", "repair", "gradient"} if prune.structured else {"per"}
+        for settings, names in ((self.search, idle), (prune, fixed)):
+            if misplaced := names & changed(settings):
+                raise UsageError(f"search: {listed(sorted(misplaced))} says nothing with --unit {prune.unit}.")
         return self
 
     @classmethod

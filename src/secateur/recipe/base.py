@@ -56,10 +56,16 @@ class Settings(BaseModel):
             raise UsageError(explain(error)) from error
 
 
+def changed(settings: Settings) -> set[str]:
+    """Returns the fields that differ from their defaults."""
+    fields = type(settings).model_fields
+    return {name for name, field in fields.items() if getattr(settings, name) != field.default}
+
+
 def refuse(settings: Settings, name: str, fields: Sequence[str]) -> None:
     """Raises UsageError if a field differs from its default that says nothing of images."""
     for field in fields:
-        if getattr(settings, field) != type(settings).model_fields[field].default:
+        if field in changed(settings):
             raise UsageError(f"{name}: {field} says nothing of images; leave it out.")
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from secateur.allocation.amounts import Pattern, Threshold
 from secateur.calibration.statistics import GRADIENTS
 from secateur.errors import UsageError, did_you_mean
-from secateur.recipe.base import Settings, bytes_of, listed
+from secateur.recipe.base import Settings, bytes_of, changed, listed
 from secateur.scores import score_named
 from secateur.solvers import AUTO, AUTO_MASKED, chain_named
 
@@ -208,14 +208,14 @@ class Prune(Settings):
             self._consistent_units()
         else:
             self._consistent_weights(given[0])
-        if not self.reconstruct and {"reconstruct_passes", "reconstruct_halves"} & self._changed():
+        if not self.reconstruct and {"reconstruct_passes", "reconstruct_halves"} & changed(self):
             raise UsageError("--reconstruct-passes and --reconstruct-halves go with --reconstruct.")
         return self
 
     def _consistent_weights(self, target: str) -> None:
         if self.pattern is not None:
             Pattern.parse(self.pattern)
-        if misplaced := STRUCTURED_ONLY & self._changed():
+        if misplaced := STRUCTURED_ONLY & changed(self):
             raise UsageError(f"{listed(sorted(misplaced))} goes with units that are removed, not with --unit weight.")
         if self.allocation == "ramp":
             raise UsageError("--allocation ramp is for units; weights take uniform, global, owl, alpha or error.")
@@ -263,10 +263,10 @@ class Prune(Settings):
 
     def _consistent_options(self) -> None:
         """Raises UsageError if an option says nothing about the stage's units."""
-        if misplaced := WEIGHTS_ONLY & self._changed():
+        if misplaced := WEIGHTS_ONLY & changed(self):
             raise UsageError(f"{listed(sorted(misplaced))} goes with --unit weight only.")
         for option, kinds in UNIT_OPTIONS.items():
-            if option in self._changed() and not set(self.kinds) <= kinds:
+            if option in changed(self) and not set(self.kinds) <= kinds:
                 known = ", ".join(sorted(kinds))
                 raise UsageError(f"{listed([option])} says nothing about --unit {self.unit}, only about {known}.")
         damped = self.repair or self.solver == "obs" or self.allocation == "error"
@@ -288,7 +288,3 @@ class Prune(Settings):
             raise UsageError("--uniform and --pad both make plain checkpoints; give one of them.")
         if self.reconstruct and not inner:
             raise UsageError("--reconstruct tunes blocks whose neurons or heads are removed.")
-
-    def _changed(self) -> set[str]:
-        """The fields that differ from their defaults."""
-        return {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}

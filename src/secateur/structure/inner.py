@@ -23,7 +23,7 @@ from secateur.calibration.targets import Moments, output_moments
 from secateur.errors import NothingPrunedError, UsageError
 from secateur.layer_choice import amounts_of
 from secateur.linear_algebra import DAMPING
-from secateur.network.network import Layer
+from secateur.network.network import Layer, Network
 from secateur.network.surgery import Cut
 from secateur.network.units import Reader, UnitGroup, unit_groups
 from secateur.scores.units import scored
@@ -401,11 +401,16 @@ def _remove(
     return Cut(group, keep)
 
 
+def adds_plainly(network: Network) -> bool:
+    """Whether what the halves of blocks give is added to the hidden states as it is, without a norm behind it."""
+    before = network.family.pre_norm
+    pre_norm = before is None or bool(getattr(network.model.config, before))
+    return network.family.adds and pre_norm
+
+
 def _adds(job: Job) -> bool:
-    """Whether the repair of neurons can make up for earlier errors: what the MLP gives is added as it is."""
-    before = job.network.family.pre_norm
-    pre_norm = before is None or bool(getattr(job.network.model.config, before))
-    return job.stage.repair and job.network.family.adds and pre_norm
+    """Whether the repair of neurons can make up for earlier errors."""
+    return job.stage.repair and adds_plainly(job.network)
 
 
 def _weights(job: Job, layer: Layer) -> tuple[Tensor, Tensor | None]:
