@@ -309,6 +309,7 @@ def test_random_kills_end_in_the_same_bytes(stream: str, text: str, tmp_path: Pa
                 command(source, out, text, stream, "--resume"), stderr=subprocess.PIPE, stdout=subprocess.PIPE
             )
         _, error = running.communicate()
-        assert running.returncode == 0, error.decode()
+        finished = b"is finished: there is nothing to resume" in error  # killed between its last step and its end
+        assert running.returncode == 0 or finished, error.decode()
         assert result_of(out) == expected
     assert kills >= 10
