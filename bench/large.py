@@ -143,11 +143,13 @@ def main() -> None:
     options += ["--score", arguments.score] if arguments.score else []
     name = arguments.solver if arguments.score is None else arguments.score
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"runs": {}}
-    results["command"] = "python bench/large.py --blocks 16 --blocks 32"
+    results.pop("command", None)
+    command = " ".join(["--solver", arguments.solver, *options[4:]])
     for blocks in arguments.blocks or [16, 32]:
         with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
             row = measure(blocks, options, arguments.samples, arguments.length, Path(scratch))
         print(row, flush=True)
+        row["command"] = f"python bench/large.py --blocks {blocks} {command}"
         results["runs"][f"{name}, {blocks} blocks"] = row
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 

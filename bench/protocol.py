@@ -8,8 +8,9 @@ text/c4_sample.jsonl and text/wiki.test.raw.
     python bench/protocol.py --data DATA
     python bench/protocol.py --data DATA --peer PEER_PYTHON PEER_SCRIPT
 
-A peer is run side by side, `--repeats` times in turns with our sparsegpt: `MODEL=folder PEER_PYTHON PEER_SCRIPT
-sparsegpt 0.5 0:0 OUT` has to print one JSON object with `sec` and `peak_rss_gb`.
+A peer is run side by side, `--repeats` times in turns with our sparsegpt, once in float32 as the peer and once with a
+forward in bf16, by as many threads as OMP_NUM_THREADS says: `MODEL=folder PEER_PYTHON PEER_SCRIPT sparsegpt 0.5 0:0
+OUT` has to print one JSON object with `sec` and `peak_rss_gb`.
 """
 
 from __future__ import annotations
@@ -88,23 +89,28 @@ def side_by_side(python: str, script: str, data: Path, scratch: Path, repeats: i
     """Our sparsegpt and the peer's in turns, on one and the same float32 checkpoint folder."""
     dense = scratch / "dense"
     dense_checkpoint(dense)
-    ours, theirs = [], []
+    theirs = []
+    ours: dict[str, list[dict[str, Any]]] = {"ours": [], "ours_bf16_forward": []}
     for _ in range(repeats):
         theirs.append(
             call([python, script, "sparsegpt", "0.5", "0:0", str(scratch / "peer")], MODEL=str(dense), DATA=str(data))
         )
-        ours.append(prune(RUNS["sparsegpt 50 %"], data, scratch / "ours", str(dense)))
-    ratios = [a["seconds"] / b["sec"] for a, b in zip(ours, theirs, strict=True)]
-    memory = [a["peak_memory_gb"] / b["peak_rss_gb"] for a, b in zip(ours, theirs, strict=True)]
-    return {
-        "ours": {**ours[-1], **perplexity(str(scratch / "ours"), data)},
-        "peer": {**theirs[-1], **perplexity(str(scratch / "peer"), data)},
-        "seconds_ours": [one["seconds"] for one in ours],
-        "seconds_peer": [one["sec"] for one in theirs],
-        "time_ratio_median": round(statistics.median(ratios), 3),
-        "memory_ratio_median": round(statistics.median(memory), 3),
-        "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
-    }
+        for name, row in zip(ours, ("sparsegpt 50 %", "sparsegpt 50 %, bf16 forward"), strict=True):
+            ours[name].append(prune(RUNS[row], data, scratch / name, str(dense)))
+    found: dict[str, Any] = {"peer": {**theirs[-1], **perplexity(str(scratch / "peer"), data)}}
+    found["peer"]["seconds"] = [one["sec"] for one in theirs]
+    for name, runs in ours.items():
+        pairs = list(zip(runs, theirs, strict=True))
+        found[name] = {
+            **runs[-1],
+            **perplexity(str(scratch / name), data),
+            "seconds": [one["seconds"] for one in runs],
+            "time_ratio_median": round(statistics.median(own["seconds"] / peer["sec"] for own, peer in pairs), 3),
+            "memory_ratio_median": round(
+                statistics.median(own["peak_memory_gb"] / peer["peak_rss_gb"] for own, peer in pairs), 3
+            ),
+        }
+    return found
 
 
 def main() -> None:
@@ -133,8 +139,10 @@ def main() -> None:
             print(name, row, flush=True)
             write(results)
         if arguments.peer:
-            results["side_by_side"] = side_by_side(*arguments.peer, arguments.data, scratch, arguments.repeats)
-            print(results["side_by_side"])
+            threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+            found = side_by_side(*arguments.peer, arguments.data, scratch, arguments.repeats)
+            results.setdefault("side_by_side", {})["1 thread" if threads == 1 else f"{threads} threads"] = found
+            print(found)
             write(results)
 
 

@@ -35,16 +35,21 @@ def table() -> str:
 
 
 def side_by_side() -> str:
-    """Returns the comparison with a peer in words, wrapped as README has it."""
-    found = read("protocol")["side_by_side"]
-    ours, peer = found["ours"], found["peer"]
-    threads = "1 thread" if found["threads"] == 1 else f"{found['threads']} threads"
-    return wrapped(
-        f"Side by side with {peer['peer']}'s SparseGPT at 50 % ({len(found['seconds_ours'])} runs each in turns, same "
-        f"float32 checkpoint and texts, {threads} each): {found['time_ratio_median']:.2f} times its time and "
-        f"{found['memory_ratio_median']:.2f} times its peak memory (medians), perplexity {ours['perplexity']:.2f} "
-        f"against {peer['perplexity']:.2f}."
-    )
+    """Returns the comparison with a peer, a row per number of threads and precision."""
+    lines = [
+        "| side by side | times the peer's time | times its peak memory | perplexity | the peer's |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for threads, found in read("protocol")["side_by_side"].items():
+        for name, words in {"ours": "float32", "ours_bf16_forward": "`--compute bfloat16`"}.items():
+            if name not in found:
+                continue
+            ours = found[name]
+            lines.append(
+                f"| {threads} each, {words} | {ours['time_ratio_median']:.2f} | {ours['memory_ratio_median']:.2f} | "
+                f"{ours['perplexity']:.2f} | {found['peer']['perplexity']:.2f} |"
+            )
+    return "\n".join(lines)
 
 
 def default() -> str:

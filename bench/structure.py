@@ -64,6 +64,14 @@ ROWS |= {
         {"unit": "attention", "remove": 6, "score": "loo-kl"},
         {**LOSS, "params": 0.8},
     ],
+    "2 layers, then neurons 80 %, reconstruct": [
+        {"unit": "layer", "remove": 2, "score": "loo-kl"},
+        {**LOSS, "params": 0.8, "reconstruct": True},
+    ],
+    "vocabulary 94 %, then neurons 80 %, reconstruct": [
+        {"unit": "token", "params": 0.94},
+        {**LOSS, "params": 0.8, "reconstruct": True},
+    ],
     "vocabulary of the calibration text": [{"unit": "token"}],
 }
 
