@@ -25,6 +25,7 @@ from secateur.evaluation.reloading import reload_difference
 from secateur.journal import Journal, identity, run_folder
 from secateur.mask import FILE as MASK_FILE
 from secateur.mask import save_mask
+from secateur.network.classifier import is_sequence_classifier
 from secateur.network.loading import load, streamable, weight_bytes
 from secateur.network.network import Network
 from secateur.network.saving import (
@@ -306,7 +307,7 @@ def _evaluate(work: Run, network: Network, windows: Windows | None, folder: Path
     dense = _load(work.recipe, work.progress, network.store is not None)
     sizes = [weight_bytes(dense.source.path), weight_bytes(folder) if folder else None]
     names = [work.recipe.model, work.recipe.output or "pruned"]
-    if work.table is not None or network.architecture != dense.architecture:
+    if work.table is not None or is_sequence_classifier(network) != is_sequence_classifier(dense):
         none = compare_networks([dense, network], None, work.progress, False, sizes, names, work.storage)
         if work.table is None:
             work.notes.append("Quality wasn't measured: the dense model tells no classes apart; evaluate on a table.")

@@ -156,6 +156,16 @@ def test_global_ranking_makes_ragged_widths_that_padding_makes_plain_with_the_sa
     assert len({group.left for group in even.stages[0].groups}) == 1
 
 
+def test_quality_is_measured_of_ragged_widths_too(text: str, tmp_path: Path) -> None:
+    model = save_tiny("llama", tmp_path / "model", tokenizer=True)
+    comparison = prune(model, text, unit="neuron", params=0.85, allocation="global", evaluate=text).comparison
+    assert comparison is not None
+    (other,) = comparison.others
+    assert other.perplexity is not None
+    assert other.kl is not None
+    assert other.kl > 0
+
+
 def test_uniform_refuses_what_no_config_can_say(text: str, tmp_path: Path) -> None:
     model = save_tiny("gpt2", tmp_path / "dense", tokenizer=True)
     with pytest.raises(UsageError, match=r"--uniform.*--pad"):
