@@ -201,6 +201,32 @@ Trials = Annotated[
     typer.Option(min=1, help="Candidates to judge at most; 200 if no --seconds either.", rich_help_panel=SEARCHED),
 ]
 Seconds = Annotated[float | None, typer.Option(min=0, help="Wall time of judging at most.", rich_help_panel=SEARCHED)]
+Reward = Annotated[
+    str | None,
+    typer.Option(
+        help="kl (minus the divergence from the dense model, the default), perplexity, accuracy (of a classifier on "
+        "--table), or your own module:function of (network, tokens).",
+        rich_help_panel=SEARCHED,
+    ),
+]
+TableFile = Annotated[
+    str | None, typer.Option("--table", help="Text and label, for --reward accuracy.", rich_help_panel=SEARCHED)
+]
+Weigh = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Take a share of the dense model's params, macs, memory or latency off the reward: macs=0.5. Repeatable.",
+        rich_help_panel=SEARCHED,
+    ),
+]
+Limit = Annotated[
+    list[str] | None,
+    typer.Option(help="Refuse candidates with a larger share: latency=0.8. Repeatable.", rich_help_panel=SEARCHED),
+]
+Front = Annotated[
+    list[str] | None,
+    typer.Option(help="A measure that is a goal of its own: a Pareto front. Repeatable.", rich_help_panel=SEARCHED),
+]
 Tokens = Annotated[
     list[int] | None,
     typer.Option(help="Tokens to judge on, repeatable, ascending; default 512, 2048, 8192.", rich_help_panel=SEARCHED),

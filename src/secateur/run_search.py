@@ -12,10 +12,11 @@ from typing import Any
 import yaml
 
 from secateur.automl.course import Course, search
-from secateur.automl.judge import Judge
+from secateur.automl.judge import quality_of
 from secateur.automl.networks import NetworkSearch
+from secateur.automl.reward import Reward, Worth
 from secateur.automl.space import Levels
-from secateur.automl.strategies import strategy_named
+from secateur.automl.strategies import STRATEGIES, Strategy, strategy_named
 from secateur.automl.study import Study, check_storage
 from secateur.automl.units import UnitSearch
 from secateur.automl.weights import WeightSearch
@@ -84,10 +85,12 @@ def find_recipe(recipe: Recipe, progress: Progress, resume: bool) -> tuple[Recip
         raise UsageError("a search needs an output to keep its study in; give -o FOLDER.")
     settings, (stage,), output = recipe.search, recipe.prunes, Path(recipe.output).expanduser()
     check_output(output, recipe.overwrite)
-    strategy_of = strategy_named(settings.strategy)
+    strategy_of = _strategy(settings)
     folder, storage = _opened(output, settings, resume)
     begun = time.perf_counter()
     network, windows = _prepared(recipe, progress)
+    if network.model.get_output_embeddings() is None and "losses" not in settings.model_fields_set:
+        settings = settings.model_copy(update={"losses": "layer"})  # there is no next-token loss to go by
     root = Path(settings.levels).expanduser() if settings.levels else output.parent / ".secateur-levels"
     kind = UnitSearch if stage.structured else WeightSearch
     work = kind.prepared(network, recipe, stage, settings, windows, root, progress)
@@ -95,20 +98,24 @@ def find_recipe(recipe: Recipe, progress: Progress, resume: bool) -> tuple[Recip
     start = work.space.knapsack() if settings.start == "knapsack" else work.space.uniform()
     strategy = strategy_of(work.space, start, settings.tokens, recipe.seed)
     about = {"recipe": _about(recipe), "levels": [list(place.amounts) for place in work.space.places]}
-    study = Study(storage, settings.study, about, work.space, resume or settings.storage is not None)
+    more = resume or settings.storage is not None
+    study = Study(storage, settings.study, about, work.space, more, settings.front)
     dense = folder / DENSE
     try:
-        judge = Judge(network, _cut(windows, settings), settings.tokens[-1], dense, progress)
+        quality, words = quality_of(settings, network, _cut(windows, settings), dense, progress)
+        reward = Reward(settings, words)
 
-        def worth(levels: Levels, tokens: int) -> float:
+        def worth(levels: Levels, tokens: int) -> Worth:
+            shares = work.space.shares(levels)
+            if reward.excess(shares) > 0:
+                return reward.beyond(shares)
             work.stitched.stand(work.space, levels)
-            return judge.worth(tokens)
+            return reward.of(quality(tokens), shares)
 
         course = search(strategy, study, worth, settings.most, settings.seconds, progress)
     finally:
         dense.unlink(missing_ok=True)
     final = recipe.model_copy(update={"search": None, "stages": work.stages(course.best.levels, stage)})
-    reward = f"minus the mean KL divergence from the dense model on {settings.tokens[-1]:,} tokens, in nats"
     return final, Found(final.to_dict(), _told(settings, course, study, solved, reward), folder)
 
 
@@ -131,18 +138,33 @@ def find_widths(
     Raises:
         SearchError: The study can't be used, or no candidate could be judged.
     """
-    strategy_of = strategy_named(settings.strategy)
+    strategy_of = _strategy(settings)
+    if settings.reward != "kl":
+        raise UsageError("a network's candidates are judged by their loss on examples: give loss=... for your own.")
     folder, storage = (None, settings.storage) if output is None else _opened(output, settings, resume)
     start = work.space.uniform()
     strategy = strategy_of(work.space, start, settings.tokens, seed)
     told = settings.model_dump(mode="json", exclude={"storage", "levels", "trials", "seconds"})
     about = {"search": told, "levels": [list(place.amounts) for place in work.space.places], "seed": seed}
-    study = Study(storage, settings.study, about, work.space, resume or settings.storage is not None)
-    course = search(strategy, study, work.worth, settings.most, settings.seconds, progress)
+    study = Study(storage, settings.study, about, work.space, resume or settings.storage is not None, settings.front)
+    reward = Reward(settings, f"minus the mean loss on {settings.tokens[-1]:,} examples")
+
+    def worth(levels: Levels, examples: int) -> Worth:
+        return work.judged_as(levels, examples, reward)
+
+    course = search(strategy, study, worth, settings.most, settings.seconds, progress)
     stage = work.stage_of(course.best.levels)
-    reward = f"minus the mean loss on {settings.tokens[-1]:,} examples"
     recipe = {"stages": [{"prune": stage.model_dump(mode="json")}]}
     return stage, Found(recipe, _told(settings, course, study, 0.0, reward), folder)
+
+
+def _strategy(settings: Search) -> type[Strategy]:
+    """Returns the strategy, which can do what is asked of it."""
+    found = strategy_named(settings.strategy)
+    if settings.front and not found.fronts:
+        able = ", ".join(name for name, kind in STRATEGIES.items() if kind.fronts)
+        raise UsageError(f"search: strategy '{found.name}' follows one goal; a front is looked for by {able}.")
+    return found
 
 
 def _opened(output: Path, settings: Search, resume: bool) -> tuple[Path, str]:
@@ -166,11 +188,6 @@ def _prepared(recipe: Recipe, progress: Progress) -> tuple[Network, Windows]:
         stream=False,
         progress=progress,
     )
-    if network.family.inputs == "audio" or network.model.get_output_embeddings() is None:
-        raise UsageError(
-            f"search: candidates are judged by the tokens that they predict in a text, and {network.architecture} "
-            "hears, or predicts none."
-        )
     alone = recipe.model_copy(update={"evaluate": None})
     windows, _ = RunWindows(alone, progress, []).read(network)
     if windows is None:
@@ -198,24 +215,35 @@ def _about(recipe: Recipe) -> dict[str, Any]:
     return told
 
 
-def _told(settings: Search, course: Course, study: Study, solved: float, reward: str) -> dict[str, Any]:
+def _told(settings: Search, course: Course, study: Study, solved: float, reward: Reward) -> dict[str, Any]:
     """Returns what the search came to, as plain data."""
-    best, steps = -math.inf, []
+    best, steps, judged = -math.inf, [], []
     begun = min(trial.datetime_start for trial in study.trials() if trial.datetime_start is not None)
     for trial in study.trials():
-        if trial.value is not None and trial.user_attrs["tokens"] == settings.tokens[-1] and trial.value > best:
-            best = trial.value
+        about = trial.user_attrs
+        if not trial.values or about["tokens"] != settings.tokens[-1] or about.get("quality") is None:
+            continue
+        if about["shares"]:
+            judged.append({"trial": trial.number, "quality": about["quality"], "shares": about["shares"]})
+        if trial.values[0] > best:
+            best = trial.values[0]
             assert trial.datetime_complete is not None
             steps.append(
                 {"trial": trial.number, "seconds": (trial.datetime_complete - begun).total_seconds(), "value": best}
             )
+    by_number = {trial.number: trial.user_attrs for trial in study.trials()}
     return {
         "strategy": settings.strategy,
-        "reward": reward,
+        "reward": reward.words,
         "trials": len(study.trials()),
         "seconds": course.seconds,
         "seconds_levels": solved,
         "start": course.start.value,
         "best": course.best.value,
+        "shares": by_number[course.best.number]["shares"],
         "course": steps,
+        "judged": judged,
+        "front": [one.number for one in course.front] if settings.front else [],
+        "chosen": course.best.number,
+        "importances": study.importances(settings.tokens[0]),
     }

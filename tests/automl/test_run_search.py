@@ -20,13 +20,16 @@ from secateur.automl.database import LevelDatabase
 from secateur.automl.ladder import exact, levels_of
 from secateur.automl.units import UnitSearch
 from secateur.errors import SearchError, UsageError
+from secateur.network.classifier import with_classes
 from secateur.network.loading import load
+from secateur.network.saving import save_network
 from secateur.network.surgery import Cut, cut
 from secateur.progress import Progress
 from secateur.recipe import Prune, Search
 from secateur.schedules import OneShot
 from tiny import save_tiny
 
+UNITS = [{"prune": {"unit": "neuron", "params": 0.8}}]
 TEXT = "What is cut off is gone; what is left must carry on as if nothing had happened. " * 80
 
 
@@ -92,6 +95,13 @@ def test_a_search_that_ended_early_is_gone_on_from(told: dict[str, Any], tmp_pat
         ({"search": {"tokens": [64, 32]}}, "ascending"),
         ({"search": {"tokens": [32, 10_000]}}, "candidates are judged on 10,000 tokens, and the calibration has 256"),
         ({"output": None}, "a search needs an output"),
+        ({"search": {"reward": "klu"}}, "unknown reward 'klu'. Did you mean 'kl'"),
+        ({"search": {"reward": "accuracy"}}, "goes with a table"),
+        ({"search": {"reward": "nowhere:worth"}}, "there is no module 'nowhere'"),
+        ({"search": {"weigh": ["macs"]}}, "such as macs=0.5, not 'macs'"),
+        ({"search": {"weigh": {"macs": 0.5}}}, "--weigh says nothing with --unit weight"),
+        ({"search": {"limit": {"macs": 1.5}}}, "a share of the dense model"),
+        ({"search": {"front": ["macs"], "strategy": "policy"}, "stages": UNITS}, "'policy' follows one goal"),
         ({"search": {"halves": False}}, "--halves says nothing with --unit weight"),
         (
             {"stages": [{"prune": {"unit": "neuron", "params": 0.8, "protect_first": 1}}]},
@@ -102,6 +112,72 @@ def test_a_search_that_ended_early_is_gone_on_from(told: dict[str, Any], tmp_pat
 def test_misuse_is_named(changes: dict[str, Any], says: str, told: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=says):
         run(told, **changes)
+
+
+def test_a_reward_weighs_and_limits_what_else_a_candidate_costs(told: dict[str, Any], tmp_path: Path) -> None:
+    free = run(told, stages=UNITS).search
+    asked = {"weigh": {"macs": 0.1}, "limit": {"memory": 0.9, "latency": 1.0}}
+    result = run(told, output=str(tmp_path / "bound"), stages=UNITS, search={**told["search"], **asked})
+    assert free is not None and result.search is not None  # noqa: PT018
+    assert set(free["shares"]) == {"params", "macs", "memory"}
+    assert result.search["shares"]["memory"] <= 0.9
+    assert result.search["shares"]["latency"] <= 1.0
+    said = "less 0.1 times the share of macs; memory at most 90% and latency at most 100%"
+    assert said in result.search["reward"]
+    assert result.comparison is not None
+    left = result.comparison.others[0].parameters / result.comparison.dense.parameters
+    assert result.search["shares"]["params"] == pytest.approx(left, abs=1e-3)
+    chosen = next(one for one in result.search["judged"] if one["trial"] == result.search["chosen"])
+    assert result.search["best"] == pytest.approx(chosen["quality"] - 0.1 * chosen["shares"]["macs"])
+
+
+def test_a_front_is_told_and_its_knee_is_taken(told: dict[str, Any], tmp_path: Path) -> None:
+    result = run(told, stages=UNITS, search={**told["search"], "front": ["memory"], "tokens": [64], "trials": 60})
+    assert result.search is not None
+    judged = {one["trial"]: one for one in result.search["judged"]}
+    assert result.search["chosen"] in result.search["front"]
+    front = [judged[number] for number in result.search["front"]]
+    assert not any(
+        a["quality"] >= b["quality"] and a["shares"]["memory"] < b["shares"]["memory"]
+        for a in judged.values()
+        for b in front
+    )
+    study = optuna.load_study(study_name="secateur", storage=f"sqlite:///{tmp_path / 'out/study.db'}")
+    assert [way.name for way in study.directions] == ["MAXIMIZE", "MINIMIZE"]
+    assert "search-front-memory" in (tmp_path / "out/report.html").read_text()
+
+
+def test_rewards_of_ones_own_and_perplexity(told: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def worth(network, tokens):\n    return -float(network.model.lm_head.weight.count_nonzero()) / tokens\n"
+        "def lost(network, tokens):\n    raise ValueError('lost')\n"
+    )
+    own = run(told, search={**told["search"], "reward": f"{tmp_path / 'mine.py'}:worth", "trials": 3}).search
+    assert own is not None
+    head = load(told["model"]).model.lm_head.weight.count_nonzero()
+    assert own["best"] == -float(head) / 128
+    likely = run(told, overwrite=True, search={**told["search"], "reward": "perplexity"}).search
+    assert likely is not None
+    assert likely["best"] >= likely["start"]
+    with pytest.raises(SearchError, match="ValueError: lost"):
+        run(told, overwrite=True, search={**told["search"], "reward": f"{tmp_path / 'mine.py'}:lost"})
+
+
+def test_classifiers_are_judged_by_a_table(told: dict[str, Any], tmp_path: Path) -> None:
+    network = with_classes(load(save_tiny("bert", tmp_path / "bert", tokenizer=True)), ("bad", "good"), 0)
+    save_network(network, tmp_path / "classifier")
+    rows = [{"text": TEXT[n : n + 40], "label": ("bad", "good")[n % 2]} for n in range(200)]
+    table = tmp_path / "rows.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judged = {"reward": "accuracy", "table": str(table), "tokens": [256, 1024], "trials": 30}
+    result = run(told, model=str(tmp_path / "classifier"), evaluate={"text": str(table)}, search=judged)
+    assert result.search is not None
+    assert 0 <= result.search["best"] <= 1
+    assert "the share of rows that are classified right" in result.search["reward"]
+    with pytest.raises(UsageError, match="classifiers are judged by --reward accuracy"):
+        run(told, model=str(tmp_path / "classifier"), overwrite=True, evaluate=None)
+    with pytest.raises(UsageError, match="tells no classes apart"):
+        run(told, overwrite=True, search=judged)
 
 
 def test_entries_come_back_to_the_bit(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from secateur.automl.front import dominates, front_of, knee
 from secateur.automl.space import Levels, Place, Space
 from secateur.automl.strategies import STRATEGIES, Judged, Strategy, strategy_named
 from secateur.errors import UsageError
@@ -108,3 +109,32 @@ def test_a_budget_out_of_reach_names_the_nearest() -> None:
 def test_an_unknown_strategy_is_named() -> None:
     with pytest.raises(UsageError, match=r"unknown strategy 'evolutio'\. Did you mean 'evolution'"):
         strategy_named("evolutio")
+
+
+@pytest.mark.parametrize("name", sorted(name for name, kind in STRATEGIES.items() if kind.fronts))
+def test_a_front_holds_what_none_beats_by_every_goal(name: str) -> None:
+    """The second goal is how much the first half of the places gives, which the first goal wants as much of."""
+    one = space()
+    strategy = strategy_named(name)(one, one.uniform(), RUNGS, 0)
+    judged = []
+    for number in range(300):
+        asked = strategy.ask(number)
+        other = sum(asked.levels[: len(asked.levels) // 2]) / 100
+        value = worth(one, asked.levels, 10**6)
+        judged.append(Judged(number, asked.levels, asked.tokens, value, asked.info, others=(other,)))
+        strategy.tell(judged[-1])
+    last = [one for one in judged if one.tokens == RUNGS[-1]]
+    assert len(strategy.front) > 1
+    for one_of_them in strategy.front:
+        assert not any(dominates(other.goals, one_of_them.goals) for other in last)
+    for other in last:
+        goals = [one_of_them.goals for one_of_them in strategy.front]
+        assert other.goals in goals or any(dominates(best, other.goals) for best in goals)
+    assert strategy.best in strategy.front
+
+
+def test_the_knee_gives_up_the_least_of_each_goal() -> None:
+    pairs = [((0.0, 10.0), "a"), ((0.9, 9.0), "b"), ((1.0, 0.0), "c"), ((0.5, 5.0), "beaten"), ((0.9, 9.0), "again")]
+    front = front_of(pairs)
+    assert [name for _, name in front] == ["a", "b", "c"]
+    assert knee(front) == "b"

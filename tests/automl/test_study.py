@@ -8,6 +8,7 @@ import optuna
 import pytest
 
 from secateur.automl.course import search
+from secateur.automl.reward import OUTSIDE, Worth
 from secateur.automl.space import Levels, Place, Space
 from secateur.automl.strategies import Proposal, strategy_named
 from secateur.automl.study import Study
@@ -22,15 +23,15 @@ def study(tmp_path: Path, more: bool = True, **about: object) -> Study:
     return Study(f"sqlite:///{tmp_path / 'study.db'}", "secateur", {"seed": 0, **about}, SPACE, more)
 
 
-def worth(levels: Levels, tokens: int) -> float:
-    return -sum(place.losses[level] for place, level in zip(SPACE.places, levels, strict=True)) - 1 / tokens
+def worth(levels: Levels, tokens: int) -> Worth:
+    return Worth(-sum(place.losses[level] for place, level in zip(SPACE.places, levels, strict=True)) - 1 / tokens)
 
 
 def test_workers_see_each_others_trials_once(tmp_path: Path) -> None:
     one, other = study(tmp_path), study(tmp_path)
     trial = one.begin(Proposal(SPACE.uniform(), 8, {"rung": 0}))
     assert one.study.get_trials()[0].state == optuna.trial.TrialState.RUNNING
-    one.end(trial, -1.5, {"seen": True})
+    one.end(trial, Worth(-1.5, -1.0, {"macs": 0.5}))
     assert one.news() == []
     (judged,) = other.news()
     assert (judged.levels, judged.tokens, judged.value, judged.info, judged.own) == (
@@ -41,12 +42,13 @@ def test_workers_see_each_others_trials_once(tmp_path: Path) -> None:
         False,
     )
     assert other.news() == []
-    assert other.trials()[0].user_attrs["seen"] is True
+    assert other.trials()[0].user_attrs["quality"] == -1.0
+    assert other.trials()[0].user_attrs["shares"] == {"macs": 0.5}
 
 
 def test_another_search_and_trials_that_nobody_asked_for_are_refused(tmp_path: Path) -> None:
     one = study(tmp_path)
-    one.end(one.begin(Proposal(SPACE.uniform(), 8)), -1.0, {})
+    one.end(one.begin(Proposal(SPACE.uniform(), 8)), Worth(-1.0))
     with pytest.raises(SearchError, match=r"of another search \(seed differ\)"):
         study(tmp_path, seed=1)
     with pytest.raises(SearchError, match="--resume goes on from them"):
@@ -65,7 +67,7 @@ def test_a_trial_of_a_worker_that_died_is_lost_and_no_more(tmp_path: Path) -> No
     one, other = study(tmp_path), study(tmp_path)
     one.worker = f"{one.worker.rpartition(':')[0]}:999999999"  # no such process
     one.begin(Proposal(SPACE.uniform(), 8))
-    other.end(other.begin(Proposal(SPACE.uniform(), 8)), -1.0, {})
+    other.end(other.begin(Proposal(SPACE.uniform(), 8)), Worth(-1.0))
     assert other.bury() == 1
     states = [trial.state for trial in other.trials()]
     assert states == [optuna.trial.TrialState.FAIL, optuna.trial.TrialState.COMPLETE]
@@ -81,19 +83,19 @@ def test_a_search_goes_on_where_it_ended(tmp_path: Path) -> None:
     assert more.trials == 20
     assert more.best.value is not None
     assert course.best.value is not None
-    assert more.best.value >= course.best.value > worth(SPACE.uniform(), 16)
+    assert more.best.value >= course.best.value > worth(SPACE.uniform(), 16).reward
     assert more.start.levels == SPACE.uniform()
 
 
 def test_a_reward_that_raises_loses_a_trial_and_three_in_a_row_stop_it(tmp_path: Path) -> None:
     calls = 0
 
-    def sometimes(levels: Levels, tokens: int) -> float:
+    def sometimes(levels: Levels, tokens: int) -> Worth:
         nonlocal calls
         calls += 1
         if calls % 3 == 2:
             raise ValueError("bad luck")
-        return float("nan") if calls % 7 == 6 else worth(levels, tokens)
+        return Worth(float("nan")) if calls % 7 == 6 else worth(levels, tokens)
 
     strategy = strategy_named("random")(SPACE, SPACE.uniform(), RUNGS, 0)
     course = search(strategy, study(tmp_path), sometimes, 40, None, Progress())
@@ -101,7 +103,7 @@ def test_a_reward_that_raises_loses_a_trial_and_three_in_a_row_stop_it(tmp_path:
     assert course.trials == 40
     assert {trial.user_attrs["failure"] for trial in failed} == {"ValueError: bad luck", "it came out as nan"}
 
-    def never(levels: Levels, tokens: int) -> float:
+    def never(levels: Levels, tokens: int) -> Worth:
         raise ValueError("no luck")
 
     (tmp_path / "other").mkdir()
@@ -116,3 +118,19 @@ def test_time_that_is_over_before_the_first_candidate_is_an_error(tmp_path: Path
     strategy = strategy_named("random")(SPACE, SPACE.uniform(), RUNGS, 0)
     with pytest.raises(SearchError, match="was over before one candidate"):
         search(strategy, study(tmp_path), worth, None, 1e-9, Progress())
+
+
+def test_limits_that_no_candidate_keeps_are_named(tmp_path: Path) -> None:
+    strategy = strategy_named("evolution")(SPACE, SPACE.uniform(), RUNGS, 0)
+    with pytest.raises(SearchError, match=r"no candidate keeps the limits; the nearest exceeds them by 12.50%"):
+        search(strategy, study(tmp_path), lambda levels, tokens: Worth(-OUTSIDE - 0.125), 30, None, Progress())
+
+
+def test_importances_are_those_of_the_places_that_matter(tmp_path: Path) -> None:
+    one = study(tmp_path)
+    strategy = strategy_named("random")(SPACE, SPACE.uniform(), RUNGS, 0)
+    assert one.importances(RUNGS[0]) == {}
+    search(strategy, one, worth, 200, None, Progress())
+    found = one.importances(RUNGS[0])
+    assert sum(found.values()) == pytest.approx(1)
+    assert max(found, key=lambda name: found[name]) in ("layer 0", "layer 5")  # what costs nothing, and the most

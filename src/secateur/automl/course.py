@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from secateur.automl.reward import OUTSIDE, Worth
 from secateur.automl.space import Levels
 from secateur.automl.strategies import Judged, Strategy
 from secateur.automl.study import Study
@@ -22,12 +23,14 @@ class Course:
 
     Attributes:
         best: The best candidate, on the most tokens.
+        front: The candidates that none beats by every goal.
         start: The first one, on the most tokens.
         trials: How many candidates this worker judged.
         seconds: Wall time.
     """
 
     best: Judged
+    front: tuple[Judged, ...]
     start: Judged
     trials: int
     seconds: float
@@ -36,7 +39,7 @@ class Course:
 def search(
     strategy: Strategy,
     study: Study,
-    worth: Callable[[Levels, int], float],
+    worth: Callable[[Levels, int], Worth],
     trials: int | None,
     seconds: float | None,
     progress: Progress,
@@ -46,7 +49,7 @@ def search(
     Args:
         strategy: Proposes them.
         study: Keeps them; what it has already is gone on from.
-        worth: What a candidate is worth on a number of tokens, more being better.
+        worth: What a candidate is worth on a number of tokens.
         trials: How many the study has in the end, at most.
         seconds: Wall time at most.
         progress: Shows progress.
@@ -79,15 +82,16 @@ def search(
             break
         proposal = strategy.ask(len(study.trials()))
         trial = study.begin(proposal)
-        value: float | None = None
+        found: Worth | None = None
         try:
-            value = worth(proposal.levels, proposal.tokens)
+            found = worth(proposal.levels, proposal.tokens)
         except Exception as error:  # a reward of the user's own may raise anything
             last = f"{type(error).__name__}: {error}"
-        if value is not None and not math.isfinite(value):
-            last, value = f"it came out as {value}", None
-        study.end(trial, value, {"failure": last} if value is None else {})
-        judged = Judged(trial.number, proposal.levels, proposal.tokens, value, proposal.info)
+        if found is not None and not math.isfinite(found.reward):
+            last, found = f"it came out as {found.reward}", None
+        study.end(trial, found, last)
+        value, others = (None, ()) if found is None else (found.reward, found.others)
+        judged = Judged(trial.number, proposal.levels, proposal.tokens, value, proposal.info, others=others)
         start = judged if start is None and proposal.info.get("start") and value is not None else start
         strategy.tell(judged)
         own += 1
@@ -97,6 +101,14 @@ def search(
     study.bury()
     if strategy.best is None or start is None:
         raise SearchError(
-            "the search was over before one candidate was judged on all tokens; give it more --seconds or --trials."
+            "the search was over before one candidate was judged on all tokens; give it more --seconds or --trials, "
+            "and --resume to go on from here."
         )
-    return Course(strategy.best, start, own, time.perf_counter() - began)
+    assert strategy.best.value is not None
+    if strategy.best.value <= -OUTSIDE:
+        over = -strategy.best.value - OUTSIDE
+        raise SearchError(
+            f"no candidate keeps the limits; the nearest exceeds them by {over:.2%} of the dense model. Give --limit "
+            "more, or more --trials and --resume."
+        )
+    return Course(strategy.best, tuple(strategy.front), start, own, time.perf_counter() - began)

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from secateur.automl.reward import Reward, Worth
 from secateur.automl.space import Levels, Place, Space
 from secateur.calibration.batches import Batch, Loss, default_loss
 from secateur.errors import UsageError
@@ -16,7 +17,7 @@ from secateur.network.graph.costs import GraphCosts
 from secateur.network.graph.network import GraphNetwork
 from secateur.network.units import UnitGroup
 from secateur.recipe import Prune
-from secateur.structure.traced import TracedJob, prune_traced, traced_groups
+from secateur.structure.traced import TracedJob, prune_traced, time_ratio, traced_groups
 
 PARTS = 8  # of a group's units that go one by one
 MEASURES = {"params": "parameters", "macs": "macs"}
@@ -55,28 +56,26 @@ class NetworkSearch:
         half = (len(batches) + 1) // 2
         self.fitted, self.judged = list(batches[:half]), [self._answered(batch) for batch in batches[half:]]
         groups = traced_groups(TracedJob(network, stage, batches))
-        counter = GraphCosts(network)
-        dense = int(getattr(counter.of(), measure))
-
-        def taken(widths: dict[str, int]) -> int:
-            return dense - int(getattr(counter.of(widths), measure))
-
-        places = []
+        self.counter, self.counts = GraphCosts(network), {group.name: group.count for group in groups}
+        dense = self.counter.of()
+        self.dense = {what: int(getattr(dense, what)) for what in MEASURES.values()}
+        whole = self.dense[measure]
+        self.places: list[Place] = []
         for number, group in enumerate(groups):
             amounts = _amounts(group, stage)
-            costs = tuple(taken({group.name: group.count - amount}) for amount in amounts)
+            left = (self.counter.of({group.name: group.count - amount}) for amount in amounts)
+            costs = tuple(whole - int(getattr(one, measure)) for one in left)
             depth = number / max(1, len(groups) - 1)
             losses = tuple((amount / group.count) ** 2 for amount in amounts)
-            share = costs[-1] / dense
-            places.append(Place(group.name, amounts, costs, losses, (depth, depth * depth, share, 1.0)))
-        counts = {group.name: group.count for group in groups}
+            share = costs[-1] / whole
+            self.places.append(Place(group.name, amounts, costs, losses, (depth, depth * depth, share, 1.0)))
 
         def together(levels: Sequence[int]) -> int:
-            return taken({p.name: counts[p.name] - p.amounts[level] for p, level in zip(places, levels, strict=True)})
+            return self._taken(tuple(levels), measure)
 
         goal = stage.params if measure == "parameters" else stage.macs
         assert goal is not None
-        self.space = Space(places, math.ceil(dense - goal * dense), together)
+        self.space = Space(self.places, math.ceil(whole - goal * whole), together)
 
     def stage_of(self, levels: Levels) -> Prune:
         """Returns the stage that removes what a candidate says."""
@@ -89,11 +88,20 @@ class NetworkSearch:
         """How many examples judge."""
         return sum(batch.size for batch in self.judged)
 
-    def worth(self, levels: Levels, examples: int) -> float:
-        """Returns minus the mean loss of a candidate on the first examples that judge."""
+    def judged_as(self, levels: Levels, examples: int, reward: Reward) -> Worth:
+        """Returns what a candidate is worth: by minus its mean loss on the first examples that judge."""
+        shares = {name: 1 - self._taken(levels, what) / self.dense[what] for name, what in MEASURES.items()}
+        if not reward.measures <= {"latency", *shares}:
+            raise UsageError("a network's candidates are measured by params, macs and latency.")
+        if "latency" not in reward.measures and reward.excess(shares) > 0:
+            return reward.beyond(shares)
         job = TracedJob(self.network, self.stage_of(levels), self.fitted, self.loss, self.seed)
         small, _, _ = prune_traced(job)
         small.eval()
+        if "latency" in reward.measures:
+            shares["latency"] = time_ratio(self.network.model, small, self.judged[0].inputs)
+        if reward.excess(shares) > 0:
+            return reward.beyond(shares)
         total, count = 0.0, 0
         with torch.inference_mode():
             for batch in self.judged:
@@ -101,7 +109,12 @@ class NetworkSearch:
                 count += batch.size
                 if count >= examples:
                     break
-        return -total / count
+        return reward.of(-total / count, shares)
+
+    def _taken(self, levels: Levels, what: str) -> int:
+        """Returns what a candidate takes off parameters or multiply-accumulates."""
+        widths = {p.name: self.counts[p.name] - p.amounts[level] for p, level in zip(self.places, levels, strict=True)}
+        return self.dense[what] - int(getattr(self.counter.of(widths), what))
 
     def _answered(self, batch: Batch) -> Batch:
         """Returns a batch with the dense network's outputs as targets, if it has none."""

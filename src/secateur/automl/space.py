@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from secateur.errors import UsageError
 
 Levels = tuple[int, ...]
-TRIES = 10_000  # moves until a budget is met
+TRIES = 2_000  # moves until a budget is met; from the middle on places that were to stay may move, too
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Place:
         costs: What that takes off the budget, in the same whole numbers for all places.
         losses: What it was measured to cost in quality, on the dense model: the relative error, or the like.
         features: What a policy sees of it, each about between 0 and 1.
+        saves: What each level takes off the model by other measures, such as `macs`.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Place:
     costs: tuple[int, ...]
     losses: tuple[float, ...]
     features: tuple[float, ...] = ()
+    saves: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 class Space:
@@ -44,7 +46,11 @@ class Space:
     """
 
     def __init__(
-        self, places: Sequence[Place], total: int, together: Callable[[Sequence[int]], int] | None = None
+        self,
+        places: Sequence[Place],
+        total: int,
+        together: Callable[[Sequence[int]], int] | None = None,
+        dense: Mapping[str, float] | None = None,
     ) -> None:
         """
         Args:
@@ -52,11 +58,12 @@ class Space:
             total: What has to go.
             together: What a candidate takes off, where that isn't the sum over the places: widths of layers that read
                 each other multiply. The places' own costs are then those of each alone.
+            dense: What the dense model has by each measure of which the places say what they save.
 
         Raises:
             UsageError: The places can't give as much, or can't give as little.
         """
-        self.places, self.total, self._together = tuple(places), total, together
+        self.places, self.total, self._together, self.dense = tuple(places), total, together, dict(dense or {})
         least, most = (self.cost([end * (len(place.costs) - 1) for place in self.places]) for end in (0, 1))
         if not least <= total <= most:
             raise UsageError(
@@ -74,6 +81,14 @@ class Space:
         if self._together is not None:
             return self._together(levels)
         return sum(place.costs[level] for place, level in zip(self.places, levels, strict=True))
+
+    def shares(self, levels: Sequence[int]) -> dict[str, float]:
+        """Returns what a candidate leaves by each measure, relative to the dense model."""
+        stands = list(zip(self.places, levels, strict=True))
+        return {
+            measure: 1 - sum(place.saves[measure][level] for place, level in stands) / dense
+            for measure, dense in self.dense.items()
+        }
 
     def meets(self, levels: Sequence[int]) -> bool:
         """Whether a candidate meets the budget."""
@@ -98,7 +113,8 @@ class Space:
         found = [min(max(level, 0), len(place.costs) - 1) for place, level in zip(self.places, levels, strict=True)]
         held = set(fixed)
         over = self.cost(found) - self.total
-        for _ in range(TRIES):
+        for move in range(TRIES):
+            held = set() if move == TRIES // 2 else held
             if 0 <= over < self.slack:
                 return tuple(found)
             up = over < 0

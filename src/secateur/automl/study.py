@@ -14,17 +14,27 @@ import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from secateur.automl.reward import Worth
 from secateur.automl.space import Space
 from secateur.automl.strategies import Judged, Proposal
 from secateur.errors import SearchError
 
+LEAST = 20  # trials that say how much a place matters
 PATIENCE = 10  # times the longest trial, and a minute, after which a running one counts as lost
 
 
 class Study:
     """The trials of one search, which several workers may share."""
 
-    def __init__(self, url: str | None, name: str, about: Mapping[str, Any], space: Space, more: bool) -> None:
+    def __init__(
+        self,
+        url: str | None,
+        name: str,
+        about: Mapping[str, Any],
+        space: Space,
+        more: bool,
+        others: Sequence[str] = (),
+    ) -> None:
         """Opens a study, or begins one.
 
         Args:
@@ -33,6 +43,7 @@ class Study:
             about: What all workers have to agree on, as plain data.
             space: What is chosen from.
             more: Whether trials that are there are gone on from.
+            others: Measures that make a front with the reward.
 
         Raises:
             SearchError: The storage can't be reached, or the study is of another search.
@@ -42,7 +53,11 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
             self.study = optuna.create_study(
-                study_name=name, storage=url, direction="maximize", load_if_exists=True, sampler=_Nothing()
+                study_name=name,
+                storage=url,
+                directions=["maximize", *("minimize" for _ in others)],
+                load_if_exists=True,
+                sampler=_Nothing(),
             )
             known = self.study.user_attrs.get("about")
         except Exception as error:  # whatever the storage's driver raises
@@ -79,12 +94,16 @@ class Study:
         running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         return next(one for one in running if one.user_attrs.get("mark") == mark)
 
-    def end(self, trial: FrozenTrial, value: float | None, about: Mapping[str, Any]) -> None:
-        """Says what a trial was worth; None where judging it failed."""
+    def end(self, trial: FrozenTrial, worth: Worth | None, failure: str = "") -> None:
+        """Says what a trial was worth; None where judging it failed, and why."""
         noted = optuna.trial.Trial(self.study, trial._trial_id)
-        for name, told in about.items():
-            noted.set_user_attr(name, told)
-        self.study.tell(trial.number, value, state=TrialState.FAIL if value is None else TrialState.COMPLETE)
+        if worth is None:
+            noted.set_user_attr("failure", failure)
+            self.study.tell(trial.number, state=TrialState.FAIL)
+        else:
+            noted.set_user_attr("quality", worth.quality)
+            noted.set_user_attr("shares", dict(worth.shares))
+            self.study.tell(trial.number, (worth.reward, *worth.others))
         self._seen.add(trial.number)
 
     def news(self) -> list[Judged]:
@@ -97,8 +116,9 @@ class Study:
     def _judged(self, trial: FrozenTrial) -> Judged:
         levels = tuple(int(trial.params[place.name]) for place in self.space.places)
         about = trial.user_attrs
-        value = trial.value if trial.state == TrialState.COMPLETE else None
-        return Judged(trial.number, levels, int(about["tokens"]), value, about.get("info", {}), own=False)
+        value, *others = trial.values if trial.state == TrialState.COMPLETE else (None,)
+        info = about.get("info", {})
+        return Judged(trial.number, levels, int(about["tokens"]), value, info, own=False, others=tuple(others))
 
     def bury(self) -> int:
         """Ends the trials of workers that must have died, and returns how many they were."""
@@ -114,6 +134,23 @@ class Study:
                 self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
                 lost += 1
         return lost
+
+    def importances(self, tokens: int) -> dict[str, float]:
+        """Returns how much each place matters among the trials on a number of tokens, adding up to 1; the most first.
+
+        By the variance that it explains among the better trials (PED-ANOVA, Watanabe et al. 2023); empty where there
+        are too few trials.
+        """
+        complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        trials = [trial for trial in complete if trial.user_attrs["tokens"] == tokens]
+        if len(trials) < LEAST or len({trial.values[0] for trial in trials}) < 2:
+            return {}
+        study = optuna.create_study(direction="maximize")
+        study.add_trials(
+            create_trial(params=one.params, distributions=one.distributions, value=one.values[0]) for one in trials
+        )
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+        return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
 
     def trials(self) -> Sequence[FrozenTrial]:
         """Returns all trials, in their order."""

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from secateur.automl.database import LevelDatabase, database_about
-from secateur.automl.judge import Stitched
 from secateur.automl.space import Levels, Place, Space
+from secateur.automl.stitched import Stitched
 from secateur.calibration.windows import Windows
 from secateur.errors import UsageError
 from secateur.evaluation.costs import costs, unit_costs
 from secateur.network.network import Network
-from secateur.network.units import Halves, UnitGroup, unit_groups
+from secateur.network.units import Halves, UnitGroup, head_dim, unit_groups
 from secateur.progress import Progress
 from secateur.recipe import Prune, Recipe, Search, Stage
 from secateur.structure.inner import UnitLevel, adds_plainly, solve_unit_levels
 from secateur.structure.job import Job
+from secateur.structure.latency import unit_seconds
 
 PARTS = 16  # of an MLP's neurons that go one by one
 
@@ -90,20 +91,16 @@ class UnitSearch:
 
         if any(missing.values()):
             solve_unit_levels(job, ordered, missing, take)
-        halves = {unit: _half_costs(network, unit) for unit in ("attention", "mlp")} if search.halves else {}
+        dense, saves = _savings(network, ordered, levels, windows, "latency" in search.measures)
         places = []
         for at, group in enumerate(ordered):
-            assert group.block is not None
-            unit = "mlp" if group.unit == "neuron" else "attention"
-            each = float(unit_costs(group, "parameters", windows.length).double().mean())
-            whole = halves.get(unit, {}).get(group.block, 0)
             amounts = levels[group.name]
-            taken = tuple(whole if amount == group.count else round(each * amount) for amount in amounts)
             losses = tuple(database.loss(group.name, amount) for amount in amounts)
-            depth = at / max(1, len(ordered) - 1)
-            features = (depth, depth * depth, float(unit == "mlp"), depth * (unit == "mlp"))
-            places.append(Place(group.name, amounts, taken, losses, features))
-        space = Space(places, math.ceil(first.parameters - stage.params * first.parameters))
+            depth, is_mlp = at / max(1, len(ordered) - 1), float(group.unit == "neuron")
+            features = (depth, depth * depth, is_mlp, depth * is_mlp)
+            taken = tuple(round(saved) for saved in saves[group.name]["params"])
+            places.append(Place(group.name, amounts, taken, losses, features, saves[group.name]))
+        space = Space(places, math.ceil(first.parameters - stage.params * first.parameters), dense=dense)
         by_name = {group.name: group for group in ordered}
         stitched = Stitched({name: group.readers[0].layer for name, group in by_name.items()}, database)
         return cls(network, by_name, space, stitched)
@@ -156,11 +153,51 @@ def _amounts(group: UnitGroup, stage: Prune, halves: bool) -> tuple[int, ...]:
     return (*some, group.count) if halves else some
 
 
-def _half_costs(network: Network, unit: str) -> dict[int, int]:
-    """Returns the parameters of each block's half, by block."""
-    found: dict[int, int] = {}
+def _savings(
+    network: Network, groups: Sequence[UnitGroup], levels: Mapping[str, Sequence[int]], windows: Windows, timed: bool
+) -> tuple[dict[str, float], dict[str, dict[str, tuple[float, ...]]]]:
+    """Returns what the model has by each measure, and by group what each of its levels takes off."""
+    length = windows.length
+    whole = costs(network, length)
+    dense: dict[str, float] = {"params": whole.parameters, "macs": whole.macs, "memory": whole.bytes}
+    dense["memory"] += sum(_cache(group, length) for group in _attention_outputs(network))
+    kinds = {"neuron": "mlp", "head": "attention"}
+    names = {"params": "parameters", "macs": "macs", "memory": "bytes"}
+    halves = {
+        (measure, kind): _half_costs(network, kinds[kind], name, length)
+        for measure, name in names.items()
+        for kind in {group.unit for group in groups if group.count in levels[group.name]}
+    }
+    seconds: dict[str, float] = {}
+    if timed:
+        dense["latency"], seconds = unit_seconds(network, groups, windows.one(0))
+    saves: dict[str, dict[str, tuple[float, ...]]] = {}
+    for group in groups:
+        assert group.block is not None
+        saves[group.name] = {}
+        for measure, name in names.items():
+            each = float(unit_costs(group, name, length).double().mean())
+            half = halves.get((measure, group.unit), {}).get(group.block, 0.0)
+            if measure == "memory" and group.unit == "head":
+                half += _cache(group, length)
+            saves[group.name][measure] = tuple(
+                half if amount == group.count else each * amount for amount in levels[group.name]
+            )
+        if timed:
+            saves[group.name]["latency"] = tuple(seconds[group.unit] * amount for amount in levels[group.name])
+    return dense, saves
+
+
+def _cache(group: UnitGroup, length: int) -> float:
+    """Returns the bytes of an attention's keys and values of a window."""
+    network = group.network
+    return 2 * group.count * head_dim(network) * length * network.model.dtype.itemsize
+
+
+def _half_costs(network: Network, unit: str, what: str, length: int) -> dict[int, float]:
+    """Returns what each block's half costs, by block."""
+    found: dict[int, float] = {}
     for group in unit_groups(network, unit):
         assert isinstance(group, Halves)
-        each = unit_costs(group, "parameters", 1).tolist()
-        found |= dict(zip(group.blocks, map(int, each), strict=True))
+        found |= dict(zip(group.blocks, map(float, unit_costs(group, what, length).tolist()), strict=True))
     return found

@@ -9,9 +9,9 @@ from pathlib import Path
 from torch import Tensor
 
 from secateur.automl.database import LevelDatabase, database_about
-from secateur.automl.judge import Stitched
 from secateur.automl.ladder import exact, levels_of, weight_space
 from secateur.automl.space import Levels, Space
+from secateur.automl.stitched import Stitched
 from secateur.calibration.loss import output_sensitivity
 from secateur.calibration.statistics import Statistics
 from secateur.calibration.windows import Windows

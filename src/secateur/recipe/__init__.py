@@ -96,7 +96,7 @@ class Recipe(Settings):
             raise UsageError("search: it finds the allocation itself; leave --allocation out.")
         if self.calibration.images is not None:
             raise UsageError("search: image classifiers are searched in memory: secateur.search(model, ...).")
-        idle = {"level_solver"} if prune.structured else {"halves"}
+        idle = {"level_solver"} if prune.structured else {"halves", "weigh", "limit", "front"}
         fixed = {"score", "protect_first", "protect_last", "repair", "gradient"} if prune.structured else {"per"}
         for settings, names in ((self.search, idle), (prune, fixed)):
             if misplaced := names & changed(settings):

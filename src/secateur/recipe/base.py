@@ -59,7 +59,11 @@ class Settings(BaseModel):
 def changed(settings: Settings) -> set[str]:
     """Returns the fields that differ from their defaults."""
     fields = type(settings).model_fields
-    return {name for name, field in fields.items() if getattr(settings, name) != field.default}
+    return {
+        name
+        for name, field in fields.items()
+        if getattr(settings, name) != field.get_default(call_default_factory=True)
+    }
 
 
 def refuse(settings: Settings, name: str, fields: Sequence[str]) -> None:

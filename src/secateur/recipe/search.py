@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from secateur.errors import UsageError
+from secateur.errors import UsageError, did_you_mean
 from secateur.recipe.base import Settings
+
+Measure = Literal["params", "macs", "memory", "latency"]
+REWARDS = ("kl", "perplexity", "accuracy")
 
 
 class Search(Settings):
@@ -19,6 +22,16 @@ class Search(Settings):
         strategy: Who proposes candidates (see secateur.automl.strategies).
         trials: Candidates that are judged, each evaluation counting, by all workers together.
         seconds: Wall time of judging, the level database aside.
+        reward: What a candidate's quality is: minus its divergence from the dense model (`kl`), minus its loss on the
+            calibration's text (`perplexity`), how often a classifier is right on `table` (`accuracy`), or a function
+            (network, tokens) -> float of the user's own, more being better, by its import path `module:function`.
+        table: A table of text and label.
+        weigh: What is taken off the reward per measure, times the candidate's share of the dense model: `params`,
+            `macs`, `memory` (weights, and the keys and values of a calibration window), `latency` (of reading such a
+            window, from timings on this machine).
+        limit: Shares of the dense model that a candidate may not exceed, per measure.
+        front: Measures that are goals of their own beside the reward: of candidates that none beats by every goal the
+            one is taken that gives up the least of each, and all are told.
         tokens: Tokens that candidates are judged on, ascending: many on the fewest, the best on more.
         start: `knapsack`, which goes by the measured losses of single places, or `uniform`.
         halves: Whether whole halves of layers may go, too, where neurons are removed.
@@ -33,6 +46,11 @@ class Search(Settings):
     strategy: str = "evolution"
     trials: int | None = Field(default=None, ge=1)
     seconds: float | None = Field(default=None, gt=0)
+    reward: str = "kl"
+    table: str | None = None
+    weigh: dict[Measure, float] = Field(default_factory=dict)
+    limit: dict[Measure, float] = Field(default_factory=dict)
+    front: tuple[Measure, ...] = ()
     tokens: tuple[int, ...] = (512, 2048, 8192)
     start: Literal["knapsack", "uniform"] = "knapsack"
     halves: bool = True
@@ -42,11 +60,39 @@ class Search(Settings):
     storage: str | None = None
     study: str = "secateur"
 
+    @field_validator("weigh", "limit", mode="before")
+    @classmethod
+    def _by_measure(cls, given: Any) -> Any:
+        """Takes `["macs=0.5"]` as the command line has it, too."""
+        if not isinstance(given, list | tuple):
+            return given
+        pairs = [str(one).partition("=") for one in given]
+        if wrong := next((one for one, (_, mark, _) in zip(given, pairs, strict=True) if not mark), None):
+            raise UsageError(f"search: write a measure and a number such as macs=0.5, not '{wrong}'.")
+        return {name: number for name, _, number in pairs}
+
     @model_validator(mode="after")
     def _consistent(self) -> Search:
         if not self.tokens or list(self.tokens) != sorted(set(self.tokens)) or self.tokens[0] < 2:
             raise UsageError("search: tokens are ascending numbers such as [512, 2048, 8192].")
+        if self.reward not in REWARDS and ":" not in self.reward:
+            raise UsageError(
+                f"search: unknown reward '{self.reward}'.{did_you_mean(self.reward, REWARDS)} A function of your own "
+                "is named as module:function."
+            )
+        if (self.reward == "accuracy") != (self.table is not None):
+            raise UsageError("search: reward 'accuracy' goes with a table of text and label (--table).")
+        for measure, limit in self.limit.items():
+            if not 0 < limit <= 1:
+                raise UsageError(f"search: the limit of {measure} is a share of the dense model above 0, at most 1.")
+        if len(set(self.front)) < len(self.front):
+            raise UsageError("search: front names a measure twice.")
         return self
+
+    @property
+    def measures(self) -> frozenset[str]:
+        """The measures that the reward goes by."""
+        return frozenset({*self.weigh, *self.limit, *self.front})
 
     @property
     def most(self) -> int | None:

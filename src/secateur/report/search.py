@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from secateur.automl.front import front_of
+from secateur.recipe.base import listed
 from secateur.report.plots import COLOURS, Plot
 from secateur.report.terminal import duration, small
+
+SHOWN = 20  # places
 
 
 def search_line(told: Mapping[str, Any]) -> str:
@@ -14,8 +18,16 @@ def search_line(told: Mapping[str, Any]) -> str:
     return (
         f"Search: {told['strategy']} judged {told['trials']:,} candidates in {duration(told['seconds'])}, after "
         f"{duration(told['seconds_levels'])} for loading and solving levels. Reward: {told['reward']}; the start's "
-        f"{small(told['start'])}, the best one's {small(told['best'])}."
+        f"{small(told['start'])}, the best one's {small(told['best'])}.{_shares(told)}"
     )
+
+
+def _shares(told: Mapping[str, Any]) -> str:
+    """Returns what the best candidate leaves by each measure, in a sentence."""
+    shares = told["shares"]
+    if not shares:
+        return ""
+    return f" It leaves {listed([f'{share:.1%} of {measure}' for measure, share in shares.items()])}."
 
 
 def search_plots(told: Mapping[str, Any]) -> list[Plot]:
@@ -33,4 +45,49 @@ def search_plots(told: Mapping[str, Any]) -> list[Plot]:
         axes = {"xaxis": {"title": {"text": unit}}, "yaxis": {"title": {"text": "best reward so far"}}}
         title = f"The search, by {unit}"
         plots.append(Plot(f"search-{unit}", title, search_line(told), [trace], {"height": 320, **axes}))
-    return plots
+    measures = sorted({measure for one in told["judged"] for measure in one["shares"]})
+    plots += [plot for measure in measures if (plot := _front_plot(told, measure)) is not None]
+    return plots + ([_importances_plot(told)] if told["importances"] else [])
+
+
+def _front_plot(told: Mapping[str, Any], measure: str) -> Plot | None:
+    """Returns quality against a measure, if candidates differ by it, with those that none beats by both."""
+    some = [(one["shares"][measure], one["quality"], one["trial"]) for one in told["judged"]]
+    if len({round(share, 4) for share, _, _ in some}) < 2:
+        return None
+    pairs = front_of([((quality, -share), (share, quality, number)) for share, quality, number in some])
+    best = sorted(one for _, one in pairs)
+    chosen = [one for one in some if one[2] == told["chosen"]]
+    traces = [
+        _points("candidates", some, COLOURS[2], mode="markers"),
+        _points("Pareto front", best, COLOURS[0], mode="lines+markers", line={"shape": "hv", "color": COLOURS[0]}),
+        _points("taken", chosen, COLOURS[1], mode="markers"),
+    ]
+    axes = {
+        "xaxis": {"title": {"text": f"share of the dense model's {measure}"}, "tickformat": ".1%"},
+        "yaxis": {"title": {"text": "quality"}},
+    }
+    words = f"Quality against {measure}, of the candidates that were judged on all tokens"
+    return Plot(f"search-front-{measure}", words, words, traces, {"height": 360, **axes})
+
+
+def _points(name: str, points: Sequence[tuple[float, float, int]], colour: str, **more: Any) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "name": name,
+        "x": [share for share, _, _ in points],
+        "y": [quality for _, quality, _ in points],
+        "text": [f"trial {number}" for _, _, number in points],
+        "marker": {"color": colour},
+        **more,
+    }
+
+
+def _importances_plot(told: Mapping[str, Any]) -> Plot:
+    """Returns how much the places matter, the most first."""
+    some = list(told["importances"].items())[:SHOWN][::-1]
+    names, numbers = [name for name, _ in some], [number for _, number in some]
+    trace = {"type": "bar", "orientation": "h", "x": numbers, "y": names, "marker": {"color": COLOURS[0]}}
+    axes = {"xaxis": {"title": {"text": "importance"}}, "yaxis": {"automargin": True}}
+    words = "Where the amount matters most (PED-ANOVA of the trials on the fewest tokens)"
+    return Plot("search-importances", words, words, [trace], {"height": 120 + 18 * len(some), **axes})

@@ -34,14 +34,20 @@ def latency_costs(job: Job, groups: Sequence[UnitGroup]) -> tuple[Budget, list[T
     window = job.windows.one(0)
     kinds = {group.unit for group in groups}
     with job.timed("latency"):
-        whole, saved = _timings(job.network, groups, window)
+        whole, saved = unit_seconds(job.network, groups, window)
+    for kind, gain in saved.items():
+        if gain <= 0:
+            raise UsageError(
+                f"--latency: on this machine a model with half of its units of the kind '{kind}' isn't faster, so no "
+                "number of them meets the target; remove other units, or give --params."
+            )
     budget = Budget(f"--latency {job.stage.latency:g}", 1e3 * whole, 1e3 * whole * job.stage.latency, "ms per window")
     each = {kind: 1e3 * saved[kind] for kind in kinds}
     return budget, [torch.full((group.count,), each[group.unit], dtype=torch.float64) for group in groups]
 
 
-def _timings(network: Network, groups: Sequence[UnitGroup], window: Windows) -> tuple[float, dict[str, float]]:
-    """Returns the seconds that a window takes, and by kind of unit the seconds that one unit saves."""
+def unit_seconds(network: Network, groups: Sequence[UnitGroup], window: Windows) -> tuple[float, dict[str, float]]:
+    """Returns the seconds that a window takes, and by kind of unit the seconds that one unit saves (below 0: costs)."""
     smaller: dict[str, tuple[Network, int]] = {}
     for kind in {group.unit for group in groups}:
         some = [group for group in groups if group.unit == kind]
@@ -61,13 +67,7 @@ def _timings(network: Network, groups: Sequence[UnitGroup], window: Windows) -> 
     whole = median(times[""])
     saved = {}
     for kind, (_, removed) in smaller.items():
-        gain = median(a - b for a, b in zip(times[""], times[kind], strict=True)) / removed
-        if gain <= 0:
-            raise UsageError(
-                f"--latency: on this machine a model with half of its units of the kind '{kind}' isn't faster, so no "
-                "number of them meets the target; remove other units, or give --params."
-            )
-        saved[kind] = gain
+        saved[kind] = median(a - b for a, b in zip(times[""], times[kind], strict=True)) / removed
     return whole, saved
 
 

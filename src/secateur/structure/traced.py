@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -368,21 +369,26 @@ def _latency(job: TracedJob, groups: Sequence[UnitGroup]) -> tuple[Callable[[Map
         key = tuple(left[group.name] for group in groups)
         if key not in known:
             keep = {group.name: torch.arange(group.count) < left[group.name] for group in groups}
-            models = (job.network.model, cut_graph(job.network, keep))
-            ratios = []
-            with torch.inference_mode(), job.timed("latency"):
-                for turn in range(REPEATS + 1):
-                    times = []
-                    for model in models:
-                        start = time.perf_counter()
-                        model(*inputs)
-                        times.append(time.perf_counter() - start)
-                    if turn:
-                        ratios.append(times[1] / times[0])
-            known[key] = median(ratios)
+            with job.timed("latency"):
+                known[key] = time_ratio(job.network.model, cut_graph(job.network, keep), inputs)
         return known[key]
 
     return cost, job.stage.latency, f"--latency {job.stage.latency:g}"
+
+
+@torch.inference_mode()
+def time_ratio(dense: nn.Module, small: nn.Module, inputs: Sequence[Any]) -> float:
+    """Returns how long a network takes relative to the dense one: the median of several turns."""
+    ratios = []
+    for turn in range(REPEATS + 1):
+        times = []
+        for model in (dense, small):
+            start = time.perf_counter()
+            model(*inputs)
+            times.append(time.perf_counter() - start)
+        if turn:  # the first turn warms up
+            ratios.append(times[1] / times[0])
+    return median(ratios)
 
 
 def _kept(

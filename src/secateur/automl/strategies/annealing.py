@@ -10,6 +10,7 @@ from secateur.automl.strategies.base import Judged, Proposal, Strategy
 
 COOLING = 0.99  # of the temperature, by step
 BEGINNING = 0.05  # temperature, of the start's value
+MOST = 10.0  # that the start's value counts as: one outside of the limits is far from any
 
 
 class Annealing(Strategy):
@@ -42,7 +43,7 @@ class Annealing(Strategy):
         if judged.value is None or judged.tokens != self.rungs[-1]:
             return
         if self.here is None or self.here.value is None:
-            self.here, self.temperature = judged, BEGINNING * max(abs(judged.value), 1e-9)
+            self.here, self.temperature = judged, BEGINNING * min(max(abs(judged.value), 1e-9), MOST)
             return
         worse = self.here.value - judged.value
         if worse <= 0 or self.random(judged.number).random() < math.exp(-worse / self.temperature):

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from secateur.automl.front import Goals, front_of, knee
 from secateur.automl.space import Levels, Space
 
 
@@ -36,6 +37,7 @@ class Judged:
         levels, tokens, info: As they were proposed.
         value: What it is worth, more being better; None where judging it failed.
         own: Whether this strategy proposed it, in this process.
+        others: Measures that make a front with the value; less is better.
     """
 
     number: int
@@ -44,6 +46,13 @@ class Judged:
     value: float | None
     info: Mapping[str, Any] = field(default_factory=dict)
     own: bool = True
+    others: tuple[float, ...] = ()
+
+    @property
+    def goals(self) -> Goals:
+        """What more is better of: the value, and the measures turned round."""
+        assert self.value is not None
+        return (self.value, *(-other for other in self.others))
 
 
 class Strategy(ABC):
@@ -56,11 +65,15 @@ class Strategy(ABC):
         name: The name in recipes and on the command line.
         about: One line for `--help` and the docs.
         rungs: Tokens to judge on, ascending; only values of the same number of tokens are compared.
-        best: The best candidate among those that were judged on the most tokens.
+        fronts: Whether it can look for a front of candidates, by several goals.
+        front: The candidates that none beats by every goal among those that were judged on the most tokens: the best,
+            where there is one goal.
+        best: The best of them; of several goals, the one that gives up the least of each.
     """
 
     name: ClassVar[str]
     about: ClassVar[str]
+    fronts: ClassVar[bool] = False
 
     def __init__(self, space: Space, start: Levels, rungs: Sequence[int], seed: int) -> None:
         """
@@ -71,6 +84,7 @@ class Strategy(ABC):
             seed: Of what it draws.
         """
         self.space, self.start, self.rungs, self.seed = space, start, tuple(rungs), seed
+        self.front: list[Judged] = []
         self.best: Judged | None = None
 
     def random(self, number: int) -> np.random.Generator:
@@ -89,5 +103,5 @@ class Strategy(ABC):
         """Takes note of a candidate that was judged."""
         if judged.value is None or judged.tokens != self.rungs[-1]:
             return
-        if self.best is None or self.best.value is None or judged.value > self.best.value:
-            self.best = judged
+        pairs = front_of([(one.goals, one) for one in [*self.front, judged]])
+        self.front, self.best = [one for _, one in pairs], knee(pairs)

@@ -21,19 +21,20 @@ ELITE = 4  # earlier best candidates that may be the second parent
 
 
 class Evolution(Rounds):
-    """Keeps the best, and tries what is near to it."""
+    """Keeps the best, or the front of several goals, and tries what is near to it."""
 
     name = "evolution"
     about = "level switches of the best candidate, selected on growing numbers of tokens (EvoPress)"
+    fronts = True
 
     def __init__(self, space: Space, start: Levels, rungs: Sequence[int], seed: int) -> None:
         super().__init__(space, start, rungs, seed)
         self.elite: list[Judged] = []
 
     def draw(self, random: np.random.Generator) -> Levels:
-        assert self.best is not None
-        levels = list(self.best.levels)
-        others = [one.levels for one in self.elite if one.levels != self.best.levels]
+        parent = self.front[random.integers(len(self.front))]
+        levels = list(parent.levels)
+        others = [one.levels for one in self.elite if one.levels != parent.levels]
         fixed: list[int] = []
         if others and random.random() < CROSSED:
             other = others[random.integers(len(others))]

@@ -13,6 +13,7 @@ class Random(Rounds):
 
     name = "random"
     about = "levels drawn at random"
+    fronts = True
 
     def draw(self, random: np.random.Generator) -> Levels:
         levels = [int(random.integers(len(place.costs))) for place in self.space.places]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from secateur.automl.front import dominates
 from secateur.automl.space import Levels, Space
 from secateur.automl.strategies.base import Judged, Proposal, Strategy
 
@@ -51,7 +52,9 @@ class Rounds(Strategy):
 
     def _climb(self) -> None:
         """Goes on to the next rung with the best of this one, or begins the next round."""
-        known = sorted(self.climbing[self.rung], key=lambda one: -(one.value or 0.0))
+        some = self.climbing[self.rung]
+        beaten = {one.number: sum(dominates(other.goals, one.goals) for other in some) for one in some}
+        known = sorted(some, key=lambda one: (beaten[one.number], -(one.value or 0.0)))
         if self.rung + 1 == len(self.rungs) or not known:
             self._begin()
             return

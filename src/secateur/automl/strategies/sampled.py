@@ -20,7 +20,7 @@ class Sampled(Rounds):
         self.distributions: dict[str, optuna.distributions.BaseDistribution] = {
             place.name: optuna.distributions.IntDistribution(0, len(place.costs) - 1) for place in space.places
         }
-        self.study = optuna.create_study(direction="maximize", sampler=self.sampler())
+        self.study: optuna.Study | None = None  # until the first candidate says how many goals there are
         self.asked: dict[Levels, optuna.trial.Trial] = {}
 
     def sampler(self) -> optuna.samplers.BaseSampler:
@@ -28,6 +28,7 @@ class Sampled(Rounds):
         raise TypeError(f"{type(self).__name__} names no sampler.")
 
     def draw(self, random: np.random.Generator) -> Levels:
+        assert self.study is not None
         trial = self.study.ask(self.distributions)
         levels = self.space.settled([trial.params[place.name] for place in self.space.places], random)
         self.asked[levels] = trial
@@ -35,16 +36,19 @@ class Sampled(Rounds):
 
     def tell(self, judged: Judged) -> None:
         super().tell(judged)
-        if judged.tokens != self.rungs[0]:
+        if self.study is None and judged.value is not None:
+            directions = ["maximize"] * len(judged.goals)
+            self.study = optuna.create_study(directions=directions, sampler=self.sampler())
+        if judged.tokens != self.rungs[0] or self.study is None:
             return
         trial = self.asked.pop(judged.levels, None)
         if trial is not None:
             failed = optuna.trial.TrialState.FAIL if judged.value is None else None
-            self.study.tell(trial, judged.value, state=failed)
+            self.study.tell(trial, None if judged.value is None else judged.goals, state=failed)
         elif judged.value is not None:
             params = {place.name: level for place, level in zip(self.space.places, judged.levels, strict=True)}
             self.study.add_trial(
-                optuna.trial.create_trial(params=params, distributions=self.distributions, value=judged.value)
+                optuna.trial.create_trial(params=params, distributions=self.distributions, values=judged.goals)
             )
 
 
@@ -53,6 +57,7 @@ class Tpe(Sampled):
 
     name = "tpe"
     about = "Optuna's tree-structured Parzen estimators"
+    fronts = True
 
     def sampler(self) -> optuna.samplers.BaseSampler:
         return optuna.samplers.TPESampler(seed=self.seed)
@@ -63,6 +68,7 @@ class Nsga2(Sampled):
 
     name = "nsga2"
     about = "Optuna's NSGA-II"
+    fronts = True
 
     def sampler(self) -> optuna.samplers.BaseSampler:
         return optuna.samplers.NSGAIISampler(seed=self.seed)

@@ -1,0 +1,64 @@
+"""What a candidate is worth: its quality, less what its size weighs, within limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from secateur.recipe import Search
+
+OUTSIDE = 1e6  # how far below all others a candidate is that exceeds a limit
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What a candidate came to.
+
+    Attributes:
+        reward: What the strategy goes by, more being better.
+        quality: Without weights; None where it exceeds a limit and so wasn't judged.
+        shares: What is left of the dense model by each measure.
+        others: Of the measures that make a front with the reward, in their order; less is better.
+    """
+
+    reward: float
+    quality: float | None = None
+    shares: Mapping[str, float] = field(default_factory=dict)
+    others: tuple[float, ...] = ()
+
+
+class Reward:
+    """Rewards candidates: quality minus the weighted shares, or far below all that keep the limits (Deb 2000)."""
+
+    def __init__(self, settings: Search, quality: str) -> None:
+        """
+        Args:
+            settings: Weights, limits and the measures of a front.
+            quality: What quality is, in words.
+        """
+        self.weights, self.limits, self.front = settings.weigh, settings.limit, settings.front
+        self.measures, self.quality = settings.measures, quality
+
+    def excess(self, shares: Mapping[str, float]) -> float:
+        """Returns by how much a candidate exceeds its limits, in shares of the dense model."""
+        return sum(max(0.0, shares[measure] - limit) for measure, limit in self.limits.items())
+
+    def beyond(self, shares: Mapping[str, float]) -> Worth:
+        """Returns what a candidate is worth that exceeds its limits."""
+        return Worth(-OUTSIDE - self.excess(shares), None, shares, self._others(shares))
+
+    def of(self, quality: float, shares: Mapping[str, float]) -> Worth:
+        """Returns what a candidate is worth that keeps its limits."""
+        weighed = sum(weight * shares[measure] for measure, weight in self.weights.items())
+        return Worth(quality - weighed, quality, shares, self._others(shares))
+
+    def _others(self, shares: Mapping[str, float]) -> tuple[float, ...]:
+        return tuple(shares[measure] for measure in self.front)
+
+    @property
+    def words(self) -> str:
+        """The formula, for people."""
+        less = "".join(f", less {weight:g} times the share of {measure}" for measure, weight in self.weights.items())
+        most = " and ".join(f"{measure} at most {limit:.0%}" for measure, limit in self.limits.items())
+        front = f"; a front with {' and '.join(self.front)}" if self.front else ""
+        return f"{self.quality}{less}{'; ' + most if most else ''}{front}"
