@@ -19,13 +19,14 @@ import typer
 from rich.console import Console
 
 from secateur import api, options
+from secateur.automl.choices import has_choices
 from secateur.errors import SecateurError, UsageError
 from secateur.journal import left_over
 from secateur.network import packed
 from secateur.network.graph.network import Fixed
 from secateur.network.saving import explain
 from secateur.progress import Progress, TerminalProgress
-from secateur.recipe import Recipe
+from secateur.recipe import Recipe, read_data
 from secateur.report.page import comparison_page
 from secateur.report.structure import structure_table, units_table
 from secateur.report.terminal import comparison_table, packed_table, result_table, to_text
@@ -234,15 +235,24 @@ def run(
 ) -> None:
     """Carry out a recipe: one or several stages."""
     with _friendly(debug, quiet) as progress:
-        built = Recipe.read(recipe)
-        changes: dict[str, Any] = {"overwrite": overwrite or built.overwrite}
+        data = read_data(recipe)
+        changes: dict[str, Any] = {"overwrite": True} if overwrite else {}
         changes |= {} if seed is None else {"seed": seed}
         changes |= {} if output is None else {"output": str(output)}
-        built = built.model_copy(update=changes)
-        if built.output is None:
-            raise UsageError(f"{recipe} names no output; add 'output:' to it, or give -o FOLDER.")
-        result = _carry_out(built, progress, resume)
+        if has_choices({name: value for name, value in data.items() if name != "search"}):
+            result = _choose({**data, **changes}, progress, resume)
+        else:
+            built = Recipe.read(recipe).model_copy(update=changes)
+            if built.output is None:
+                raise UsageError(f"{recipe} names no output; add 'output:' to it, or give -o FOLDER.")
+            result = _carry_out(built, progress, resume)
     _show(result, as_json)
+
+
+def _choose(data: dict[str, Any], progress: Progress, resume: bool) -> Result:
+    from secateur.run_choices import run_choices  # noqa: PLC0415 (Optuna's import takes a second)
+
+    return run_choices(data, progress, resume)
 
 
 def _carry_out(recipe: Recipe, progress: Progress, resume: bool) -> Result:

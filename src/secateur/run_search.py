@@ -103,7 +103,7 @@ def find_recipe(recipe: Recipe, progress: Progress, resume: bool) -> tuple[Recip
     dense = folder / DENSE
     try:
         quality, words = quality_of(settings, network, _cut(windows, settings), dense, progress)
-        reward = Reward(settings, words)
+        reward = Reward(words, settings.weigh, settings.limit, settings.front)
 
         def worth(levels: Levels, tokens: int) -> Worth:
             shares = work.space.shares(levels)
@@ -147,7 +147,8 @@ def find_widths(
     told = settings.model_dump(mode="json", exclude={"storage", "levels", "trials", "seconds"})
     about = {"search": told, "levels": [list(place.amounts) for place in work.space.places], "seed": seed}
     study = Study(storage, settings.study, about, work.space, resume or settings.storage is not None, settings.front)
-    reward = Reward(settings, f"minus the mean loss on {settings.tokens[-1]:,} examples")
+    quality = f"minus the mean loss on {settings.tokens[-1]:,} examples"
+    reward = Reward(quality, settings.weigh, settings.limit, settings.front)
 
     def worth(levels: Levels, examples: int) -> Worth:
         return work.judged_as(levels, examples, reward)
@@ -245,5 +246,6 @@ def _told(settings: Search, course: Course, study: Study, solved: float, reward:
         "judged": judged,
         "front": [one.number for one in course.front] if settings.front else [],
         "chosen": course.best.number,
+        "params": {},
         "importances": study.importances(settings.tokens[0]),
     }

@@ -9,11 +9,12 @@ A choice inside of a value that wasn't chosen isn't made: spaces may be conditio
 
 from __future__ import annotations
 
-from typing import Any
-
-import optuna
+from typing import TYPE_CHECKING, Any
 
 from secateur.errors import UsageError
+
+if TYPE_CHECKING:
+    import optuna
 
 KINDS = ("choice", "int", "float")
 
@@ -21,6 +22,12 @@ KINDS = ("choice", "int", "float")
 def is_choice(data: Any) -> bool:
     """Whether a value is left open."""
     return isinstance(data, dict) and any(kind in data for kind in KINDS) and set(data) <= {*KINDS, "log"}
+
+
+def has_choices(data: Any) -> bool:
+    """Whether plain data leaves anything open."""
+    inside = data.values() if isinstance(data, dict) else data if isinstance(data, list) else ()
+    return is_choice(data) or any(has_choices(one) for one in inside)
 
 
 def chosen(data: Any, trial: optuna.trial.BaseTrial, path: str = "") -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,8 @@ class Outcome:
         trials: How many there were.
         pruned: How many of them were ended early, or failed.
         importances: How much each choice matters, adding up to 1; empty where too few trials tell.
+        seconds: Wall time of this call.
+        course: The trials that were the best so far, each with `trial`, `seconds` since the first one and `value`.
     """
 
     best: Any
@@ -61,6 +64,8 @@ class Outcome:
     trials: int
     pruned: int
     importances: dict[str, float]
+    seconds: float
+    course: tuple[dict[str, float], ...]
 
 
 def search_choices(
@@ -117,7 +122,7 @@ def search_choices(
     _check_space(found, space)
     most = 30 if trials is None and seconds is None else trials
     tick = (progress or Progress()).bar("searching", most or 100)
-    failed, last = 0, ""
+    failed, last, began = 0, "", time.perf_counter()
 
     def judged(trial: optuna.trial.Trial) -> float:
         nonlocal failed, last
@@ -164,7 +169,22 @@ def search_choices(
         trials=len(found.trials),
         pruned=len(pruned),
         importances=_importances(found, len(complete)),
+        seconds=time.perf_counter() - began,
+        course=tuple(_course(complete)),
     )
+
+
+def _course(complete: Sequence[optuna.trial.FrozenTrial]) -> Iterator[dict[str, float]]:
+    """Yields the trials that were the best so far."""
+    best = -math.inf
+    first = min(trial.datetime_start for trial in complete if trial.datetime_start is not None)
+    for trial in complete:
+        assert trial.value is not None
+        assert trial.datetime_complete is not None
+        if trial.value > best:
+            best = trial.value
+            seconds = (trial.datetime_complete - first).total_seconds()
+            yield {"trial": trial.number, "seconds": seconds, "value": best}
 
 
 def _check_space(study: optuna.Study, space: Any) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-
-from secateur.recipe import Search
 
 OUTSIDE = 1e6  # how far below all others a candidate is that exceeds a limit
 
@@ -30,14 +28,17 @@ class Worth:
 class Reward:
     """Rewards candidates: quality minus the weighted shares, or far below all that keep the limits (Deb 2000)."""
 
-    def __init__(self, settings: Search, quality: str) -> None:
+    def __init__(
+        self, quality: str, weigh: Mapping[str, float], limit: Mapping[str, float], front: Sequence[str] = ()
+    ) -> None:
         """
         Args:
-            settings: Weights, limits and the measures of a front.
             quality: What quality is, in words.
+            weigh, limit: By measure, see `secateur.recipe.Search`.
+            front: The measures of a front.
         """
-        self.weights, self.limits, self.front = settings.weigh, settings.limit, settings.front
-        self.measures, self.quality = settings.measures, quality
+        self.quality, self.weights, self.limits, self.front = quality, weigh, limit, tuple(front)
+        self.measures = frozenset({*weigh, *limit, *front})
 
     def excess(self, shares: Mapping[str, float]) -> float:
         """Returns by how much a candidate exceeds its limits, in shares of the dense model."""

@@ -91,7 +91,9 @@ class UnitSearch:
 
         if any(missing.values()):
             solve_unit_levels(job, ordered, missing, take)
-        dense, saves = _savings(network, ordered, levels, windows, "latency" in search.measures)
+        dense, saves = _savings(
+            network, ordered, levels, windows, "latency" in {*search.weigh, *search.limit, *search.front}
+        )
         places = []
         for at, group in enumerate(ordered):
             amounts = levels[group.name]

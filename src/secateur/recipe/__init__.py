@@ -110,14 +110,7 @@ class Recipe(Settings):
         Raises:
             UsageError: The file is missing, isn't YAML, or isn't a recipe.
         """
-        try:
-            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"recipe {path} can't be read: {error}.") from error
-        except yaml.YAMLError as error:
-            raise UsageError(f"recipe {path} is not YAML: {' '.join(str(error).split())}.") from error
-        if not isinstance(data, dict):
-            raise UsageError(f"recipe {path} must be a mapping with 'model' and 'stages'.")
+        data = read_data(path)
         try:
             return cls.build(data)
         except SecateurError as error:
@@ -126,6 +119,23 @@ class Recipe(Settings):
     def to_dict(self) -> dict[str, Any]:
         """Returns plain data for JSON and YAML, defaults written out."""
         return self.model_dump(mode="json")
+
+
+def read_data(path: str | Path) -> dict[str, Any]:
+    """Returns what a YAML file says, which may be a recipe.
+
+    Raises:
+        UsageError: The file is missing, isn't YAML, or isn't a mapping.
+    """
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"recipe {path} can't be read: {error}.") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"recipe {path} is not YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(data, dict):
+        raise UsageError(f"recipe {path} must be a mapping with 'model' and 'stages'.")
+    return data
 
 
 __all__ = [
@@ -145,4 +155,5 @@ __all__ = [
     "Step",
     "Training",
     "bytes_of",
+    "read_data",
 ]

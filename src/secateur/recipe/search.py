@@ -90,11 +90,6 @@ class Search(Settings):
         return self
 
     @property
-    def measures(self) -> frozenset[str]:
-        """The measures that the reward goes by."""
-        return frozenset({*self.weigh, *self.limit, *self.front})
-
-    @property
     def most(self) -> int | None:
         """Candidates that are judged at most."""
         return 200 if self.trials is None and self.seconds is None else self.trials

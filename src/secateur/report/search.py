@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from secateur.automl.front import front_of
-from secateur.recipe.base import listed
 from secateur.report.plots import COLOURS, Plot
 from secateur.report.terminal import duration, small
 
@@ -15,10 +14,14 @@ SHOWN = 20  # places
 
 def search_line(told: Mapping[str, Any]) -> str:
     """Returns what a search came to, in a sentence or two."""
+    before = (
+        f", after {duration(told['seconds_levels'])} for loading and solving levels" if told["seconds_levels"] else ""
+    )
+    made = ", ".join(f"{name} {value}" for name, value in told["params"].items())
     return (
-        f"Search: {told['strategy']} judged {told['trials']:,} candidates in {duration(told['seconds'])}, after "
-        f"{duration(told['seconds_levels'])} for loading and solving levels. Reward: {told['reward']}; the start's "
-        f"{small(told['start'])}, the best one's {small(told['best'])}.{_shares(told)}"
+        f"Search: {told['strategy']} judged {told['trials']:,} candidates in {duration(told['seconds'])}{before}. "
+        f"Reward: {told['reward']}; the start's {small(told['start'])}, the best one's {small(told['best'])}."
+        f"{f' Chosen: {made}.' if made else ''}{_shares(told)}"
     )
 
 
@@ -27,7 +30,7 @@ def _shares(told: Mapping[str, Any]) -> str:
     shares = told["shares"]
     if not shares:
         return ""
-    return f" It leaves {listed([f'{share:.1%} of {measure}' for measure, share in shares.items()])}."
+    return f" It leaves {', '.join(f'{share:.1%} of {measure}' for measure, share in shares.items())}."
 
 
 def search_plots(told: Mapping[str, Any]) -> list[Plot]:
@@ -89,5 +92,6 @@ def _importances_plot(told: Mapping[str, Any]) -> Plot:
     names, numbers = [name for name, _ in some], [number for _, number in some]
     trace = {"type": "bar", "orientation": "h", "x": numbers, "y": names, "marker": {"color": COLOURS[0]}}
     axes = {"xaxis": {"title": {"text": "importance"}}, "yaxis": {"automargin": True}}
-    words = "Where the amount matters most (PED-ANOVA of the trials on the fewest tokens)"
+    what = "Which choice" if told["params"] else "Where the amount"
+    words = f"{what} matters most (PED-ANOVA of the trials)"
     return Plot("search-importances", words, words, [trace], {"height": 120 + 18 * len(some), **axes})
