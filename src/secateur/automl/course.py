@@ -106,9 +106,9 @@ def search(
         )
     assert strategy.best.value is not None
     if strategy.best.value <= -OUTSIDE:
-        over = -strategy.best.value - OUTSIDE
+        excess = -strategy.best.value - OUTSIDE
         raise SearchError(
-            f"no candidate keeps the limits; the nearest exceeds them by {over:.2%} of the dense model. Give --limit "
+            f"no candidate keeps the limits; the nearest exceeds them by {excess:.2%} of the dense model. Give --limit "
             "more, or more --trials and --resume."
         )
     return Course(strategy.best, tuple(strategy.front), start, own, time.perf_counter() - began)

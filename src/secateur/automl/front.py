@@ -32,6 +32,9 @@ def knee(front: Sequence[tuple[Goals, One]]) -> One:
     spread = [(max(column) - min(column)) or 1.0 for column in columns]
 
     def distance(goals: Goals) -> float:
-        return sum(((top - x) / wide) ** 2 for x, top, wide in zip(goals, best, spread, strict=True))
+        total: float = sum(
+            ((top - x) / wide) * ((top - x) / wide) for x, top, wide in zip(goals, best, spread, strict=True)
+        )
+        return total
 
     return min(front, key=lambda pair: distance(pair[0]))[1]

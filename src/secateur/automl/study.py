@@ -12,6 +12,7 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from secateur.automl.reward import Worth
@@ -55,7 +56,7 @@ class Study:
             self.study = optuna.create_study(
                 study_name=name,
                 storage=url,
-                directions=["maximize", *("minimize" for _ in others)],
+                directions=[StudyDirection.MAXIMIZE, *(StudyDirection.MINIMIZE for _ in others)],
                 load_if_exists=True,
                 sampler=_Nothing(),
             )

@@ -193,7 +193,8 @@ def _savings(
 def _cache(group: UnitGroup, length: int) -> float:
     """Returns the bytes of an attention's keys and values of a window."""
     network = group.network
-    return 2 * group.count * head_dim(network) * length * network.model.dtype.itemsize
+    size: int = network.model.dtype.itemsize
+    return 2 * group.count * head_dim(network) * length * size
 
 
 def _half_costs(network: Network, unit: str, what: str, length: int) -> dict[int, float]:

@@ -9,7 +9,9 @@ from pydantic import Field, model_validator
 from secateur.errors import UsageError, did_you_mean
 from secateur.recipe.base import Settings
 from secateur.recipe.data import Evaluate
+from secateur.recipe.search import check_measures
 
+MEASURES = ("params", "macs")
 QUALITIES = ("accuracy", "kl", "perplexity", "loss")
 
 
@@ -37,8 +39,8 @@ class Choosing(Settings):
     trials: int | None = Field(default=None, ge=1)
     seconds: float | None = Field(default=None, gt=0)
     reward: str | None = None
-    weigh: dict[Literal["params", "macs"], float] = Field(default_factory=dict)
-    limit: dict[Literal["params", "macs"], float] = Field(default_factory=dict)
+    weigh: dict[str, float] = Field(default_factory=dict)
+    limit: dict[str, float] = Field(default_factory=dict)
     budgets: tuple[float, ...] = (0.25, 1.0)
     judge: Evaluate | None = None
     storage: str | None = None
@@ -50,6 +52,7 @@ class Choosing(Settings):
             raise UsageError("search: budgets are ascending shares whose last is 1, such as [0.25, 1].")
         if self.budgets[0] <= 0:
             raise UsageError("search: budgets are shares above 0.")
+        check_measures(MEASURES, self.weigh, self.limit)
         if self.reward is not None and self.reward not in QUALITIES and ":" not in self.reward:
             raise UsageError(f"search: unknown reward '{self.reward}'.{did_you_mean(self.reward, QUALITIES)}")
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -9,8 +10,22 @@ from pydantic import Field, field_validator, model_validator
 from secateur.errors import UsageError, did_you_mean
 from secateur.recipe.base import Settings
 
-Measure = Literal["params", "macs", "memory", "latency"]
+MEASURES = ("params", "macs", "memory", "latency")
 REWARDS = ("kl", "perplexity", "accuracy")
+
+
+def check_measures(
+    known: Sequence[str], weigh: Mapping[str, float], limit: Mapping[str, float], front: Sequence[str] = ()
+) -> None:
+    """Raises UsageError if a measure is none of those that are known, or a limit is no share."""
+    for measure in (*weigh, *limit, *front):
+        if measure not in known:
+            raise UsageError(
+                f"search: unknown measure '{measure}'.{did_you_mean(measure, known)} There are {', '.join(known)}."
+            )
+    for measure, most in limit.items():
+        if not 0 < most <= 1:
+            raise UsageError(f"search: the limit of {measure} is a share of the dense model above 0, at most 1.")
 
 
 class Search(Settings):
@@ -48,9 +63,9 @@ class Search(Settings):
     seconds: float | None = Field(default=None, gt=0)
     reward: str = "kl"
     table: str | None = None
-    weigh: dict[Measure, float] = Field(default_factory=dict)
-    limit: dict[Measure, float] = Field(default_factory=dict)
-    front: tuple[Measure, ...] = ()
+    weigh: dict[str, float] = Field(default_factory=dict)
+    limit: dict[str, float] = Field(default_factory=dict)
+    front: tuple[str, ...] = ()
     tokens: tuple[int, ...] = (512, 2048, 8192)
     start: Literal["knapsack", "uniform"] = "knapsack"
     halves: bool = True
@@ -82,9 +97,7 @@ class Search(Settings):
             )
         if (self.reward == "accuracy") != (self.table is not None):
             raise UsageError("search: reward 'accuracy' goes with a table of text and label (--table).")
-        for measure, limit in self.limit.items():
-            if not 0 < limit <= 1:
-                raise UsageError(f"search: the limit of {measure} is a share of the dense model above 0, at most 1.")
+        check_measures(MEASURES, self.weigh, self.limit, self.front)
         if len(set(self.front)) < len(self.front):
             raise UsageError("search: front names a measure twice.")
         return self

@@ -37,7 +37,7 @@ class Sampled(Rounds):
     def tell(self, judged: Judged) -> None:
         super().tell(judged)
         if self.study is None and judged.value is not None:
-            directions = ["maximize"] * len(judged.goals)
+            directions = [optuna.study.StudyDirection.MAXIMIZE] * len(judged.goals)
             self.study = optuna.create_study(directions=directions, sampler=self.sampler())
         if judged.tokens != self.rungs[0] or self.study is None:
             return
