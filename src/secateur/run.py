@@ -39,7 +39,7 @@ from secateur.network.saving import (
 from secateur.outcome import peak_memory, versions, write_result
 from secateur.processes import ALONE, Processes, processes
 from secateur.progress import Progress
-from secateur.recipe import Recipe, Training
+from secateur.recipe import Quantize, Recipe, Training
 from secateur.result import Comparison, Result, StageReport
 from secateur.run_images import run_images
 from secateur.run_stages import CHECKED_TOKENS, Stages, check_stages
@@ -139,7 +139,8 @@ class Run:
             with self.timed("save"):
                 save_network(network, folder, journal.parts() if network.store and isinstance(journal, Journal) else ())
                 pruned = self.recipe.prunes
-                if any(not stage.structured for stage in pruned) or (not pruned and zeros_of(network).number):
+                joint = any(isinstance(one.settings, Quantize) and one.settings.joint for one in self.recipe.steps)
+                if joint or any(not stage.structured for stage in pruned) or (not pruned and zeros_of(network).number):
                     save_mask(network, folder / MASK_FILE)
             tick()
             with self.timed("reload"):
@@ -177,6 +178,9 @@ class Run:
             network = self.windows.fitting(network)
             self.table = self.windows.table(network)
         self.source = network.source.path
+        if network.quantized:
+            network.quantized = {}
+            self.notes.append("The model was quantized; what is written is plain unless a stage quantizes it again.")
         self.notes += network.notes
         if output is not None:
             check_output(output, recipe.overwrite, network.source.path)

@@ -15,6 +15,7 @@ from secateur.calibration.activations import Storage
 from secateur.calibration.data import Windows
 from secateur.calibration.precision import bf16_pays
 from secateur.calibration.tables import is_table
+from secateur.compression.stage import check_quantize, quantize_weights
 from secateur.errors import UsageError
 from secateur.evaluation.costs import Costs, costs
 from secateur.files import save_tensors
@@ -25,7 +26,7 @@ from secateur.network.network import Network
 from secateur.processes import Processes
 from secateur.progress import Progress
 from secateur.pruning import prune_weights
-from secateur.recipe import Distill, Lora, Prune, Recipe, Step, Training
+from secateur.recipe import Distill, Lora, Prune, Quantize, Recipe, Step, Training
 from secateur.result import StageReport
 from secateur.run_windows import RunWindows
 from secateur.stage_journal import StageJournal
@@ -93,6 +94,10 @@ class Stages:
                     with timed(self.seconds, "calibrate"):
                         read = self.windows.read(network)[0] if self.team.first else None
                         calibration = self.team.share(read)
+            elif isinstance(step.settings, Quantize):
+                given = (calibration, recipe.calibration, self.progress, self.storage)
+                with timed(self.seconds, "quantize"):
+                    report = quantize_weights(network, step.settings, *given)
             else:
                 assert whole is not None
                 report = self._recover(network, step, calibration, whole.training())
@@ -162,6 +167,9 @@ def check_stages(recipe: Recipe, network: Network, team: Processes, loaders: Map
                 check_units(network, stage)
             else:
                 check_pattern(select_layers(network, stage), stage)
+            continue
+        if isinstance(stage, Quantize):
+            check_quantize(network, stage, team)
             continue
         if network.store is not None:
             raise UsageError(f"{kind} trains models in memory: give --no-stream, on a machine that can hold it.")

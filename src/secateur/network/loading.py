@@ -25,6 +25,7 @@ from secateur.network.family import Family
 from secateur.network.modeling import KEY, check_differences, class_of, config_of, type_of
 from secateur.network.network import Network, Source
 from secateur.network.packed import is_packed, unpack_into
+from secateur.network.quantized import OnGrid, dequantize_into, is_quantized
 from secateur.network.quiet import quiet_transformers
 from secateur.network.streaming import streamed_model
 from secateur.network.vocabulary import load_kept
@@ -71,9 +72,10 @@ def load(
     path = find(str(model), trust_remote_code, progress or Progress())
     if stream is None:
         large = path.is_dir() and not is_packed(path) and weight_bytes(path) > psutil.virtual_memory().available / 2
-        stream = large and not _is_reshaped(path)
+        stream = large and not _is_reshaped(path) and not is_quantized(path)
     if stream:
         return _stream(str(model), path, dtype, compute, trust_remote_code, seed)
+    quantized: dict[str, OnGrid] = {}
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if path.suffix == ".gguf":
@@ -83,17 +85,23 @@ def load(
             with tempfile.TemporaryDirectory(prefix="secateur-unpacked-") as scratch:
                 unpack_into(path, Path(scratch), progress or Progress())
                 loaded, family, tokenizer, notes = _load_folder(Path(scratch), dtype, trust_remote_code)
+        elif is_quantized(path):
+            with tempfile.TemporaryDirectory(prefix="secateur-dequantized-") as scratch:
+                quantized = dequantize_into(path, Path(scratch))
+                loaded, family, tokenizer, notes = _load_folder(Path(scratch), dtype, trust_remote_code)
         else:
             loaded, family, tokenizer, notes = _load_folder(path, dtype, trust_remote_code)
     loaded.eval().requires_grad_(False)
     refuse_nan(loaded)
     source = Source(str(model), path, str(loaded.dtype).removeprefix("torch."), trust_remote_code)
-    return _with_record(Network(loaded, family, tokenizer, source, compute, notes))
+    network = _with_record(Network(loaded, family, tokenizer, source, compute, notes))
+    network.quantized = quantized
+    return network
 
 
 def streamable(path: Path) -> bool:
     """Whether a checkpoint's blocks can be read one by one: it is a plain folder (`load` refuses encoder-decoders)."""
-    return path.is_dir() and not is_packed(path) and not _is_reshaped(path)
+    return path.is_dir() and not is_packed(path) and not is_quantized(path) and not _is_reshaped(path)
 
 
 def weight_bytes(path: Path) -> int:
@@ -104,8 +112,9 @@ def weight_bytes(path: Path) -> int:
 
 def _stream(name: str, path: Path, dtype: str | None, device: torch.device, trust: bool, seed: int) -> Network:
     """Loads what lies outside of the blocks, and leaves the blocks in the files."""
-    if not path.is_dir() or is_packed(path):
-        kind = "a packed checkpoint; unpack it first" if path.is_dir() else "a .gguf file"
+    if not path.is_dir() or is_packed(path) or is_quantized(path):
+        kinds = {is_quantized(path): "quantized", is_packed(path): "a packed checkpoint; unpack it first"}
+        kind = kinds[True] if path.is_dir() else "a .gguf file"
         raise UsageError(f"{name} is {kind}: only folders of safetensors files can be streamed.")
     if _is_reshaped(path):
         raise UsageError(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from secateur.errors import ModelError
 from secateur.network.family import Family, Layout, Projection, Stack
+from secateur.network.quantized import OnGrid
 from secateur.network.streaming import BlockStore
 
 
@@ -117,6 +118,7 @@ class Network:
         base: The model without its head.
         prefix: What the names of its parts begin with in the model.
         kept: (vocabulary,) int64: the ids that its tokens had before its vocabulary was cut; None if it wasn't.
+        quantized: Where the weights of quantized layers lie, by the layer's name.
         store: Where the blocks' weights are read from when their turn comes; None if they are all in memory.
     """
 
@@ -138,6 +140,7 @@ class Network:
         self.notes = notes
         self.store = store
         self.kept: Tensor | None = None
+        self.quantized: dict[str, OnGrid] = {}
         self._resident: set[int] = set()
         self.base = model.base_model
         self.prefix = "" if self.base is model else f"{model.base_model_prefix}."

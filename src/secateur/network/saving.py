@@ -19,6 +19,7 @@ from secateur.files import as_os_error
 from secateur.network.modeling import FILE as MODELING_FILE
 from secateur.network.modeling import describe_code
 from secateur.network.network import Network
+from secateur.network.quantized import quantize_files
 from secateur.network.quiet import quiet_transformers
 from secateur.network.streaming import assemble
 from secateur.network.tokenizers import save_tokenizer
@@ -199,6 +200,8 @@ def save_network(network: Network, folder: Path, parts: Sequence[Path] = ()) -> 
         except SafetensorError as error:
             raise as_os_error(error, folder) from error
         _copy_beside(source, folder, left_out)
+    if network.quantized:
+        quantize_files(folder, network.quantized)
     if network.kept is not None:
         save_tokenizer(network.tokenizer, folder)
         save_kept(network.kept, folder)

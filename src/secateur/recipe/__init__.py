@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from secateur.errors import SecateurError, UsageError
 from secateur.recipe.base import Settings, bytes_of, changed, listed, refuse
 from secateur.recipe.data import Calibration, Evaluate
 from secateur.recipe.prune import INNER_UNITS, TRACED_UNITS, Prune
+from secateur.recipe.quantize import Quantize
 from secateur.recipe.recovery import Distill, Finetune, Lora, Reconstruct, Training
 from secateur.recipe.search import Search
 from secateur.recipe.stage import Repeat, Stage, Step, steps_of
@@ -76,6 +78,18 @@ class Recipe(Settings):
                 raise UsageError("evaluate: images go with calibration images: give --images FOLDER, too.")
         elif self.evaluate is not None:
             refuse(self.evaluate, "evaluate", ("text", "windows", "length"))
+        return self
+
+    @model_validator(mode="after")
+    def _quantized_last(self) -> Recipe:
+        for stage, after in pairwise(self.stages):
+            if stage.quantize is not None:
+                raise UsageError(
+                    f"quantize comes last: {after.kind} after it would move weights off the grid. Put quantize "
+                    "behind it."
+                )
+        if self.stages[-1].quantize is not None and (self.calibration.images is not None or self.stream):
+            raise UsageError("quantize is for language models in memory: leave images and stream out.")
         return self
 
     @model_validator(mode="after")
@@ -147,6 +161,7 @@ __all__ = [
     "Finetune",
     "Lora",
     "Prune",
+    "Quantize",
     "Recipe",
     "Reconstruct",
     "Repeat",

@@ -11,6 +11,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from secateur.errors import UsageError, did_you_mean
 from secateur.recipe.base import Settings
 from secateur.recipe.prune import Prune
+from secateur.recipe.quantize import Quantize
 from secateur.recipe.recovery import Distill, Finetune, Lora, Reconstruct, Training
 
 APPROACHED = ("sparsity", "params", "macs", "memory", "remove")  # targets that rounds can go towards
@@ -24,6 +25,7 @@ class Stage(Settings):
     lora: Lora | None = None
     distill: Distill | None = None
     reconstruct: Reconstruct | None = None
+    quantize: Quantize | None = None
     repeat: Repeat | None = None
 
     @model_validator(mode="before")
@@ -86,6 +88,8 @@ class Repeat(Settings):
         prunes = [stage.prune for stage in self.stages if stage.prune is not None]
         if any(stage.repeat is not None for stage in self.stages):
             raise UsageError("repeat: a stage inside can't be a repeat itself.")
+        if any(stage.quantize is not None for stage in self.stages):
+            raise UsageError("repeat: what is quantized can't be pruned or trained further; put quantize behind it.")
         if not prunes:
             raise UsageError("repeat: none of its stages prunes, so nothing would be approached; train for longer.")
         for prune in prunes:

@@ -423,7 +423,7 @@ def _stages_table(stages: Sequence[StageReport]) -> Table:
     for number, stage in enumerate(stages, start=1):
         errors = [error for error, _ in final_errors(stage)]
         kind = shorten(next(iter(stage.stage)), 20)
-        if kind != "prune":
+        if not stage.layers:
             _add(table, (f"{number} {kind}", "", "", "", "", ""))
             continue
         known = (small(sum(errors) / len(errors)), small(max(errors))) if errors else ("not measured", "")

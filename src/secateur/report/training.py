@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from secateur.recipe import Quantize
 from secateur.result import StageReport, TrainingReport
 
 COLUMNS = ("stage", "kind", "step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm")
@@ -17,9 +18,15 @@ def describe_recovery(kind: str, given: Mapping[str, Any]) -> str:
     """Returns what a recovery stage does, in words.
 
     Args:
-        kind: `finetune`, `lora`, `distill` or `reconstruct`.
+        kind: `finetune`, `lora`, `distill`, `reconstruct` or `quantize`.
         given: Its settings, less those that are None.
     """
+    if kind == "quantize":
+        alike = f"groups of {given.get('group') or 'as many inputs as fit'}" if _grouped(given) else "outputs"
+        how = "each rounding made up for (GPTQ)" if given.get("method", "gptq") == "gptq" else "rounded to nearest"
+        share = f" and {100 * given['sparsity']:.4g} % of the weights removed" if "sparsity" in given else ""
+        share = f" and pruned to {given['pattern']}" if "pattern" in given else share
+        return f"Quantized to int{given.get('bits', 8)}{share} with scales by {alike}, {how}; zeros stayed zero."
     if kind == "reconstruct":
         return "Tuned each block to give the dense block's outputs; zeros stayed zero."
     if kind == "distill":
@@ -38,6 +45,10 @@ def describe_recovery(kind: str, given: Mapping[str, Any]) -> str:
         rank = given.get("rank", 8)
         return f"Trained low-rank updates (LoRA, rank {rank}){_length(given)} and added them; zeros stayed zero."
     return f"Fine-tuned{_length(given)}; zeros stayed zero."
+
+
+def _grouped(given: Mapping[str, Any]) -> bool:
+    return Quantize.build(dict(given)).grouped
 
 
 def _length(given: Mapping[str, Any]) -> str:

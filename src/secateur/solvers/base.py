@@ -11,6 +11,7 @@ from torch import Tensor
 
 from secateur.allocation.amounts import Amount
 from secateur.calibration.statistics import Needs, Statistics
+from secateur.compression.grid import Grid
 from secateur.linear_algebra import DAMPING
 
 
@@ -27,6 +28,7 @@ class Problem:
         damping: Added to the Gram matrix's diagonal, relative to its mean; None takes the solver's own.
         block_size: Columns that are handled at once by solvers that sweep over columns.
         start: (out, in) float32, what the solver before left, zero outside of `keep`; None stands for W on the mask.
+        grid: What the new weights have to lie on; None for numbers of any value.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Problem:
     damping: float | None = None
     block_size: int = 128
     start: Tensor | None = None
+    grid: Grid | None = None
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,13 @@ class Solution:
         W: (out, in) float32; zero where `keep` is False.
         keep: (out, in) bool.
         damping: The damping that it took, None where none was used.
+        scales: (out, groups) float32, of the problem's grid; None without one.
     """
 
     W: Tensor
     keep: Tensor
     damping: float | None = None
+    scales: Tensor | None = None
 
 
 class Solver(ABC):
@@ -63,6 +68,7 @@ class Solver(ABC):
         chooses: Whether it can choose the mask by itself; otherwise a score must be given.
         moves: Whether it changes a mask that was given; each row (with N:M, each group) keeps its number of zeros.
         follows: Whether it makes sense after another solver.
+        rounds: Whether it can put the weights on a grid.
         damping: Taken where the problem names none.
         about: One line for `--help` and the docs.
     """
@@ -72,6 +78,7 @@ class Solver(ABC):
     chooses: ClassVar[bool] = False
     moves: ClassVar[bool] = False
     follows: ClassVar[bool] = True
+    rounds: ClassVar[bool] = False
     damping: ClassVar[float] = DAMPING
     about: ClassVar[str]
 

@@ -13,6 +13,8 @@ updates within the block have changed the saliency of what is left of it. That l
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,7 @@ from secateur.allocation.selection import (
     lowest_of_rows,
 )
 from secateur.calibration.statistics import Needs
+from secateur.compression.grid import Grid
 from secateur.errors import SolverError
 from secateur.linear_algebra import inverse_factor
 from secateur.solvers.base import Problem, Solution, Solver, statistics_of
@@ -41,6 +44,7 @@ class SparseGPT(Solver):
     name = "sparsegpt"
     needs = Needs.GRAM
     chooses = True
+    rounds = True
     about = "OBS saliency and updates, column by column (Frantar and Alistarh 2023)"
 
     def solve(self, problem: Problem) -> Solution:
@@ -51,19 +55,24 @@ class SparseGPT(Solver):
             raise SolverError(f"{problem.name}: {error}") from error
         dead = statistics_of(problem).norms == 0
         chooser = _Chooser(problem, U, dead)
+        rounder = None if problem.grid is None else _Rounder(problem.grid, problem.W, chooser.likely(), G)
+        if rounder is not None:
+            chooser.block = rounder.aligned(chooser.block, chooser.tile)
         V = problem.W.T.clone(memory_format=torch.contiguous_format)
-        prune = torch.empty_like(V, dtype=torch.bool)
+        prune = torch.zeros_like(V, dtype=torch.bool)
         inputs = V.shape[0]
         for start in range(0, inputs, chooser.block):
             end = min(start + chooser.block, inputs)
-            E = _sweep(V[start:end], prune[start:end], U[start:end, start:end], chooser, start)
+            E = _sweep(V[start:end], prune[start:end], U[start:end, start:end], chooser, start, rounder)
             if end < inputs:
                 V[end:] -= U[start:end, end:].T @ E
         V[prune] = 0
-        return Solution(V.T.contiguous(), ~prune.T, damping)
+        return Solution(V.T.contiguous(), ~prune.T, damping, None if rounder is None else rounder.scales)
 
 
-def _sweep(V: Tensor, prune: Tensor, U: Tensor, chooser: _Chooser, start: int) -> Tensor:
+def _sweep(
+    V: Tensor, prune: Tensor, U: Tensor, chooser: _Chooser, start: int, rounder: _Rounder | None = None
+) -> Tensor:
     """Prunes one block in place, tile by tile, and returns its errors E: (columns, out).
 
     V: (columns, out); prune: (columns, out), filled here; U: (columns, columns).
@@ -79,11 +88,59 @@ def _sweep(V: Tensor, prune: Tensor, U: Tensor, chooser: _Chooser, start: int) -
         elif first:
             chooser.choose_again(V[first:], prune[first:], start + first)
         for j in range(first, last):
-            torch.div(V[j] * prune[j], diagonal[j], out=E[j])
-            V[j:last].addr_(U[j, j:last], E[j], alpha=-1)
+            if rounder is None:
+                torch.div(V[j] * prune[j], diagonal[j], out=E[j])
+                V[j:last].addr_(U[j, j:last], E[j], alpha=-1)
+            else:
+                rounded = rounder.column(V, prune, j, start)
+                torch.div(V[j] - rounded, diagonal[j], out=E[j])
+                V[j:last].addr_(U[j, j:last], E[j], alpha=-1)
+                V[j] = rounded
         if last < V.shape[0]:
             V[last:].addmm_(U[first:last, last:].T, E[first:last], alpha=-1)
     return E
+
+
+class _Rounder:
+    """Rounds columns to a grid; a group's scales are chosen when the sweep reaches it, by what has become of it.
+
+    Attributes:
+        scales: (out, groups) float32.
+    """
+
+    def __init__(self, grid: Grid, W: Tensor, likely: Tensor, G: Tensor) -> None:
+        """
+        Args:
+            grid: The grid.
+            W: (out, in) float32, before the sweep.
+            likely: (out, in) bool, True for what is likely to stay; scales are chosen for that.
+            G: (in, in), the Gram matrix.
+        """
+        self.grid, self.likely, self.inputs = grid, likely, W.shape[1]
+        self.width = grid.width(self.inputs)
+        self.weights = G.diagonal().clamp_min(torch.finfo(G.dtype).tiny)
+        if grid.group is None:
+            self.scales = grid.all_scales(W * likely, self.weights)
+        else:
+            self.scales = torch.ones(W.shape[0], self.inputs // self.width, device=W.device)
+
+    def aligned(self, block: int, tile: int) -> int:
+        """Returns a block of whole groups and whole tiles."""
+        if self.grid.group is None:
+            return block
+        least = math.lcm(self.width, tile)
+        return max(1, block // least) * least
+
+    def column(self, V: Tensor, prune: Tensor, j: int, start: int) -> Tensor:
+        """Returns (out,) a block's column `j` on the grid, 0 where it goes. V, prune: (columns, out)."""
+        group = (start + j) // self.width
+        if self.grid.group is not None and (start + j) % self.width == 0:
+            part = slice(j, j + self.width)
+            inputs = slice(start + j, start + j + self.width)
+            kept = V[part].masked_fill(prune[part], 0).T * self.likely[:, inputs]
+            weights = self.weights[inputs]
+            self.scales[:, group] = self.grid.scales(kept, weights).squeeze(1)
+        return self.grid.rounded(V[j], self.scales[:, group]).masked_fill_(prune[j], 0)
 
 
 class _Chooser:
@@ -142,6 +199,16 @@ class _Chooser:
         if self._gone is not None:
             S[self._gone[columns]] = -torch.inf
         return S
+
+    def likely(self) -> Tensor:
+        """Returns (out, in) bool, True for what would stay by the saliency before any update."""
+        if self.given is not None:
+            return self.given
+        S, amount = self._saliency(self.problem.W.T, 0).T, self.problem.amount
+        if amount.pattern is not None:
+            return ~lowest_of_groups(S, amount.pattern)
+        assert amount.remove is not None
+        return ~lowest(S, amount.remove)
 
     def choose(self, V: Tensor, start: int) -> Tensor:
         """Returns (columns, out) bool, True for what goes of the columns from `start` on."""

@@ -1,0 +1,1 @@
+"""What combines with pruning: quantization."""

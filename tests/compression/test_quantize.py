@@ -1,0 +1,122 @@
+"""Recipes that quantize: what is saved, what loads it, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+import secateur
+from secateur.errors import ModelError, PatternError, UsageError
+from secateur.network.loading import load
+from secateur.network.quantized import is_quantized
+from tiny import save_tiny
+
+TEXT = "What is cut off is gone; what is left must carry on as if nothing had happened. " * 80
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "text.txt").write_text(TEXT)
+    return {
+        "model": str(save_tiny("llama", tmp_path / "dense", tokenizer=True)),
+        "output": str(tmp_path / "out"),
+        "overwrite": True,
+        "calibration": {"data": str(tmp_path / "text.txt"), "samples": 8, "length": 32},
+        "evaluate": {"text": str(tmp_path / "text.txt"), "windows": 2, "length": 32, "speed": False},
+        "stages": [{"prune": {"pattern": "2:4"}}, {"quantize": {}}],
+    }
+
+
+def run(told: dict[str, Any], *stages: dict[str, Any]) -> secateur.Result:
+    return secateur.run_recipe(secateur.Recipe.build(told | ({"stages": list(stages)} if stages else {})))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("quantize", [{}, {"bits": 4, "per": "channel"}, {"method": "nearest"}])
+def test_a_mask_is_kept_and_stock_transformers_load_the_integers(
+    quantize: dict[str, Any], dtype: str, told: dict[str, Any], tmp_path: Path
+) -> None:
+    told["dtype"] = dtype
+    result = run(told, {"prune": {"pattern": "2:4"}}, {"quantize": quantize})
+    out = tmp_path / "out"
+    assert result.reload == 0
+    stored = load_file(out / "model.safetensors")
+    assert "model.layers.0.mlp.up_proj.weight" not in stored
+    assert stored["model.layers.0.mlp.up_proj.weight_packed"].dtype == torch.int32
+    model = AutoModelForCausalLM.from_pretrained(out)
+    ids = torch.arange(8)[None]
+    with torch.inference_mode():
+        assert torch.equal(model(ids).logits, result.model(ids).logits)
+    network = load(out)
+    assert len(network.quantized) == len(network.layers())
+    for layer in network.layers():
+        groups = layer.matrix().unfold(1, 4, 4)
+        assert bool(((groups == 0).sum(-1) >= 2).all())
+    evaluated = secateur.evaluate(out, text=str(tmp_path / "text.txt"), windows=2, length=32, speed=False)
+    assert result.comparison is not None
+    assert evaluated.perplexity == pytest.approx(result.comparison.others[0].perplexity, rel=1e-4)
+
+
+def test_the_joint_sweep_prunes_too(told: dict[str, Any]) -> None:
+    result = run(told, {"quantize": {"bits": 4, "per": "channel", "sparsity": 0.5}})
+    assert result.comparison is not None
+    (other,) = result.comparison.others
+    assert other.zeros >= 0.5 * other.weights
+    assert "int4 and 50 % of the weights removed" in (Path(told["output"]) / "README.md").read_text()
+
+
+def test_what_was_quantized_is_plain_once_it_is_pruned_again(told: dict[str, Any], tmp_path: Path) -> None:
+    run(told)
+    again = run(told | {"model": told["output"], "output": str(tmp_path / "again")}, {"prune": {"sparsity": 0.7}})
+    assert any("was quantized" in note for note in again.notes)
+    assert not is_quantized(tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    ("stages", "error", "says"),
+    [
+        ([{"quantize": {}}, {"finetune": {"steps": 1}}], UsageError, "quantize comes last: finetune after it"),
+        ([{"quantize": {"bits": 5}}], UsageError, "bits"),
+        ([{"quantize": {"group": 32, "per": "channel"}}], UsageError, "group goes with per: group"),
+        ([{"quantize": {"bits": 4}}], UsageError, "neither of 128, 64 and 32"),
+        ([{"quantize": {"bits": 4, "group": 24}}], UsageError, "groups of 24 don't divide the 32 inputs"),
+        ([{"quantize": {"sparsity": 0.5, "method": "nearest"}}], UsageError, "go with method gptq"),
+        ([{"quantize": {"pattern": "2:5"}}], PatternError, "2:5"),
+        ([{"quantize": {"include": ["*nothing*"]}}], UsageError, "matches no layer"),
+    ],
+)
+def test_misuse_is_named(
+    stages: list[dict[str, Any]], error: type[Exception], says: str, told: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=says):
+        run(told, *stages)
+    assert not (tmp_path / "out").exists()
+
+
+def test_layers_that_are_no_linear_modules_are_refused(told: dict[str, Any], tmp_path: Path) -> None:
+    told["model"] = str(save_tiny("gpt2", tmp_path / "gpt2", tokenizer=True))
+    with pytest.raises(UsageError, match=r"is a Conv1D.*--to gguf"):
+        run(told, {"quantize": {}})
+
+
+def test_checkpoints_of_others_and_damaged_ones_are_refused(told: dict[str, Any], tmp_path: Path) -> None:
+    run(told)
+    out = tmp_path / "out"
+    config = json.loads((out / "config.json").read_text())
+    config["quantization_config"]["config_groups"]["group_0"]["weights"]["symmetric"] = False
+    (out / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="in a way that secateur doesn't read"):
+        load(out)
+    config["quantization_config"]["config_groups"]["group_0"]["weights"]["symmetric"] = True
+    (out / "config.json").write_text(json.dumps(config))
+    stored = load_file(out / "model.safetensors")
+    del stored["model.layers.0.mlp.up_proj.weight_scale"]
+    save_file(stored, out / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="but no scale of it"):
+        load(out)
