@@ -29,7 +29,7 @@ from secateur.progress import Progress, TerminalProgress
 from secateur.recipe import Recipe, read_data
 from secateur.report.page import comparison_page
 from secateur.report.structure import structure_table, units_table
-from secateur.report.terminal import comparison_table, packed_table, result_table, to_text
+from secateur.report.terminal import comparison_table, exported_table, packed_table, result_table, to_text
 from secateur.result import Comparison, Result
 from secateur.run import run_recipe
 
@@ -264,6 +264,40 @@ def _carry_out(recipe: Recipe, progress: Progress, resume: bool) -> Result:
         if kept is not None and not isinstance(error, UsageError):
             progress.say(kept)
         raise
+
+
+@app.command(
+    epilog="""Examples:
+
+    secateur export out/half --to onnx -o out/half-onnx
+
+    secateur export out/small --to gguf --type q8_0 -o out/small-gguf"""
+)
+def export(
+    model: options.Model,
+    output: options.Output,
+    to: options.ExportTo,
+    kind: options.GgufType = None,
+    overwrite: options.Overwrite = False,
+    trust_remote_code: options.Trust = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Write a checkpoint for another runtime, and hold what it gives there against torch."""
+    from secateur.run_export import export as run_export  # noqa: PLC0415 (few commands need it)
+
+    with _friendly(debug, quiet) as progress:
+        result = run_export(
+            model,
+            output=output,
+            to=to,
+            kind=kind,
+            overwrite=overwrite,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+        )
+    _print(asdict(result), as_json, lambda: exported_table(result))
 
 
 @app.command(epilog="Example:\n\n    secateur evaluate out/half --text wiki.test.raw --windows 20 --length 1024 --json")

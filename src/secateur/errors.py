@@ -82,3 +82,7 @@ def first_line(error: BaseException) -> str:
     """Returns the first line of an error's message, or its kind if it has none."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
+
+
+class ExportError(SecateurError):
+    """An export failed, or gives other outputs than the model."""

@@ -303,3 +303,27 @@ class Result:
         from secateur.report.terminal import result_table, to_text  # noqa: PLC0415 (report knows results)
 
         return to_text(result_table(self))
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export came to.
+
+    Attributes:
+        output: The folder that was written.
+        to: The format.
+        files: The model's files in it, with their bytes.
+        difference: The largest difference of the outputs from torch's, relative to the largest output; None where
+            nothing could run it here.
+        verified_by: What ran it: `onnxruntime`, `openvino` ...; None where nothing could.
+        seconds: Wall time by phase.
+        notes: What the user should know.
+    """
+
+    output: str
+    to: str
+    files: dict[str, int]
+    difference: float | None
+    verified_by: str | None
+    seconds: dict[str, float]
+    notes: tuple[str, ...] = ()

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from secateur.network.packed import PackedSize
 from secateur.report.training import describe_recovery, training_line
-from secateur.result import Comparison, LayerReport, Metrics, Result, StageReport
+from secateur.result import Comparison, Exported, LayerReport, Metrics, Result, StageReport
 
 WIDTH = 100
 SHARES = {"uniform": "the same share in every layer", "global": "wherever in the model they are least"}
@@ -443,6 +443,18 @@ def packed_table(sizes: PackedSize) -> RenderableType:
         _add(table, (name, size(plain), size(packed), f"{packed / plain:.3f}" if plain else ""))
     speed = f"{sizes.tensors} tensors are packed; {duration(sizes.seconds)}, {size(sizes.plain / sizes.seconds)}/s."
     return Group(table, Text(speed), Text(f"checkpoint: {shorten(sizes.output, WIDTH - 12)}"))
+
+
+def exported_table(exported: Exported) -> RenderableType:
+    """Returns what an export came to."""
+    table = _table("file", "size")
+    for name, number in exported.files.items():
+        _add(table, (name, size(number)))
+    if exported.difference is None:
+        checked = "Not verified: nothing here runs it."
+    else:
+        checked = f"{exported.verified_by} gives what torch gives, to {exported.difference:.1e} of the largest output."
+    return Group(table, Text(checked), Text(f"folder: {shorten(exported.output, WIDTH - 8)}"), *_notes(exported.notes))
 
 
 def comparison_table(comparison: Comparison) -> RenderableType:

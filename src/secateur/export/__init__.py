@@ -1,0 +1,1 @@
+"""Exports: a checkpoint for other runtimes."""

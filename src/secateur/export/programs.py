@@ -1,0 +1,287 @@
+"""What is exported of a model: modules of plain tensors in, plain tensors out, with names, examples and free axes.
+
+A model that generates takes the keys and values of what it has read and gives those with what it read now, under the
+names that ONNX's generation libraries know (`past_key_values.0.key`, `present.0.key`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from secateur.errors import UsageError
+from secateur.network.loading import load
+from secateur.network.network import Network
+from secateur.network.vision import is_classifier, load_classifier
+from secateur.progress import Progress
+
+Free = dict[int, str]
+
+
+@dataclass(frozen=True)
+class Program:
+    """One file of an export.
+
+    Attributes:
+        name: Of the file, without its ending.
+        module: What is exported, in eval mode.
+        inputs: Names of the inputs, in order; those of a cache are flat.
+        outputs: Names of the outputs.
+        free: The axes of each input that may have any length, by what they are called.
+        examples: Inputs (flat, in order) of other lengths than one another: the first to export with, all to check.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    free: tuple[Free, ...]
+    examples: tuple[tuple[Tensor, ...], ...]
+
+    def expected(self, example: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Returns torch's outputs."""
+        with torch.inference_mode():
+            found: tuple[Tensor, ...] = self.module(*example)
+        return found
+
+
+@dataclass(frozen=True)
+class Exportable:
+    """A model that is exported.
+
+    Attributes:
+        source: Its folder.
+        programs: What a runtime gets.
+        model: The transformers model.
+        tokenizer: Its tokenizer, or None.
+        network: Its description; None of image classifiers.
+    """
+
+    source: Path
+    programs: tuple[Program, ...]
+    model: Any
+    tokenizer: Any
+    network: Network | None
+
+
+class Generator(nn.Module):
+    """A causal language model with its cache as plain tensors."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, *past: Tensor) -> Any:
+        """Returns logits, and keys and values layer by layer.
+
+        Args:
+            input_ids: (batch, length)
+            attention_mask: (batch, past + length), 0 for padding.
+            position_ids: (batch, length)
+            past: (batch, heads, past, width) keys and values, layer by layer.
+        """
+        layers = list(zip(past[::2], past[1::2], strict=True))
+        cache = DynamicCache(ddp_cache_data=layers)
+        for layer, (keys, values) in zip(cache.layers, layers, strict=True):
+            layer.keys, layer.values = keys, values  # as they are, not put behind an empty tensor
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=self._masks(attention_mask, input_ids.shape[1]),
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=True,
+            return_dict=True,
+        )
+        after = output.past_key_values.layers
+        return (output.logits, *(tensor for layer in after for tensor in (layer.keys, layer.values)))
+
+    def _masks(self, attention_mask: Tensor, length: int) -> Any:
+        """Returns (batch, 1, length, whole), 0 for what is seen; by kind of layer, if there are several."""
+        config, dtype, whole = self.model.config, self.model.dtype, attention_mask.shape[1]
+        places = torch.arange(whole, device=attention_mask.device)
+        reads = places[whole - length :, None]
+        seen = (places[None] <= reads)[None, None] & (attention_mask[:, None, None, :] > 0)
+
+        def added(one: Tensor) -> Tensor:
+            return torch.where(one, 0.0, torch.finfo(dtype).min).to(dtype)
+
+        window, kinds = getattr(config, "sliding_window", None), set(getattr(config, "layer_types", None) or ())
+        if window is None or (kinds and "sliding_attention" not in kinds):
+            return added(seen)
+        near = seen & (places[None] > reads - window)[None, None]
+        return {"full_attention": added(seen), "sliding_attention": added(near)} if kinds else added(near)
+
+
+class Encoder(nn.Module):
+    """An encoder that reads text both ways: its first output."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        """Returns the model's first output. input_ids, attention_mask: (batch, length)."""
+        dtype = self.model.dtype
+        mask = torch.where(attention_mask[:, None, None, :] > 0, 0.0, torch.finfo(dtype).min).to(dtype)
+        mask = mask.expand(-1, -1, input_ids.shape[1], -1)
+        return (self.model(input_ids=input_ids, attention_mask=mask, return_dict=False)[0],)
+
+
+class Hearing(nn.Module):
+    """Whisper's encoder."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.encoder = model.get_encoder()
+
+    def forward(self, input_features: Tensor) -> Any:
+        """Returns (batch, frames, width) from (batch, mels, samples)."""
+        return (self.encoder(input_features, return_dict=False)[0],)
+
+
+class Writing(nn.Module):
+    """Whisper's decoder and head, without a cache."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.decoder, self.head = model.get_decoder(), model.get_output_embeddings()
+
+    def forward(self, input_ids: Tensor, encoder_hidden_states: Tensor) -> Any:
+        """Returns (batch, length, vocabulary) logits."""
+        length = input_ids.shape[1]
+        dtype = encoder_hidden_states.dtype
+        ahead = torch.full((length, length), torch.finfo(dtype).min, dtype=dtype).triu(1)
+        mask = ahead[None, None].expand(input_ids.shape[0], 1, length, length)
+        hidden = self.decoder(
+            input_ids=input_ids,
+            attention_mask=mask,
+            encoder_hidden_states=encoder_hidden_states,
+            use_cache=False,
+            return_dict=False,
+        )[0]
+        return (self.head(hidden),)
+
+
+class Looking(nn.Module):
+    """An image classifier."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Any:
+        """Returns (batch, classes) logits from (batch, channels, height, width)."""
+        return (self.model(pixel_values=pixel_values, return_dict=False)[0],)
+
+
+def exportable(
+    model: str, dtype: str | None, trust_remote_code: bool, progress: Progress, programs: bool = True
+) -> Exportable:
+    """Loads a checkpoint and says what is exported of it.
+
+    Raises:
+        UsageError: There is no program for its kind of model.
+        ModelError: It can't be loaded.
+    """
+    if is_classifier(model, trust_remote_code, progress):
+        found = load_classifier(model, dtype=dtype, trust_remote_code=trust_remote_code, progress=progress)
+        program = _of_images(found.model, found.example())
+        return Exportable(found.source.path, (program,), found.model, None, None)
+    network = load(model, dtype=dtype, trust_remote_code=trust_remote_code, progress=progress)
+    some = tuple(_programs(network)) if programs else ()
+    return Exportable(network.source.path, some, network.model, network.tokenizer, network)
+
+
+def _programs(network: Network) -> Iterator[Program]:
+    family, model = network.family, network.model
+    if family.inputs == "audio":
+        yield from _of_sounds(network)
+    elif family.encoder_decoder is not None:
+        raise UsageError(
+            f"export: {network.architecture} is an encoder-decoder of text, for which there is no program."
+        )
+    elif family.objective == "causal":
+        yield _of_text(network)
+    elif family.objective == "encoder":
+        free: tuple[Free, ...] = ({0: "batch", 1: "length"},) * 2
+        examples = tuple(
+            (_ids(network, batch, length), torch.ones(batch, length, dtype=torch.int64))
+            for batch, length in ((2, 12), (1, 7))
+        )
+        padded = examples[0][1].clone()
+        padded[1, 8:] = 0
+        examples = ((examples[0][0], padded), examples[1])
+        yield Program("model", Encoder(model), ("input_ids", "attention_mask"), (_output(model),), free, examples)
+    else:
+        raise UsageError(f"export: there is no program for {network.architecture}, which predicts tokens in any order.")
+
+
+def _output(model: Any) -> str:
+    return (
+        "logits" if hasattr(model, "classifier") or model.get_output_embeddings() is not None else "last_hidden_state"
+    )
+
+
+def _ids(network: Network, batch: int, length: int) -> Tensor:
+    vocabulary = network.dimension("vocabulary") or 2
+    return torch.randint(0, vocabulary, (batch, length), generator=torch.Generator().manual_seed(length))
+
+
+@torch.inference_mode()
+def _of_text(network: Network) -> Program:
+    module = Generator(network.model).eval()
+    first = network.model(_ids(network, 1, 2), use_cache=True).past_key_values
+    if first is None:
+        raise UsageError(f"export: {network.architecture} keeps no cache of what it has read.")
+    empty = [tensor[:, :, :0] for layer in first.layers for tensor in (layer.keys, layer.values)]
+    cached = [f"{number}.{what}" for number in range(len(first.layers)) for what in ("key", "value")]
+    examples = []
+    for batch, before, length in ((2, 3, 5), (1, 0, 7), (1, 7, 1)):
+        past = [tensor.expand(batch, -1, -1, -1).contiguous() for tensor in empty]
+        whole = torch.ones(batch, before + length, dtype=torch.int64)
+        if batch > 1:
+            whole[1, :2] = 0  # padding on the left
+        places = (whole.cumsum(1) - 1).clamp_min(0)
+        if before:
+            past = list(module(_ids(network, batch, before), whole[:, :before], places[:, :before], *past)[1:])
+        examples.append((_ids(network, batch, length), whole, places[:, before:].contiguous(), *past))
+    text = {0: "batch", 1: "length"}
+    free = (text, {0: "batch", 1: "whole"}, text, *({0: "batch", 2: "past"} for _ in cached))
+    inputs = ("input_ids", "attention_mask", "position_ids", *(f"past_key_values.{name}" for name in cached))
+    return Program("model", module, inputs, ("logits", *(f"present.{name}" for name in cached)), free, tuple(examples))
+
+
+def _of_sounds(network: Network) -> Iterator[Program]:
+    from secateur.calibration.audio import sound_shape  # noqa: PLC0415 (of sounds only)
+
+    dtype = network.model.dtype
+    sounds = [torch.randn(batch, *sound_shape(network)).to(dtype) for batch in (2, 1)]
+    hearing = Hearing(network.model).eval()
+    with torch.inference_mode():
+        heard = [hearing(sound)[0] for sound in sounds]
+    free: tuple[Free, ...] = ({0: "batch"},)
+    yield Program(
+        "encoder_model",
+        hearing,
+        ("input_features",),
+        ("last_hidden_state",),
+        free,
+        tuple((sound,) for sound in sounds),
+    )
+    examples = tuple((_ids(network, len(one), length), one) for one, length in zip(heard, (5, 9), strict=True))
+    names = ("input_ids", "encoder_hidden_states")
+    text: tuple[Free, ...] = ({0: "batch", 1: "length"}, {0: "batch"})
+    yield Program("decoder_model", Writing(network.model).eval(), names, ("logits",), text, examples)
+
+
+def _of_images(model: Any, example: Tensor) -> Program:
+    images = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(model.dtype)
+    free: tuple[Free, ...] = ({0: "batch"},)
+    examples = ((images,), (images[:1] * 0.5,), (torch.cat([images, images.flip(0) * 2])[:3],))
+    return Program("model", Looking(model).eval(), ("pixel_values",), ("logits",), free, examples)

@@ -1,0 +1,57 @@
+"""The contract of an export's format."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import ClassVar
+
+from torch import Tensor
+
+from secateur.errors import UsageError
+from secateur.export.programs import Program
+
+
+class Runtime(ABC):
+    """Writes programs for a runtime, and runs what it wrote.
+
+    Attributes:
+        name: The name on the command line.
+        about: One line for `--help` and the docs.
+        writes_with: Packages that writing takes.
+        runs_with: Packages that running takes.
+        extra: The extra of secateur that brings them.
+    """
+
+    name: ClassVar[str]
+    about: ClassVar[str]
+    writes_with: ClassVar[tuple[str, ...]] = ()
+    runs_with: ClassVar[tuple[str, ...]] = ()
+    extra: ClassVar[str] = "export"
+
+    @abstractmethod
+    def write(self, program: Program, folder: Path) -> None:
+        """Writes a program's file, or files.
+
+        Raises:
+            ExportError: The format can't express it.
+        """
+
+    @abstractmethod
+    def outputs(self, program: Program, folder: Path) -> list[Sequence[Tensor]]:
+        """Returns what the runtime gives for each example."""
+
+    def check_writer(self) -> None:
+        """Raises UsageError if a package is missing that writing takes."""
+        missing = [name for name in self.writes_with if find_spec(name) is None]
+        if missing:
+            raise UsageError(
+                f"export --to {self.name} takes {' and '.join(missing)}: pip install 'secateur[{self.extra}]'."
+            )
+
+    @property
+    def missing_runtime(self) -> str | None:
+        """The package that is missing to run what was written, if one is."""
+        return next((name for name in self.runs_with if find_spec(name) is None), None)

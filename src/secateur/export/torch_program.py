@@ -1,0 +1,28 @@
+"""torch.export programs: `NAME.pt2`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from secateur.export.exported_program import exported_program
+from secateur.export.programs import Program
+from secateur.export.runtime import Runtime
+
+
+class TorchProgram(Runtime):
+    """What `torch.export.load` reads."""
+
+    name = "torch"
+    about = "a torch.export program"
+
+    def write(self, program: Program, folder: Path) -> None:
+        torch.export.save(exported_program(program), folder / f"{program.name}.pt2")
+
+    def outputs(self, program: Program, folder: Path) -> list[Sequence[Tensor]]:
+        loaded = torch.export.load(folder / f"{program.name}.pt2").module()
+        with torch.inference_mode():
+            return [loaded(*example) for example in program.examples]

@@ -1,0 +1,254 @@
+"""Exports a checkpoint for another runtime, and holds what it gives there against torch."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import shutil
+from collections.abc import Iterable, Sequence
+from contextlib import redirect_stderr
+from dataclasses import asdict, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from secateur.errors import ExportError, SaveError, UsageError, did_you_mean, first_line
+from secateur.export.gguf import FILE as GGUF_FILE
+from secateur.export.gguf import KINDS, check_gguf, uneven, write_gguf
+from secateur.export.onnx import Onnx
+from secateur.export.openvino import OpenVino
+from secateur.export.programs import Exportable, exportable
+from secateur.export.runtime import Runtime
+from secateur.export.torch_program import TorchProgram
+from secateur.network.network import Network
+from secateur.network.quiet import quiet_transformers
+from secateur.network.saving import RESULT_FILE, check_output, complete_folder
+from secateur.outcome import versions
+from secateur.progress import Progress
+from secateur.result import Exported
+from secateur.timing import timed
+
+RUNTIMES: dict[str, Runtime] = {one.name: one for one in (Onnx(), OpenVino(), TorchProgram())}
+FORMATS = (*RUNTIMES, "gguf")
+TOLERANCE = 1e-3  # of the largest output
+TOLERANCE_HALF = 2e-2  # of the same, where weights or products are of half precision
+BESIDE = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "preprocessor_config.json", "*.jinja")
+PROBE = 24  # tokens that a GGUF is held against torch on
+
+
+def export(
+    model: str | Path,
+    *,
+    output: str | Path,
+    to: str,
+    kind: str | None = None,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> Exported:
+    """Exports a checkpoint.
+
+    Args:
+        model: A checkpoint, as for `load`; it is computed in float32.
+        output: The folder to write.
+        to: `onnx`, `openvino`, `torch` or `gguf`.
+        kind: Of a GGUF's matrices: `f16` (where nothing is said), `q8_0` or `q4_0`.
+        overwrite: Whether an export that is there may be replaced.
+        trust_remote_code: Whether code that comes with the checkpoint may run.
+        progress: Shows progress.
+
+    Returns:
+        What was written, and how far its outputs are from torch's.
+
+    Raises:
+        UsageError: The format doesn't know the model, a package is missing, or the output exists.
+        ExportError: The format can't express the model, or gives other outputs: then what was written stays in
+            `OUTPUT.failed`.
+        ModelError, SaveError: See `load` and `complete_folder`.
+    """
+    progress = progress or Progress()
+    folder = Path(output).expanduser()
+    _check(to, kind)
+    check_output(folder, overwrite)
+    seconds: dict[str, float] = {}
+    with timed(seconds, "load"):
+        source = exportable(str(model), "float32", trust_remote_code, progress, programs=to != "gguf")
+    if to == "gguf":
+        check_gguf(source.network)
+    tick = progress.bar(f"exporting to {to}", 2 * max(1, len(source.programs)))
+    with complete_folder(folder) as scratch:
+        try:
+            if to == "gguf":
+                found = _gguf(source, scratch, kind or KINDS[0], seconds)
+                tick()
+                tick()
+            else:
+                found = _programs(RUNTIMES[to], source, scratch, seconds, tick)
+        except ExportError:
+            _keep_failed(scratch, folder)
+            raise
+        files = {path.name: path.stat().st_size for path in sorted(scratch.iterdir())}
+        _copy_beside(source, scratch)
+        result = replace(found, output=str(folder), to=to, files=files, seconds=seconds)
+        told = {"export": asdict(result), "versions": versions()}
+        (scratch / RESULT_FILE).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    return result
+
+
+def _check(to: str, kind: str | None) -> None:
+    if to not in FORMATS:
+        raise UsageError(f"unknown format '{to}'.{did_you_mean(to, FORMATS)} There are {', '.join(FORMATS)}.")
+    if kind is not None and to != "gguf":
+        raise UsageError(f"--type is for --to gguf; {to} is written in float32.")
+    if kind is not None and kind not in KINDS:
+        raise UsageError(f"unknown type '{kind}'.{did_you_mean(kind, KINDS)} There are {', '.join(KINDS)}.")
+    if to == "gguf":
+        if find_spec("gguf") is None:
+            raise UsageError("export --to gguf takes gguf: pip install 'secateur[export]'.")
+    else:
+        RUNTIMES[to].check_writer()
+
+
+def _programs(runtime: Runtime, source: Exportable, scratch: Path, seconds: dict[str, float], tick: Any) -> Exported:
+    """Writes each program, and holds its outputs against torch's."""
+    worst: float | None = None
+    missing = runtime.missing_runtime
+    for program in source.programs:
+        with timed(seconds, "write"):
+            runtime.write(program, scratch)
+        tick()
+        if missing is None:
+            with timed(seconds, "check"):
+                try:
+                    found = runtime.outputs(program, scratch)
+                except Exception as error:  # whatever the runtime raises
+                    raise ExportError(
+                        f"{program.name}: {runtime.name} can't run what was written: {first_line(error)}"
+                    ) from error
+                pairs = [
+                    (one, wanted)
+                    for example, given in zip(program.examples, found, strict=True)
+                    for one, wanted in zip(given, program.expected(example), strict=True)
+                ]
+            difference = _difference(pairs)
+            _check_difference(program.name, difference, TOLERANCE)
+            worst = max(worst or 0.0, difference)
+        tick()
+    note = f"Nothing has run it yet: pip install {missing} to have it held against torch." if missing else ""
+    by = None if missing else next(iter(runtime.runs_with), "torch")
+    return Exported("", "", {}, worst, by, {}, (note,) if note else ())
+
+
+def _difference(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Returns the largest difference of outputs, relative to the largest output wanted."""
+    worst = 0.0
+    for found, wanted in pairs:
+        if found.shape != wanted.shape:
+            raise ExportError(f"an output has the shape {tuple(found.shape)}, and torch's has {tuple(wanted.shape)}.")
+        if wanted.numel():
+            size = float(wanted.float().abs().max()) or 1.0
+            gap = float((found.float() - wanted.float()).abs().max()) / size
+            worst = max(worst, torch.inf if math.isnan(gap) else gap)
+    return worst
+
+
+def _check_difference(name: str, difference: float, most: float) -> None:
+    if difference > most:
+        raise ExportError(
+            f"{name}: the outputs differ from torch's by {difference:.2g} of the largest, and at most {most:g} counts "
+            "as the same."
+        )
+
+
+def _gguf(source: Exportable, scratch: Path, kind: str, seconds: dict[str, float]) -> Exported:
+    """Writes a GGUF; what reads it is held against torch with the weights as they are in the file."""
+    network = source.network
+    assert network is not None
+    with timed(seconds, "write"):
+        back = write_gguf(network, scratch, kind)
+    with timed(seconds, "check"):
+        _load_back(network, back)
+        ids = torch.arange(PROBE)[None] % (network.dimension("vocabulary") or 2)
+        with torch.inference_mode():
+            wanted = network.model(ids).logits[0].float()
+        found, by = _run_gguf(scratch / GGUF_FILE, network, ids)
+    some = uneven(network) if kind != "f16" else 0
+    notes = (
+        (f"{some} matrices are f16: their inputs make no whole blocks of 32; prune with --round-to 32.",)
+        if some
+        else ()
+    )
+    if found is None:
+        note = (
+            f"Nothing has run it yet (transformers: {by}): pip install llama-cpp-python to have it held against torch."
+        )
+        return Exported("", "", {}, None, None, {}, (*notes, note))
+    difference = _difference([(found, wanted)])
+    _check_difference(GGUF_FILE, difference, TOLERANCE_HALF if by == "llama_cpp" else TOLERANCE)
+    return Exported("", "", {}, difference, by, {}, notes)
+
+
+@torch.no_grad()
+def _load_back(network: Network, back: dict[str, Any]) -> None:
+    """Gives the model in memory the weights as they are in the file."""
+    state = network.model.state_dict()
+    for name, array in back.items():
+        state[name].copy_(torch.from_numpy(array))
+
+
+def _run_gguf(file: Path, network: Network, ids: Tensor) -> tuple[Tensor | None, str | None]:
+    """Returns (length, vocabulary) logits of the file, and what gave them: llama.cpp, or transformers' own reader.
+
+    Without logits, why there are none.
+    """
+    if find_spec("llama_cpp") is not None:
+        import llama_cpp  # noqa: PLC0415 (an extra)
+
+        llama: Any = llama_cpp.Llama(str(file), n_ctx=2 * PROBE, logits_all=True, verbose=False)
+        llama.eval(ids[0].tolist())
+        return torch.tensor(llama.scores[: ids.shape[1]]), "llama_cpp"
+    try:
+        with quiet_transformers(), redirect_stderr(io.StringIO()):
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                file.parent,
+                gguf_file=file.name,
+                dtype=torch.float32,
+                quantization_config=transformers.GgufConfig(dequantize=True),
+            )
+        with torch.inference_mode():
+            return model(ids).logits[0].float(), "transformers"
+    except Exception as error:  # whatever its reader raises: it knows no widths that differ from layer to layer
+        return None, first_line(error)
+
+
+def _keep_failed(scratch: Path, folder: Path) -> None:
+    """Keeps what didn't match out of the way."""
+    failed = folder.with_name(f"{folder.name}.failed")
+    shutil.rmtree(failed, ignore_errors=True)
+    if any(scratch.iterdir()):
+        try:
+            shutil.copytree(scratch, failed)
+        except OSError as error:
+            raise SaveError(f"{failed} can't be written: {error}.") from error
+
+
+def _copy_beside(source: Exportable, folder: Path) -> None:
+    """Copies what a user of the export needs beside it: the tokenizer's files, or the images' settings."""
+    if not source.source.is_dir():
+        if source.tokenizer is not None:
+            source.tokenizer.save_pretrained(folder)
+        return
+    for pattern in (*BESIDE, "config.json", "generation_config.json"):
+        for path in source.source.glob(pattern):
+            if path.is_file() and not (folder / path.name).exists():
+                shutil.copyfile(path, folder / path.name)
+
+
+def runtimes_in_words() -> Sequence[str]:
+    """Returns the formats with what they are."""
+    return [f"{name} ({runtime.about})" for name, runtime in RUNTIMES.items()] + ["gguf (for llama.cpp)"]

@@ -1,0 +1,188 @@
+"""Exports, each run by its runtime and held against torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import onnxruntime
+import openvino
+import pytest
+import torch
+
+import secateur
+from command_line import secateur as secateur_command
+from secateur.errors import ExportError, UsageError
+from secateur.export.onnx import Onnx
+from secateur.network.loading import load
+from tiny import save_tiny
+
+TEXT = "What is cut off is gone; what is left must carry on as if nothing had happened. " * 40
+
+
+def ragged(tmp_path: Path, family: str = "llama") -> Path:
+    """A checkpoint whose MLPs differ in width."""
+    (tmp_path / "text.txt").write_text(TEXT)
+    secateur.prune(
+        save_tiny(family, tmp_path / "dense", tokenizer=True),
+        output=tmp_path / "ragged",
+        unit="neuron",
+        amounts={"model.layers.0/neuron": 12, "model.layers.1/neuron": 4},
+        calibration=str(tmp_path / "text.txt"),
+        samples=4,
+        length=16,
+        evaluate=False,
+    )
+    return tmp_path / "ragged"
+
+
+def generated(ask: Any, network: Any, names: list[str], start: list[int], steps: int = 6) -> list[int]:
+    """Generates greedily through a runtime, by the cache that it gives back."""
+    config = network.model.config
+    past = {
+        name: np.zeros((1, config.num_key_value_heads, 0, config.head_dim), np.float32)
+        for name in names
+        if name.startswith("past")
+    }
+    ids, seen = list(start), 0
+    for _ in range(steps):
+        new = np.array([ids[seen:]], np.int64)
+        told = {
+            "input_ids": new,
+            "attention_mask": np.ones((1, len(ids)), np.int64),
+            "position_ids": np.arange(seen, len(ids), dtype=np.int64)[None],
+        }
+        found = ask({**told, **past})
+        seen = len(ids)
+        ids.append(int(found["logits"][0, -1].argmax()))
+        past = {name: found[name.replace("past_key_values", "present")] for name in past}
+    return ids
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+def test_a_ragged_language_model_generates_with_its_cache(to: str, tmp_path: Path) -> None:
+    source = ragged(tmp_path)
+    result = secateur.export(source, output=tmp_path / "out", to=to)
+    assert result.difference is not None
+    assert result.difference < 1e-4
+    network = load(source)
+    if to == "onnx":
+        session = onnxruntime.InferenceSession(tmp_path / "out/model.onnx")
+        names = [one.name for one in session.get_inputs()]
+        shown = {one.name: one.shape for one in session.get_inputs()}
+        assert shown["input_ids"] == ["batch", "length"]
+        outputs = [one.name for one in session.get_outputs()]
+
+        def ask(told: dict[str, Any]) -> dict[str, Any]:
+            return dict(zip(outputs, session.run(None, told), strict=True))
+    else:
+        compiled = openvino.Core().compile_model(tmp_path / "out/model.xml", "CPU")
+        names = [one.any_name for one in compiled.inputs]
+
+        def ask(told: dict[str, Any]) -> dict[str, Any]:
+            found = compiled(told)
+            return {one.any_name: found[one].copy() for one in compiled.outputs}
+
+    start = [5, 9, 3]
+    wanted = network.model.generate(torch.tensor([start]), max_new_tokens=6, do_sample=False, eos_token_id=None)
+    assert generated(ask, network, names, start) == wanted[0].tolist()
+    assert (tmp_path / "out/tokenizer.json").is_file()
+    told = json.loads((tmp_path / "out/secateur.json").read_text())
+    assert told["export"]["verified_by"] in ("onnxruntime", "openvino")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["onnx", "openvino", "torch"])
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "opt", "mistral", "gemma3", "qwen3", "phi3", "bert", "whisper"])
+def test_every_kind_of_model_gives_what_torch_gives(family: str, to: str, tmp_path: Path) -> None:
+    result = secateur.export(save_tiny(family, tmp_path / "m"), output=tmp_path / "out", to=to)
+    assert result.difference is not None
+    assert result.difference < 1e-4
+
+
+def test_an_encoder_reads_padded_texts(tmp_path: Path) -> None:
+    result = secateur.export(save_tiny("bert", tmp_path / "m", tokenizer=True), output=tmp_path / "out", to="onnx")
+    assert result.difference is not None
+    assert result.difference < 1e-4
+    assert set(result.files) == {"model.onnx", "model.onnx.data"}
+
+
+@pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_0"])
+def test_a_gguf_holds_the_model(kind: str, tmp_path: Path) -> None:
+    source = save_tiny("llama", tmp_path / "m", tokenizer=True)
+    result = secateur.export(source, output=tmp_path / "out", to="gguf", kind=kind)
+    assert result.difference is not None
+    assert result.difference < 1e-3
+    network = load(source)
+    reader = gguf.GGUFReader(tmp_path / "out/model.gguf")
+    stored = {tensor.name: tensor for tensor in reader.tensors}
+    up = stored["blk.0.ffn_up.weight"]
+    back = gguf.quants.dequantize(up.data, up.tensor_type)
+    weight = network.model.model.layers[0].mlp.up_proj.weight.float().numpy()
+    assert np.abs(back - weight).max() <= np.abs(weight).max() * {"f16": 1e-3, "q8_0": 1e-2, "q4_0": 0.15}[kind]
+    assert bool(((weight == 0) <= (back == 0)).all())
+
+
+def test_a_ragged_gguf_names_each_layers_width(tmp_path: Path) -> None:
+    source = ragged(tmp_path)
+    secateur.export(source, output=tmp_path / "out", to="gguf")
+    reader = gguf.GGUFReader(tmp_path / "out/model.gguf")
+    field = reader.fields["llama.feed_forward_length"]
+    widths = [int(field.parts[place][0]) for place in field.data]
+    assert widths == [layer.mlp.up_proj.out_features for layer in load(source).model.model.layers]
+    assert len(set(widths)) == 2
+
+
+def test_the_command_line_exports_and_tells(tmp_path: Path) -> None:
+    source = save_tiny("llama", tmp_path / "m", tokenizer=True)
+    done = secateur_command("export", source, "--to", "torch", "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert "torch gives what torch gives" in " ".join(done.out.split())
+    again = secateur_command("export", source, "--to", "torch", "-o", tmp_path / "out")
+    assert again.code == 2
+    assert "--overwrite" in again.err
+    told = secateur_command("export", source, "--to", "torch", "-o", tmp_path / "out", "--overwrite", "--json")
+    assert json.loads(told.out)["files"]["model.pt2"] == (tmp_path / "out/model.pt2").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("family", "given", "says"),
+    [
+        ("llama", {"to": "onxx"}, "Did you mean 'onnx'"),
+        ("llama", {"to": "onnx", "kind": "q8_0"}, "--type is for --to gguf"),
+        ("llama", {"to": "gguf", "kind": "q3_0"}, "There are f16, q8_0, q4_0"),
+        ("bert", {"to": "gguf"}, "goes --to onnx or openvino"),
+        ("t5", {"to": "onnx"}, "an encoder-decoder of text"),
+        ("xlnet", {"to": "onnx"}, "in any order"),
+    ],
+)
+def test_misuse_is_named(family: str, given: dict[str, Any], says: str, tmp_path: Path) -> None:
+    source = save_tiny(family, tmp_path / "m", tokenizer=family in ("llama", "bert"))
+    with pytest.raises(UsageError, match=says):
+        secateur.export(source, output=tmp_path / "out", **given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Onnx, "writes_with", ("no_such_package",))
+    with pytest.raises(UsageError, match=r"takes no_such_package: pip install 'secateur\[export\]'"):
+        secateur.export(save_tiny("llama", tmp_path / "m"), output=tmp_path / "out", to="onnx")
+
+
+def test_without_a_runtime_an_export_is_kept_and_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Onnx, "runs_with", ("no_such_package",))
+    result = secateur.export(save_tiny("bert", tmp_path / "m"), output=tmp_path / "out", to="onnx")
+    assert result.difference is None
+    assert any("Nothing has run it yet" in note for note in result.notes)
+
+
+def test_what_gives_other_outputs_is_kept_out_of_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = Onnx.outputs
+    monkeypatch.setattr(Onnx, "outputs", lambda *given: [[one + 1 for one in some] for some in outputs(*given)])
+    with pytest.raises(ExportError, match="model: the outputs differ from torch's by"):
+        secateur.export(save_tiny("bert", tmp_path / "m"), output=tmp_path / "out", to="onnx")
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / "out.failed/model.onnx").is_file()
