@@ -18,13 +18,13 @@ import transformers
 from torch import Tensor
 
 from secateur.errors import ExportError, SaveError, UsageError, did_you_mean, first_line
-from secateur.export.gguf import FILE as GGUF_FILE
-from secateur.export.gguf import KINDS, check_gguf, uneven, write_gguf
-from secateur.export.onnx import Onnx
-from secateur.export.openvino import OpenVino
-from secateur.export.programs import Exportable, exportable
-from secateur.export.runtime import Runtime
-from secateur.export.torch_program import TorchProgram
+from secateur.exports.gguf import FILE as GGUF_FILE
+from secateur.exports.gguf import KINDS, check_gguf, uneven, write_gguf
+from secateur.exports.onnx import Onnx
+from secateur.exports.openvino import OpenVino
+from secateur.exports.programs import Exportable, exportable
+from secateur.exports.runtime import Runtime
+from secateur.exports.torch_program import TorchProgram
 from secateur.network.network import Network
 from secateur.network.quiet import quiet_transformers
 from secateur.network.saving import RESULT_FILE, check_output, complete_folder

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from secateur.errors import ExportError, UsageError
-from secateur.export.gguf_tokenizer import add_tokenizer
+from secateur.exports.gguf_tokenizer import add_tokenizer
 from secateur.network.network import Network
 
 FILE = "model.gguf"

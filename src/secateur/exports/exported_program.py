@@ -12,7 +12,7 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from secateur.errors import ExportError, first_line
-from secateur.export.programs import Program
+from secateur.exports.programs import Program
 
 
 def exported_program(program: Program) -> ExportedProgram:

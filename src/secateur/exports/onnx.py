@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from secateur.errors import ExportError, first_line
-from secateur.export.exported_program import exported_program, quiet
-from secateur.export.programs import Program
-from secateur.export.runtime import Runtime
+from secateur.exports.exported_program import exported_program, quiet
+from secateur.exports.programs import Program
+from secateur.exports.runtime import Runtime
 
 
 class Onnx(Runtime):

@@ -16,7 +16,7 @@ import torch
 import secateur
 from command_line import secateur as secateur_command
 from secateur.errors import ExportError, UsageError
-from secateur.export.onnx import Onnx
+from secateur.exports.onnx import Onnx
 from secateur.network.loading import load
 from tiny import save_tiny
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from secateur.export.exported_program import exported_program
-from secateur.export.programs import Program
-from secateur.export.runtime import Runtime
+from secateur.exports.exported_program import exported_program
+from secateur.exports.programs import Program
+from secateur.exports.runtime import Runtime
 
 
 class TorchProgram(Runtime):

@@ -11,7 +11,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from secateur.errors import UsageError
-from secateur.export.programs import Program
+from secateur.exports.programs import Program
 
 
 class Runtime(ABC):
