@@ -32,7 +32,7 @@ class Grid:
     @property
     def top(self) -> int:
         """The largest integer."""
-        return 2 ** (self.bits - 1) - 1
+        return (1 << (self.bits - 1)) - 1
 
     def width(self, inputs: int) -> int:
         """Returns how many inputs share a scale in a layer with so many."""

@@ -147,28 +147,29 @@ def _rotary_heads(network: Network, architecture: str, name: str) -> int | None:
     module = name.rpartition(".")[0]
     if architecture != "llama" or not module.endswith(("q_proj", "k_proj")):
         return None
-    width: int = network.model.get_submodule(module.rpartition(".")[0]).head_dim
-    return network.model.get_submodule(module).out_features // width
+    attention: Any = network.model.get_submodule(module.rpartition(".")[0])
+    return int(network.model.get_submodule(module).out_features // attention.head_dim)
 
 
 def _describe(writer: Any, network: Network) -> None:
     """Says what llama.cpp has to know of the model's shape."""
     config: Any = network.model.config
+    blocks: tuple[Any, ...] = network.blocks
     writer.add_name(network.source.path.name)
-    writer.add_block_count(len(network.blocks))
+    writer.add_block_count(len(blocks))
     if network.family.name == "gpt2":
         writer.add_context_length(config.n_positions)
         writer.add_embedding_length(config.n_embd)
-        writer.add_feed_forward_length(_even([block.mlp.c_fc.nf for block in network.blocks]))
-        writer.add_head_count(_even([block.attn.num_heads for block in network.blocks]))
+        writer.add_feed_forward_length(_even([block.mlp.c_fc.nf for block in blocks]))
+        writer.add_head_count(_even([block.attn.num_heads for block in blocks]))
         writer.add_layer_norm_eps(config.layer_norm_epsilon)
         return
-    attentions = [block.self_attn for block in network.blocks]
+    attentions = [block.self_attn for block in blocks]
     width = attentions[0].head_dim
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_vocab_size(network.dimension("vocabulary"))
-    writer.add_feed_forward_length(_even([block.mlp.up_proj.out_features for block in network.blocks]))
+    writer.add_feed_forward_length(_even([block.mlp.up_proj.out_features for block in blocks]))
     writer.add_head_count(_even([one.q_proj.out_features // width for one in attentions]))
     writer.add_head_count_kv(_even([one.k_proj.out_features // width for one in attentions]))
     writer.add_key_length(width)

@@ -25,10 +25,15 @@ class Onnx(Runtime):
 
     def write(self, program: Program, folder: Path) -> None:
         traced = exported_program(program)
-        names = {"input_names": list(program.inputs), "output_names": list(program.outputs)}
         try:
             with quiet():
-                found: Any = torch.onnx.export(traced, dynamo=True, verbose=False, **names)
+                found: Any = torch.onnx.export(
+                    traced,
+                    dynamo=True,
+                    verbose=False,
+                    input_names=list(program.inputs),
+                    output_names=list(program.outputs),
+                )
         except Exception as error:  # whatever the exporter raises
             raise ExportError(f"{program.name}: torch.onnx can't express it: {first_line(error)}") from error
         import onnx_ir  # noqa: PLC0415 (comes with onnxscript)
@@ -43,7 +48,7 @@ class Onnx(Runtime):
 
         session = onnxruntime.InferenceSession(folder / f"{program.name}.onnx", providers=["CPUExecutionProvider"])
         read = {one.name for one in session.get_inputs()}
-        found = []
+        found: list[Sequence[Tensor]] = []
         for example in program.examples:
             fed = {name: tensor.numpy() for name, tensor in zip(program.inputs, example, strict=True) if name in read}
             found.append([torch.from_numpy(one) for one in session.run(list(program.outputs), fed)])

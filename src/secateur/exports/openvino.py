@@ -42,7 +42,7 @@ class OpenVino(Runtime):
 
         exact = {"INFERENCE_PRECISION_HINT": "f32"}  # by itself it computes in bf16 where the processor does
         compiled = openvino.Core().compile_model(folder / f"{program.name}.xml", "CPU", exact)
-        found = []
+        found: list[Sequence[Tensor]] = []
         for example in program.examples:
             fed = dict(zip(program.inputs, (tensor.numpy() for tensor in example), strict=True))
             given = compiled(fed)
