@@ -401,6 +401,48 @@ def _windows(windows: int | None, images: str | None) -> dict[str, int]:
     return {} if windows is None else {"windows": windows}
 
 
+@app.command(
+    epilog="""Examples:
+
+    secateur bench demo:smollm2-135m out/small --text wiki.test.raw
+
+    secateur bench out/small-onnx out/small-openvino out/small-gguf --threads 1"""
+)
+def bench(
+    models: Annotated[
+        list[str], typer.Argument(help="Checkpoints and exports; the others are held against the first.")
+    ],
+    threads: Annotated[int | None, typer.Option(min=1, help="Of each process; default all processors.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns that count.")] = 5,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens that are read.")] = 128,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens that are written.")] = 32,
+    batch: Annotated[int, typer.Option(min=1, help="Texts, or images, that are read at once.")] = 8,
+    text: Annotated[str | None, typer.Option(help="Measure checkpoints' perplexity on it, too.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write an HTML page, too.")] = None,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Time checkpoints and exports side by side, in turns, each in a process of its own."""
+    from secateur.benchmark.bench import bench as run_bench  # noqa: PLC0415 (few commands need it)
+    from secateur.report.bench import bench_page, bench_table  # noqa: PLC0415
+
+    with _friendly(debug, quiet) as progress:
+        found = run_bench(
+            models,
+            threads=threads,
+            repeats=repeats,
+            prompt=prompt,
+            tokens=tokens,
+            batch=batch,
+            text=text,
+            progress=progress,
+        )
+        if report is not None:
+            bench_page(found, report)
+    _print(asdict(found), as_json, lambda: bench_table(found))
+
+
 @app.command(epilog="Example:\n\n    secateur pack out/half -o out/half-packed")
 def pack(
     checkpoint: Annotated[Path, typer.Argument(help="A pruned checkpoint's folder.")],

@@ -114,6 +114,32 @@ def comparison_page(comparison: Comparison, path: Path) -> None:
     _write(context, path)
 
 
+def plots_page(
+    title: str, sentences: Sequence[str], table: tuple[list[str], list[list[str]]], plots: Sequence[Plot], path: Path
+) -> None:
+    """Writes a page of one table (headings, and rows of cells) and plots to `path`: one file, no network.
+
+    Raises:
+        OSError: `path` can't be written.
+    """
+    context = {
+        **_measurements(None, None, ()),
+        "title": title,
+        "sentences": sentences,
+        "limits": (),
+        "remarks": (),
+        "bars": list(plots),
+        "layers": None,
+        "stages": [],
+        "searched": [],
+        "seconds": None,
+        "facts": [],
+        "recipe": "",
+        "table": table,
+    }
+    _write(context, path)
+
+
 def _measurements(
     comparison: Comparison | None, names: Sequence[str] | None, drawn: Sequence[Figure]
 ) -> dict[str, Any]:
@@ -142,7 +168,9 @@ def _write(context: dict[str, Any], path: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("page.html").render(context, drawings=drawings, plotly_js=get_plotlyjs())
+    page = environment.get_template("page.html").render(
+        {"table": None, **context}, drawings=drawings, plotly_js=get_plotlyjs()
+    )
     # A folder's name needn't be Unicode; what can't be written becomes a question mark.
     path.write_text(page, encoding="utf-8", errors="replace")
 

@@ -356,7 +356,8 @@ def layer_kind(name: str) -> str:
     return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 
-def _table(*columns: str) -> Table:
+def plain_table(*columns: str) -> Table:
+    """Returns an empty table with headings, the first column on the left."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
         table.add_column(Text(column), justify="right" if number else "left")
@@ -384,7 +385,7 @@ def result_table(result: Result) -> RenderableType:
     if result.comparison is None:
         parts.append(Padding(_stages_table(result.stages), (1, 0)))
     elif len(result.comparison.others) == 1:
-        table = _table("figure", "dense", "pruned", "change")
+        table = plain_table("figure", "dense", "pruned", "change")
         for row in figure_rows(result.comparison):
             _add(table, (row.figure.label, *row.texts, row.changes[1]))
         parts.append(Padding(table, (1, 0)))
@@ -405,7 +406,7 @@ def result_table(result: Result) -> RenderableType:
 
 def _stages_table(stages: Sequence[StageReport]) -> Table:
     if any(stage.groups for stage in stages):
-        table = _table("stage", "units", "before", "left", "parameters", "MACs")
+        table = plain_table("stage", "units", "before", "left", "parameters", "MACs")
         for number, stage in enumerate(stages, start=1):
             for unit in dict.fromkeys(group.unit for group in stage.groups):
                 some = [group for group in stage.groups if group.unit == unit]
@@ -419,7 +420,7 @@ def _stages_table(stages: Sequence[StageReport]) -> Table:
                     (f"{number} prune", "weights", f"{stage.weights:,}", f"{stage.weights - stage.zeros:,}", "", ""),
                 )
         return table
-    table = _table("stage", "layers pruned", "zeros", "sparsity", "mean error", "worst error")
+    table = plain_table("stage", "layers pruned", "zeros", "sparsity", "mean error", "worst error")
     for number, stage in enumerate(stages, start=1):
         errors = [error for error, _ in final_errors(stage)]
         kind = shorten(next(iter(stage.stage)), 20)
@@ -434,7 +435,7 @@ def _stages_table(stages: Sequence[StageReport]) -> Table:
 
 def packed_table(sizes: PackedSize) -> RenderableType:
     """Returns what packing or unpacking came to."""
-    table = _table("", "plain", "packed", "ratio")
+    table = plain_table("", "plain", "packed", "ratio")
     rows = (
         ("all weight files", sizes.plain, sizes.packed),
         ("packed tensors", sizes.layers_plain, sizes.layers_packed),
@@ -447,7 +448,7 @@ def packed_table(sizes: PackedSize) -> RenderableType:
 
 def exported_table(exported: Exported) -> RenderableType:
     """Returns what an export came to."""
-    table = _table("file", "size")
+    table = plain_table("file", "size")
     for name, number in exported.files.items():
         _add(table, (name, size(number)))
     if exported.difference is None:
@@ -467,7 +468,7 @@ def _figures(comparison: Comparison) -> RenderableType:
     rows = figure_rows(comparison)
     if len(comparison.others) <= MOST_COLUMNS:
         labels, legend = _labels(names, (WIDTH - max(len(row.figure.label) for row in rows)) // len(names) - GAP)
-        table = _table("figure", *labels)
+        table = plain_table("figure", *labels)
         for row in rows:
             told = [f" ({c})" if c and row.figure.change is _ratio else "" for c in row.changes]
             _add(
@@ -477,7 +478,7 @@ def _figures(comparison: Comparison) -> RenderableType:
     else:
         taken = sum(GAP + max(len(text) for text in (row.figure.short, *row.texts)) for row in rows)
         labels, legend = _labels(names, max(WIDTH - taken, 12))
-        table = _table("checkpoint", *(row.figure.short for row in rows))
+        table = plain_table("checkpoint", *(row.figure.short for row in rows))
         for number, label in enumerate(labels):
             _add(table, (label, *(row.texts[number] for row in rows)))
     line = measured_on(comparison)
@@ -508,7 +509,7 @@ def layers_table(stage: StageReport) -> RenderableType:
     groups: dict[str, list[LayerReport]] = {}
     for layer in stage.layers:
         groups.setdefault(layer_kind(layer.name) if grouped else layer.name, []).append(layer)
-    table = _table("layer", "shape", "zeros", "sparsity", "error masked", "error")
+    table = plain_table("layer", "shape", "zeros", "sparsity", "error masked", "error")
     for name, layers in groups.items():
         low, high = percent(min(x.sparsity for x in layers)), percent(max(x.sparsity for x in layers))
         label = f"{shorten(name, 31)} ×{len(layers)}" if grouped else shorten(name, 40)

@@ -1,0 +1,1 @@
+"""Speed, memory and size of checkpoints and exports, each in a process of its own, in turns."""

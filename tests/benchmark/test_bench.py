@@ -1,0 +1,68 @@
+"""Checkpoints and exports timed side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import secateur
+from command_line import secateur as secateur_command
+from secateur.errors import UsageError
+from tiny import save_tiny
+
+FEW = {"repeats": 2, "prompt": 8, "tokens": 3, "batch": 2, "threads": 1}
+
+
+def test_a_checkpoint_and_its_exports_are_timed_in_their_runtimes(tmp_path: Path) -> None:
+    source = save_tiny("llama", tmp_path / "m", tokenizer=True)
+    for to in ("onnx", "openvino"):
+        secateur.export(source, output=tmp_path / to, to=to)
+    found = secateur.bench([source, tmp_path / "onnx", tmp_path / "openvino"], **FEW)
+    assert [one.runtime for one in found.models] == ["torch", "onnxruntime", "openvino"]
+    for one in found.models:
+        assert one.kind == "text"
+        assert one.first > 0
+        assert one.decode is not None
+        assert one.decode > 0
+        assert one.batch is not None
+        assert one.peak > 20e6
+        assert one.bytes > 0
+        assert one.real_time is None
+
+
+@pytest.mark.parametrize(("family", "kind"), [("bert", "encoder"), ("whisper", "sound")])
+def test_what_reads_or_hears_is_timed_as_such(family: str, kind: str, tmp_path: Path) -> None:
+    (one,) = secateur.bench([save_tiny(family, tmp_path / "m")], **FEW).models
+    assert one.kind == kind
+    assert (one.decode is None) == (kind == "encoder")
+    assert (one.real_time is None) == (kind == "encoder")
+
+
+def test_the_command_line_shows_a_table_and_writes_a_page(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("What is cut off is gone; what is left carries on. " * 80)
+    models = [save_tiny("llama", tmp_path / name, tokenizer=True) for name in ("one", "two")]
+    few = [part for name, value in FEW.items() for part in (f"--{name}", value)]
+    page = tmp_path / "page.html"
+    done = secateur_command("bench", *models, *few, "--text", tmp_path / "text.txt", "--report", page)
+    assert done.code == 0, done.err
+    assert "first token" in done.out
+    assert max(map(len, done.out.splitlines())) <= 100
+    assert "bench-front" in page.read_text()
+    told = secateur_command("bench", models[0], *few, "--json")
+    assert json.loads(told.out)["settings"]["tokens"] == 3
+
+
+def test_misuse_is_named(tmp_path: Path) -> None:
+    text, encoder = (save_tiny(family, tmp_path / family) for family in ("llama", "bert"))
+    with pytest.raises(UsageError, match="models of one kind"):
+        secateur.bench([text, encoder], **FEW)
+    with pytest.raises(UsageError, match="needs a checkpoint"):
+        secateur.bench([])
+    secateur.export(encoder, output=tmp_path / "torch", to="torch")
+    with pytest.raises(UsageError, match="isn't timed; time the checkpoint"):
+        secateur.bench([tmp_path / "torch"], **FEW)
+    done = secateur_command("bench", tmp_path / "nowhere")
+    assert done.code != 0
+    assert "no model at" in done.err
