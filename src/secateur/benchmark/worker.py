@@ -1,4 +1,4 @@
-"""A process that holds one model and is asked by lines of JSON: `python -m secateur.benchmark.worker FOLDER THREADS`."""
+"""A process that holds one model and is asked by lines of JSON: `python -m secateur.benchmark.worker MODEL THREADS`."""
 
 from __future__ import annotations
 
