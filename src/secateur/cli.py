@@ -279,6 +279,7 @@ def export(
     to: options.ExportTo,
     kind: options.GgufType = None,
     overwrite: options.Overwrite = False,
+    seed: options.Seed = 0,
     trust_remote_code: options.Trust = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
@@ -294,6 +295,7 @@ def export(
             to=to,
             kind=kind,
             overwrite=overwrite,
+            seed=seed,
             trust_remote_code=trust_remote_code,
             progress=progress,
         )
@@ -419,6 +421,7 @@ def bench(
     batch: Annotated[int, typer.Option(min=1, help="Texts, or images, that are read at once.")] = 8,
     text: Annotated[str | None, typer.Option(help="Measure checkpoints' perplexity on it, too.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML page, too.")] = None,
+    seed: options.Seed = 0,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -436,6 +439,7 @@ def bench(
             tokens=tokens,
             batch=batch,
             text=text,
+            seed=seed,
             progress=progress,
         )
         if report is not None:

@@ -48,6 +48,7 @@ def export(
     to: str,
     kind: str | None = None,
     overwrite: bool = False,
+    seed: int = 0,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
@@ -59,6 +60,7 @@ def export(
         to: `onnx`, `openvino`, `torch` or `gguf`.
         kind: Of a GGUF's matrices: `f16` (where nothing is said), `q8_0` or `q4_0`.
         overwrite: Whether an export that is there may be replaced.
+        seed: Of the inputs that the outputs are compared on.
         trust_remote_code: Whether code that comes with the checkpoint may run.
         progress: Shows progress.
 
@@ -77,14 +79,14 @@ def export(
     check_output(folder, overwrite)
     seconds: dict[str, float] = {}
     with timed(seconds, "load"):
-        source = exportable(str(model), "float32", trust_remote_code, progress, programs=to != "gguf")
+        source = exportable(str(model), "float32", trust_remote_code, progress, seed, programs=to != "gguf")
     if to == "gguf":
         check_gguf(source.network)
     tick = progress.bar(f"exporting to {to}", 2 * max(1, len(source.programs)))
     with complete_folder(folder) as scratch:
         try:
             if to == "gguf":
-                found = _gguf(source, scratch, kind or KINDS[0], seconds)
+                found = _gguf(source, scratch, kind or KINDS[0], seed, seconds)
                 tick()
                 tick()
             else:
@@ -165,7 +167,7 @@ def _check_difference(name: str, difference: float, most: float) -> None:
         )
 
 
-def _gguf(source: Exportable, scratch: Path, kind: str, seconds: dict[str, float]) -> Exported:
+def _gguf(source: Exportable, scratch: Path, kind: str, seed: int, seconds: dict[str, float]) -> Exported:
     """Writes a GGUF; what reads it is held against torch with the weights as they are in the file."""
     network = source.network
     assert network is not None
@@ -173,7 +175,8 @@ def _gguf(source: Exportable, scratch: Path, kind: str, seconds: dict[str, float
         back = write_gguf(network, scratch, kind)
     with timed(seconds, "check"):
         _load_back(network, back)
-        ids = torch.arange(PROBE)[None] % (network.dimension("vocabulary") or 2)
+        random = torch.Generator().manual_seed(seed)
+        ids = torch.randint(0, network.dimension("vocabulary") or 2, (1, PROBE), generator=random)
         with torch.inference_mode():
             wanted = network.model(ids).logits[0].float()
         found, by = _run_gguf(scratch / GGUF_FILE, network, ids)

@@ -76,6 +76,7 @@ def bench(
     tokens: int = 32,
     batch: int = 8,
     text: str | None = None,
+    seed: int = 0,
     progress: Progress | None = None,
 ) -> Bench:
     """Measures checkpoints and exports in turns.
@@ -89,6 +90,7 @@ def bench(
         tokens: Tokens that are written.
         batch: Texts, or images, that are read at once.
         text: What the perplexity of checkpoints is measured on; None leaves it out.
+        seed: Of what is read.
         progress: Shows progress.
 
     Raises:
@@ -106,7 +108,7 @@ def bench(
     threads = threads or os.cpu_count() or 1
     workers: list[Worker] = []
     try:
-        workers.extend(Worker(name, threads) for name in names)
+        workers.extend(Worker(name, threads, seed) for name in names)
         kinds = {worker.told["kind"] for worker in workers}
         if len(kinds) > 1:
             raise UsageError(f"bench: models of one kind are measured beside one another, not {' and '.join(kinds)}.")
@@ -120,7 +122,8 @@ def bench(
     finally:
         for worker in workers:
             worker.end()
-    told = {"threads": threads, "repeats": repeats, "prompt": prompt, "tokens": tokens, "batch": batch, "text": text}
+    told = {"threads": threads, "repeats": repeats, "prompt": prompt, "tokens": tokens, "batch": batch}
+    told |= {"text": text, "seed": seed}
     return Bench(tuple(found), told)
 
 
@@ -136,8 +139,8 @@ def _perplexity(worker: Worker, text: str | None, progress: Progress) -> float |
 class Worker:
     """A process with one model."""
 
-    def __init__(self, name: str, threads: int) -> None:
-        self.name = name
+    def __init__(self, name: str, threads: int, seed: int) -> None:
+        self.name, self.seed = name, seed
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "secateur.benchmark.worker", name, str(threads)],
@@ -165,7 +168,7 @@ class Worker:
 
     def _ask(self, **asked: int) -> dict[str, Any]:
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(asked) + "\n")
+        self.process.stdin.write(json.dumps({**asked, "seed": self.seed}) + "\n")
         self.process.stdin.flush()
         return self._answer()
 

@@ -34,7 +34,7 @@ class Runner(ABC):
     kind: str
 
     @abstractmethod
-    def example(self, batch: int, length: int) -> Any:
+    def example(self, batch: int, length: int, seed: int) -> Any:
         """Returns random inputs: tokens, images, or sounds."""
 
     @abstractmethod
@@ -64,14 +64,17 @@ class TorchRunner(Runner):
         elif network.family.encoder_decoder is not None:
             raise UsageError(f"bench: {network.architecture} is an encoder-decoder of text, which isn't timed.")
 
-    def example(self, batch: int, length: int) -> Tensor:
+    def example(self, batch: int, length: int, seed: int) -> Tensor:
         if self.kind == "images":
-            return torch.randn(batch, *self._image.shape[1:]).to(self.model.dtype)
+            return torch.randn(batch, *self._image.shape[1:], generator=torch.Generator().manual_seed(seed)).to(
+                self.model.dtype
+            )
         if self.kind == "sound":
             from secateur.calibration.audio import sound_shape  # noqa: PLC0415 (of sounds only)
 
-            return torch.randn(batch, *sound_shape(self.network)).to(self.model.dtype)
-        return _tokens(self.network.dimension("vocabulary") or 2, batch, length)
+            random = torch.Generator().manual_seed(seed)
+            return torch.randn(batch, *sound_shape(self.network), generator=random).to(self.model.dtype)
+        return _tokens(self.network.dimension("vocabulary") or 2, batch, length, seed)
 
     @torch.inference_mode()
     def read(self, inputs: Tensor) -> State:
@@ -115,12 +118,12 @@ class _ByNames(Runner):
         else:
             self.kind = "text" if any(name.startswith("past_key_values") for name in self.inputs) else "encoder"
 
-    def example(self, batch: int, length: int) -> Any:
+    def example(self, batch: int, length: int, seed: int) -> Any:
         if self.kind == "images":
             return (
                 np.random.default_rng(0).standard_normal((batch, *self.inputs["pixel_values"][1:])).astype(np.float32)
             )
-        return _tokens(self.vocabulary, batch, length).numpy()
+        return _tokens(self.vocabulary, batch, length, seed).numpy()
 
     def read(self, inputs: Any) -> State:
         if self.kind == "images":
@@ -201,8 +204,8 @@ class LlamaRunner(Runner):
         given = {"n_ctx": 4096, "n_threads": threads, "n_threads_batch": threads, "verbose": False}
         self.llama: Any = llama_cpp.Llama(str(Path(folder) / GGUF_FILE), **given)
 
-    def example(self, batch: int, length: int) -> Any:
-        return _tokens(self.llama.n_vocab(), batch, length).tolist()
+    def example(self, batch: int, length: int, seed: int) -> Any:
+        return _tokens(self.llama.n_vocab(), batch, length, seed).tolist()
 
     def read(self, inputs: Any) -> State:
         for row in inputs:
@@ -215,8 +218,8 @@ class LlamaRunner(Runner):
             self.llama.eval([self.llama.sample(temp=0.0)])
 
 
-def _tokens(vocabulary: int, batch: int, length: int) -> Tensor:
-    return torch.randint(0, vocabulary, (batch, length), generator=torch.Generator().manual_seed(0))
+def _tokens(vocabulary: int, batch: int, length: int, seed: int) -> Tensor:
+    return torch.randint(0, vocabulary, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
 FILES: dict[str, tuple[type[Runner], str | None]] = {

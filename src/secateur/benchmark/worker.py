@@ -36,7 +36,7 @@ def main(folder: str, threads: str) -> None:
 
 def answered(runner: Runner, asked: dict[str, Any]) -> dict[str, Any]:
     """Returns the seconds of reading and of writing, and the peak memory so far."""
-    inputs = runner.example(asked["batch"], asked["length"])
+    inputs = runner.example(asked["batch"], asked["length"], asked["seed"])
     start = time.perf_counter()
     state = runner.read(inputs)
     read = time.perf_counter() - start

@@ -35,6 +35,11 @@ class OpenVino(Runtime):
         for ports, names in ((model.inputs, program.inputs), (model.outputs, program.outputs)):
             for port, name in zip(ports, names, strict=True):
                 port.get_tensor().set_names({name})
+        shapes = {
+            name: openvino.PartialShape([-1 if axis in free else size for axis, size in enumerate(example.shape)])
+            for name, free, example in zip(program.inputs, program.free, program.examples[0], strict=True)
+        }
+        model.reshape(shapes)  # heads and widths are known; only the free axes stay open
         openvino.save_model(model, folder / f"{program.name}.xml", compress_to_fp16=False)
 
     def outputs(self, program: Program, folder: Path) -> list[Sequence[Tensor]]:

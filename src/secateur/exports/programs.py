@@ -181,7 +181,7 @@ class Looking(nn.Module):
 
 
 def exportable(
-    model: str, dtype: str | None, trust_remote_code: bool, progress: Progress, programs: bool = True
+    model: str, dtype: str | None, trust_remote_code: bool, progress: Progress, seed: int = 0, programs: bool = True
 ) -> Exportable:
     """Loads a checkpoint and says what is exported of it.
 
@@ -191,27 +191,27 @@ def exportable(
     """
     if is_classifier(model, trust_remote_code, progress):
         found = load_classifier(model, dtype=dtype, trust_remote_code=trust_remote_code, progress=progress)
-        program = _of_images(found.model, found.example())
+        program = _of_images(found.model, found.example(), seed)
         return Exportable(found.source.path, (program,), found.model, None, None)
     network = load(model, dtype=dtype, trust_remote_code=trust_remote_code, progress=progress)
-    some = tuple(_programs(network)) if programs else ()
+    some = tuple(_programs(network, seed)) if programs else ()
     return Exportable(network.source.path, some, network.model, network.tokenizer, network)
 
 
-def _programs(network: Network) -> Iterator[Program]:
+def _programs(network: Network, seed: int) -> Iterator[Program]:
     family, model = network.family, network.model
     if family.inputs == "audio":
-        yield from _of_sounds(network)
+        yield from _of_sounds(network, seed)
     elif family.encoder_decoder is not None:
         raise UsageError(
             f"export: {network.architecture} is an encoder-decoder of text, for which there is no program."
         )
     elif family.objective == "causal":
-        yield _of_text(network)
+        yield _of_text(network, seed)
     elif family.objective == "encoder":
         free: tuple[Free, ...] = ({0: "batch", 1: "length"},) * 2
         examples = tuple(
-            (_ids(network, batch, length), torch.ones(batch, length, dtype=torch.int64))
+            (_ids(network, batch, length, seed), torch.ones(batch, length, dtype=torch.int64))
             for batch, length in ((2, 12), (1, 7))
         )
         padded = examples[0][1].clone()
@@ -228,15 +228,15 @@ def _output(model: Any) -> str:
     )
 
 
-def _ids(network: Network, batch: int, length: int) -> Tensor:
+def _ids(network: Network, batch: int, length: int, seed: int) -> Tensor:
     vocabulary = network.dimension("vocabulary") or 2
-    return torch.randint(0, vocabulary, (batch, length), generator=torch.Generator().manual_seed(length))
+    return torch.randint(0, vocabulary, (batch, length), generator=torch.Generator().manual_seed(1000 * seed + length))
 
 
 @torch.inference_mode()
-def _of_text(network: Network) -> Program:
+def _of_text(network: Network, seed: int) -> Program:
     module = Generator(network.model).eval()
-    first = network.model(_ids(network, 1, 2), use_cache=True).past_key_values
+    first = network.model(_ids(network, 1, 2, seed), use_cache=True).past_key_values
     if first is None:
         raise UsageError(f"export: {network.architecture} keeps no cache of what it has read.")
     empty = [tensor[:, :, :0] for layer in first.layers for tensor in (layer.keys, layer.values)]
@@ -249,19 +249,20 @@ def _of_text(network: Network) -> Program:
             whole[1, :2] = 0  # padding on the left
         places = (whole.cumsum(1) - 1).clamp_min(0)
         if before:
-            past = list(module(_ids(network, batch, before), whole[:, :before], places[:, :before], *past)[1:])
-        examples.append((_ids(network, batch, length), whole, places[:, before:].contiguous(), *past))
+            past = list(module(_ids(network, batch, before, seed), whole[:, :before], places[:, :before], *past)[1:])
+        examples.append((_ids(network, batch, length, seed), whole, places[:, before:].contiguous(), *past))
     text = {0: "batch", 1: "length"}
     free = (text, {0: "batch", 1: "whole"}, text, *({0: "batch", 2: "past"} for _ in cached))
     inputs = ("input_ids", "attention_mask", "position_ids", *(f"past_key_values.{name}" for name in cached))
     return Program("model", module, inputs, ("logits", *(f"present.{name}" for name in cached)), free, tuple(examples))
 
 
-def _of_sounds(network: Network) -> Iterator[Program]:
+def _of_sounds(network: Network, seed: int) -> Iterator[Program]:
     from secateur.calibration.audio import sound_shape  # noqa: PLC0415 (of sounds only)
 
     dtype = network.model.dtype
-    sounds = [torch.randn(batch, *sound_shape(network)).to(dtype) for batch in (2, 1)]
+    random = torch.Generator().manual_seed(seed)
+    sounds = [torch.randn(batch, *sound_shape(network), generator=random).to(dtype) for batch in (2, 1)]
     hearing = Hearing(network.model).eval()
     with torch.inference_mode():
         heard = [hearing(sound)[0] for sound in sounds]
@@ -274,14 +275,14 @@ def _of_sounds(network: Network) -> Iterator[Program]:
         free,
         tuple((sound,) for sound in sounds),
     )
-    examples = tuple((_ids(network, len(one), length), one) for one, length in zip(heard, (5, 9), strict=True))
+    examples = tuple((_ids(network, len(one), length, seed), one) for one, length in zip(heard, (5, 9), strict=True))
     names = ("input_ids", "encoder_hidden_states")
     text: tuple[Free, ...] = ({0: "batch", 1: "length"}, {0: "batch"})
     yield Program("decoder_model", Writing(network.model).eval(), names, ("logits",), text, examples)
 
 
-def _of_images(model: Any, example: Tensor) -> Program:
-    images = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(model.dtype)
+def _of_images(model: Any, example: Tensor, seed: int) -> Program:
+    images = torch.randn(example.shape, generator=torch.Generator().manual_seed(seed)).to(model.dtype)
     free: tuple[Free, ...] = ({0: "batch"},)
     examples = ((images,), (images[:1] * 0.5,), (torch.cat([images, images.flip(0) * 2])[:3],))
     return Program("model", Looking(model).eval(), ("pixel_values",), ("logits",), free, examples)
