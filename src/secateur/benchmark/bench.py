@@ -122,8 +122,8 @@ def bench(
     finally:
         for worker in workers:
             worker.end()
-    told = {"threads": threads, "repeats": repeats, "prompt": prompt, "tokens": tokens, "batch": batch}
-    told |= {"text": text, "seed": seed}
+    told: dict[str, Any] = {"threads": threads, "repeats": repeats, "prompt": prompt, "tokens": tokens}
+    told |= {"batch": batch, "text": text, "seed": seed}
     return Bench(tuple(found), told)
 
 

@@ -33,6 +33,9 @@ class Runner(ABC):
     name: ClassVar[str]
     kind: str
 
+    def __init__(self, folder: str) -> None:
+        """Loads what is in a folder, or a model by another name."""
+
     @abstractmethod
     def example(self, batch: int, length: int, seed: int) -> Any:
         """Returns random inputs: tokens, images, or sounds."""
