@@ -33,6 +33,7 @@ class Runner(ABC):
     name: ClassVar[str]
     kind: str
 
+    @abstractmethod
     def __init__(self, folder: str) -> None:
         """Loads what is in a folder, or a model by another name."""
 
