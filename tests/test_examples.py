@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import secateur
 from shared_data import DATA, needs_data
 from tiny import save_tiny
+from trained_tokenizers import loaded
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -20,14 +22,35 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_an_example_recipe_prunes_a_tiny_model_of_the_same_family(path: Path, tmp_path: Path) -> None:
     data = yaml.safe_load(path.read_text())
-    data |= {"model": str(save_tiny("llama", tmp_path / "dense", tokenizer=True)), "output": str(tmp_path / "out")}
+    data |= {"model": str(tiny_of(path.stem, tmp_path)), "output": str(tmp_path / "out")}
     data["calibration"] |= {"samples": 4, "length": 32}
+    if data["calibration"]["data"] != "self":
+        (tmp_path / "texts.jsonl").write_text(json.dumps({"text": "The gardener looks at the whole tree first. " * 40}))
+        data["calibration"]["data"] = str(tmp_path / "texts.jsonl")
     for stage in data["stages"]:
+        if "round_to" in stage.get("prune", {}):
+            stage["prune"]["round_to"] = 4
+        if "quantize" in stage:
+            stage["quantize"]["per"] = "channel"
         if "distill" in stage:
             stage["distill"] = {**stage["distill"], "minutes": None, "steps": 3, "samples": 8}
     result = secateur.run_recipe(secateur.Recipe.build(data))
     assert len(result.stages) == len(data["stages"])
-    assert all(stage.zeros > 0 or stage.groups or stage.training for stage in result.stages)
+    assert all(stage.layers or stage.blocks or stage.groups or stage.training for stage in result.stages)
+    assert result.reload is not None
+    assert result.reload < 1e-4
+
+
+def tiny_of(recipe: str, tmp_path: Path) -> Path:
+    """Writes a tiny model that a recipe is for: with tokens to spare where some are to go."""
+    if recipe != "tiny":
+        family = {"encoder": "bert"}.get(recipe, "llama")
+        return save_tiny(family, tmp_path / "dense", tokenizer=True)
+    tokenizer = loaded("gpt2", tmp_path / "dense")
+    config = AutoConfig.from_pretrained(save_tiny("llama", tmp_path / "tiny"))
+    config.vocab_size = len(tokenizer)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "dense")
+    return tmp_path / "dense"
 
 
 def test_the_python_example_runs_on_a_tiny_model(

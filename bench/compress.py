@@ -1,0 +1,102 @@
+"""What pruning and quantization cost together: SmolLM2-135M in bf16, perplexity, mask and size on disk.
+
+The protocol of bench/protocol.py: 32 calibration windows of 1,024 tokens of C4, perplexity on the first 20 windows of
+1,024 tokens of WikiText-2 raw test. Each row is a process of its own. Rows that were measured before stay unless --again
+is given. Figures go to bench/results/compress.json, and with --table the table of docs/deploying.md is printed from them.
+
+    python bench/compress.py --data DATA
+    python bench/compress.py --table
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from protocol import HERE, MODEL, check_texts, secateur
+
+RESULTS = HERE / "results" / "compress.json"
+HALF, TWO_FOUR = {"prune": {"sparsity": 0.5}}, {"prune": {"pattern": "2:4"}}
+INT8, INT4 = {"quantize": {"bits": 8}}, {"quantize": {"bits": 4}}
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "int8": [INT8],
+    "int4": [INT4],
+    "int4, to nearest": [{"quantize": {"bits": 4, "method": "nearest"}}],
+    "2:4": [TWO_FOUR],
+    "2:4, then int8": [TWO_FOUR, INT8],
+    "50 %": [HALF],
+    "50 %, then int4": [HALF, INT4],
+    "50 % and int4 in one sweep": [{"quantize": {"bits": 4, "sparsity": 0.5}}],
+}
+
+
+def measure(stages: list[dict[str, Any]], data: Path, scratch: Path) -> dict[str, Any]:
+    """Carries a recipe out; returns what came of it, beside the dense model."""
+    recipe = {
+        "model": MODEL,
+        "output": str(scratch / "out"),
+        "overwrite": True,
+        "dtype": "bfloat16",
+        "calibration": {"data": str(data / "text/c4_sample.jsonl"), "samples": 32, "length": 1024},
+        "stages": stages,
+        "evaluate": {"text": str(data / "text/wiki.test.raw"), "windows": 20, "length": 1024, "speed": False},
+    }
+    path = scratch / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    found = secateur("run", str(path))
+    dense, (other,) = found["comparison"]["dense"], found["comparison"]["others"]
+    return {
+        "perplexity": round(other["perplexity"], 2),
+        "kl": round(other["kl"], 4),
+        "zeros": round(other["zeros"] / other["weights"], 5),
+        "mask": other["mask"],
+        "bytes_on_disk": other["bytes_on_disk"],
+        "share": round(other["bytes_on_disk"] / (2 * dense["parameters"]), 4),
+        "seconds": round(found["seconds"]["total"]),
+        "dense": round(dense["perplexity"], 2),
+        "stages": stages,
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """Returns the table in markdown."""
+    lines = ["| what | perplexity | KL | zeros | mask | file, of dense bf16 |", "|---|---:|---:|---:|---|---:|"]
+    for name, row in results["rows"].items():
+        mask = row["mask"] or ""
+        lines.append(
+            f"| {name} | {row['perplexity']:.2f} | {row['kl']:.3f} | {row['zeros']:.2%} | {mask} | {row['share']:.1%} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measures and writes the results, row by row."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
+    parser.add_argument("--only", action="append", choices=ROWS, help="Run only this row; repeatable.")
+    parser.add_argument("--table", action="store_true", help="Print the table of what was measured.")
+    parser.add_argument("--again", action="store_true", help="Measure rows again that are there.")
+    arguments = parser.parse_args()
+    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": {}}
+    if arguments.table:
+        print(table(results))
+        return
+    check_texts(arguments.data)
+    results["command"] = "python bench/compress.py --data DATA"
+    for name in arguments.only or ROWS:
+        if name in results["rows"] and not arguments.again:
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            results["rows"][name] = measure(ROWS[name], arguments.data, Path(scratch))
+        results["rows"] = {one: results["rows"][one] for one in ROWS if one in results["rows"]}
+        print(name, results["rows"][name], flush=True)
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
