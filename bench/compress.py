@@ -1,8 +1,9 @@
 """What pruning and quantization cost together: SmolLM2-135M in bf16, perplexity, mask and size on disk.
 
 The protocol of bench/protocol.py: 32 calibration windows of 1,024 tokens of C4, perplexity on the first 20 windows of
-1,024 tokens of WikiText-2 raw test. Each row is a process of its own. Rows that were measured before stay unless --again
-is given. Figures go to bench/results/compress.json, and with --table the table of docs/deploying.md is printed from them.
+1,024 tokens of WikiText-2 raw test. Each row is a process of its own. Rows that were measured before stay unless
+--again is given. Figures go to bench/results/compress.json, and with --table the table of docs/deploying.md is printed
+from them.
 
     python bench/compress.py --data DATA
     python bench/compress.py --table

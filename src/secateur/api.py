@@ -16,6 +16,7 @@ from secateur.errors import UsageError
 from secateur.evaluation.classes import add_accuracy, check_classes
 from secateur.evaluation.comparison import compare_networks
 from secateur.evaluation.examples import Metric
+from secateur.evaluation.tasks import add_tasks, check_tasks
 from secateur.network.classifier import class_names
 from secateur.network.loading import load
 from secateur.network.network import Network
@@ -28,6 +29,8 @@ from secateur.result import Comparison, Metrics, Result
 from secateur.run import run_recipe
 from secateur.run_images import compare_classifiers
 from secateur.run_network import graph_network, prune_network, units
+
+NO_TEXT = ""  # nothing is measured on a text
 
 
 def prune(
@@ -236,6 +239,8 @@ def compare(
     windows: int = 8,
     length: int | None = None,
     speed: bool = True,
+    tasks: Sequence[str] = (),
+    limit: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     stream: bool | None = None,
@@ -251,6 +256,8 @@ def compare(
         windows: Windows of text.
         length: Tokens per window; None takes 1024, or what all models hold.
         speed: Whether to measure speed.
+        tasks: Zero-shot tasks of lm-eval's, by name, and .yaml files of tasks in its format.
+        limit: Documents per task at most; None takes all.
         seed: Of everything that draws.
         progress: Shows progress.
         **loading: Passed on to `load`.
@@ -260,8 +267,8 @@ def compare(
     """
     progress = progress or Progress()
     if images is not None:
-        if text != "self" or length is not None:
-            raise UsageError("image classifiers are measured on images: leave text and length out.")
+        if tasks or text != "self" or length is not None:
+            raise UsageError("image classifiers are measured on images: leave text, length and tasks out.")
         names = [str(model) for model in models]
         return compare_classifiers(
             names, str(images), speed=speed, seed=seed, progress=progress, stream=stream, **loading
@@ -270,11 +277,17 @@ def compare(
         model if isinstance(model, Network) else load(model, seed=seed, stream=stream, progress=progress, **loading)
         for model in models
     ]
+    if limit is not None and not tasks:
+        raise UsageError("limit counts the documents of tasks, and none is named.")
+    if tasks:
+        check_tasks(networks, tasks)
     if is_table(text):
         check_classes(networks, text)
         table = read_table(text, None, class_names(networks[0]))
         sizes = compare_networks(networks, None, progress, False)
         return add_accuracy(sizes, networks, table, length, progress)
+    if text == NO_TEXT:
+        return add_tasks(compare_networks(networks, None, progress, False), networks, tasks, limit, seed, progress)
     size = min(window_length(network, length) for network in networks)
     dense = networks[0]
     chosen: Windows = (
@@ -282,7 +295,7 @@ def compare(
         if text == "self"
         else read_windows(dense, text, windows, size, progress)
     )
-    return compare_networks(networks, chosen, progress, speed)
+    return add_tasks(compare_networks(networks, chosen, progress, speed), networks, tasks, limit, seed, progress)
 
 
 def evaluate(
@@ -296,9 +309,9 @@ def evaluate(
         images: For an image classifier instead of a text: a folder of images, flat or with a subfolder per class.
         **options: As for `compare`; `windows` is 20 if it isn't given.
     """
-    if (text is None) == (images is None):
-        raise UsageError("give a text to measure on (--text), or for an image classifier images (--images).")
-    what = {"windows": 20, "text": text} if images is None else {"images": images}
+    if (text is None) == (images is None) and not (text is None and options.get("tasks")):
+        raise UsageError("give a text to measure on (--text), tasks, or for an image classifier images (--images).")
+    what = {"windows": 20, "text": text or NO_TEXT} if images is None else {"images": images}
     return compare([model], **{**what, **options}).dense
 
 

@@ -191,6 +191,13 @@ Windows = Annotated[int | None, typer.Option(help="Evaluation windows at most; d
 NoEvaluate = Annotated[bool, typer.Option("--no-evaluate", help="Skip the evaluation.", rich_help_panel=DATA)]
 
 
+Task = Annotated[
+    list[str] | None,
+    typer.Option(help="A zero-shot task of lm-eval, by name or as .yaml file. Repeatable.", rich_help_panel=DATA),
+]
+Limited = Annotated[
+    int | None, typer.Option("--limit", min=1, help="Documents per task at most.", rich_help_panel=DATA)
+]
 ExportTo = Annotated[str, typer.Option("--to", help="onnx, openvino, torch (a torch.export program) or gguf.")]
 GgufType = Annotated[str | None, typer.Option("--type", help="Of a GGUF's matrices: f16 (default), q8_0 or q4_0.")]
 

@@ -184,6 +184,7 @@ class Metrics:
         sample: A text that the model wrote from `prompt`.
         mask: What the mask file beside the checkpoint says, and whether the weights hold it; None without one.
         sparsity_by_layer: Share of zeros per layer inside the blocks.
+        tasks: What it reaches in zero-shot tasks, by task and metric.
     """
 
     name: str
@@ -216,6 +217,7 @@ class Metrics:
     sample: str | None = None
     mask: str | None = None
     sparsity_by_layer: dict[str, float] = field(default_factory=dict)
+    tasks: dict[str, float] = field(default_factory=dict)
 
     @property
     def sparsity(self) -> float:

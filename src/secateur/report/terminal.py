@@ -153,7 +153,7 @@ def figure_rows(comparison: Comparison) -> tuple[Row, ...]:
     """Returns the rows of a before / after table; a figure that no checkpoint has gives no row."""
     checkpoints = (comparison.dense, *comparison.others)
     rows = []
-    for figure in FIGURES:
+    for figure in (*FIGURES, *_task_figures(checkpoints)):
         values = [figure.value(metrics) for metrics in checkpoints]
         if all(value is None for value in values):
             continue
@@ -162,6 +162,19 @@ def figure_rows(comparison: Comparison) -> tuple[Row, ...]:
         texts = tuple("" if value is None else figure.text(value) for value in values)
         rows.append(Row(figure, texts, ("", *(change or "" for change in changes))))
     return tuple(rows)
+
+
+def _task_figures(checkpoints: Sequence[Metrics]) -> list[Figure]:
+    """Returns a figure per task and metric."""
+    names = dict.fromkeys(name for metrics in checkpoints for name in metrics.tasks)
+
+    def text(value: float) -> str:
+        return percent(value) if 0 <= value <= 1 else decimal(value)
+
+    def reader(name: str) -> Callable[[Metrics], float | None]:
+        return lambda metrics: metrics.tasks.get(name)
+
+    return [Figure(name, name, reader(name), text, _points) for name in names]
 
 
 def measured_on(comparison: Comparison) -> str:
