@@ -268,7 +268,7 @@ def compare(
     progress = progress or Progress()
     if images is not None:
         if tasks or text != "self" or length is not None:
-            raise UsageError("image classifiers are measured on images: leave text, length and tasks out.")
+            raise UsageError("image classifiers are measured on images: leave text and length out, and tasks.")
         names = [str(model) for model in models]
         return compare_classifiers(
             names, str(images), speed=speed, seed=seed, progress=progress, stream=stream, **loading
