@@ -269,3 +269,18 @@ def has(block: nn.Module, path: str) -> bool:
 def same(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether outputs are equal but for the rounding of experts' sums, which depends on where weights lie in memory."""
     return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=2e-6)
+
+
+SENTENCE = "What is cut off is gone; what is left must carry on as if nothing had happened. "
+
+
+def tiny_recipe(folder: Path) -> dict[str, Any]:
+    """Writes a tiny llama and a text into a folder, and returns what recipes on them have in common."""
+    text = folder / "text.txt"
+    text.write_text(SENTENCE * 80)
+    return {
+        "model": str(save_tiny("llama", folder / "dense", tokenizer=True)),
+        "output": str(folder / "out"),
+        "calibration": {"data": str(text), "samples": 8, "length": 32},
+        "evaluate": {"text": str(text), "windows": 2, "length": 32, "speed": False},
+    }

@@ -30,8 +30,6 @@ from secateur.run import run_recipe
 from secateur.run_images import compare_classifiers
 from secateur.run_network import graph_network, prune_network, units
 
-NO_TEXT = ""  # nothing is measured on a text
-
 
 def prune(
     model: str | Path | nn.Module,
@@ -234,7 +232,7 @@ def search(
 def compare(
     models: Sequence[str | Path | Network],
     *,
-    text: str = "self",
+    text: str | None = "self",
     images: str | Path | None = None,
     windows: int = 8,
     length: int | None = None,
@@ -250,8 +248,8 @@ def compare(
 
     Args:
         models: What to compare, as for `load`, or loaded networks.
-        text: A file or hub data set; `self` lets the first model write it. Of models that tell classes apart a table
-            of text and label (.tsv, .csv, .jsonl), all of which is measured on.
+        text: A file or hub data set; `self` lets the first model write it, None measures on none. Of models that tell
+            classes apart a table of text and label (.tsv, .csv, .jsonl), all of which is measured on.
         images: For image classifiers instead of a text: a folder of images, flat or with a subfolder per class.
         windows: Windows of text.
         length: Tokens per window; None takes 1024, or what all models hold.
@@ -281,12 +279,12 @@ def compare(
         raise UsageError("limit counts the documents of tasks, and none is named.")
     if tasks:
         check_tasks(networks, tasks)
-    if is_table(text):
+    if text is not None and is_table(text):
         check_classes(networks, text)
         table = read_table(text, None, class_names(networks[0]))
         sizes = compare_networks(networks, None, progress, False)
         return add_accuracy(sizes, networks, table, length, progress)
-    if text == NO_TEXT:
+    if text is None:
         return add_tasks(compare_networks(networks, None, progress, False), networks, tasks, limit, seed, progress)
     size = min(window_length(network, length) for network in networks)
     dense = networks[0]
@@ -311,7 +309,7 @@ def evaluate(
     """
     if (text is None) == (images is None) and not (text is None and options.get("tasks")):
         raise UsageError("give a text to measure on (--text), tasks, or for an image classifier images (--images).")
-    what = {"windows": 20, "text": text or NO_TEXT} if images is None else {"images": images}
+    what = {"windows": 20, "text": text} if images is None else {"images": images}
     return compare([model], **{**what, **options}).dense
 
 

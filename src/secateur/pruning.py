@@ -26,6 +26,7 @@ from secateur.calibration.statistics import GRADIENTS, Gradients, Needs, Statist
 from secateur.errors import NothingPrunedError, SecateurError, UsageError
 from secateur.journal import Journal, layer_report
 from secateur.layer_choice import amounts_of, check_pattern, select_layers, solving_needs
+from secateur.layer_report import report_of
 from secateur.network.network import Layer, Network
 from secateur.processes import ALONE, Processes
 from secateur.progress import Progress
@@ -457,14 +458,14 @@ class _Work:
         W = self.dense(layer)
         zeros_before = layer.zeros()
         if amount.remove is not None and zeros_before >= max(amount.remove, 1):
-            return _report(layer, zeros_before, start)
+            return report_of(layer, zeros_before, start)
         by_inputs = self.score is None or self.score.needs
         blind = statistics is not None and unreached(layer, statistics, self.needs)
         if blind and by_inputs and amount.threshold is not None and amount.threshold.kind == "value":
-            return _report(layer, zeros_before, start)
+            return report_of(layer, zeros_before, start)
         solution, steps, threshold = self.solve(layer, W, amount, statistics)
         layer.write(solution.W.to("cpu"), solution.keep.to("cpu"))
-        return _report(layer, zeros_before, start, steps, threshold)
+        return report_of(layer, zeros_before, start, steps, threshold)
 
     def solve(
         self, layer: Layer, W: Tensor, amount: Amount, statistics: Statistics | None
@@ -487,32 +488,6 @@ class _Work:
 
     def _timed(self, phase: str) -> AbstractContextManager[None]:
         return timed(self.seconds, phase)
-
-
-def _report(
-    layer: Layer,
-    zeros_before: int,
-    start: float,
-    steps: tuple[Step, ...] = (),
-    threshold: float | None = None,
-) -> LayerReport:
-    alive = layer.matrix() != 0
-    rows, columns = layer.shape
-    return LayerReport(
-        name=layer.name,
-        rows=rows,
-        columns=columns,
-        zeros_before=zeros_before,
-        zeros=layer.zeros(),
-        dead_rows=rows - int(alive.any(1).sum()),
-        dead_columns=columns - int(alive.any(0).sum()),
-        error_masked=steps[0].error_before if steps else None,
-        error=steps[-1].error if steps else None,
-        damping=max((step.damping for step in steps if step.damping is not None), default=None),
-        threshold=threshold,
-        seconds=time.perf_counter() - start,
-        steps=steps,
-    )
 
 
 def _extent(reports: Sequence[LayerReport]) -> str:

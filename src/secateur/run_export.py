@@ -6,7 +6,7 @@ import io
 import json
 import math
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import redirect_stderr
 from dataclasses import asdict, replace
 from importlib.util import find_spec
@@ -37,7 +37,15 @@ RUNTIMES: dict[str, Runtime] = {one.name: one for one in (Onnx(), OpenVino(), To
 FORMATS = (*RUNTIMES, "gguf")
 TOLERANCE = 1e-3  # of the largest output
 TOLERANCE_HALF = 2e-2  # of the same, where weights or products are of half precision
-BESIDE = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "preprocessor_config.json", "*.jinja")
+BESIDE = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "preprocessor_config.json",
+    "*.jinja",
+    "generation_config.json",
+)
 PROBE = 24  # tokens that a GGUF is held against torch on
 
 
@@ -241,17 +249,13 @@ def _keep_failed(scratch: Path, folder: Path) -> None:
 
 
 def _copy_beside(source: Exportable, folder: Path) -> None:
-    """Copies what a user of the export needs beside it: the tokenizer's files, or the images' settings."""
+    """Writes what a user needs beside an export: the config, the tokenizer's files, or the images' settings."""
+    source.model.config.save_pretrained(folder)
     if not source.source.is_dir():
         if source.tokenizer is not None:
             source.tokenizer.save_pretrained(folder)
         return
-    for pattern in (*BESIDE, "config.json", "generation_config.json"):
+    for pattern in BESIDE:
         for path in source.source.glob(pattern):
             if path.is_file() and not (folder / path.name).exists():
                 shutil.copyfile(path, folder / path.name)
-
-
-def runtimes_in_words() -> Sequence[str]:
-    """Returns the formats with what they are."""
-    return [f"{name} ({runtime.about})" for name, runtime in RUNTIMES.items()] + ["gguf (for llama.cpp)"]

@@ -90,7 +90,8 @@ def find_recipe(recipe: Recipe, progress: Progress, resume: bool) -> tuple[Recip
     begun = time.perf_counter()
     network, windows = _prepared(recipe, progress)
     if network.model.get_output_embeddings() is None and "losses" not in settings.model_fields_set:
-        settings = settings.model_copy(update={"losses": "layer"})  # there is no next-token loss to go by
+        settings = settings.model_copy(update={"losses": "layer"})
+        progress.say("the model predicts no tokens, so the knapsack goes by the layers' own errors (losses: layer).")
     root = Path(settings.levels).expanduser() if settings.levels else output.parent / ".secateur-levels"
     kind = UnitSearch if stage.structured else WeightSearch
     work = kind.prepared(network, recipe, stage, settings, windows, root, progress)

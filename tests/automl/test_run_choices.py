@@ -14,19 +14,12 @@ from command_line import secateur as secateur_command
 from secateur.errors import SearchError, UsageError
 from secateur.recipe import Recipe
 from secateur.run_choices import run_choices, scaled
-from tiny import save_tiny
-
-TEXT = "What is cut off is gone; what is left must carry on as if nothing had happened. " * 80
+from tiny import tiny_recipe
 
 
 @pytest.fixture
 def told(tmp_path: Path) -> dict[str, Any]:
-    (tmp_path / "text.txt").write_text(TEXT)
-    return {
-        "model": str(save_tiny("llama", tmp_path / "dense", tokenizer=True)),
-        "output": str(tmp_path / "out"),
-        "calibration": {"data": str(tmp_path / "text.txt"), "samples": 8, "length": 32},
-        "evaluate": {"text": str(tmp_path / "text.txt"), "windows": 2, "length": 32, "speed": False},
+    return tiny_recipe(tmp_path) | {
         "stages": [
             {"prune": {"sparsity": 0.6, "score": {"choice": ["wanda", "l1", "random"]}}},
             {"finetune": {"steps": 4, "batch": 2, "rate": {"float": [1e-4, 1e-2], "log": True}}},

@@ -27,20 +27,15 @@ from secateur.network.surgery import Cut, cut
 from secateur.progress import Progress
 from secateur.recipe import Prune, Search
 from secateur.schedules import OneShot
-from tiny import save_tiny
+from tiny import SENTENCE, save_tiny, tiny_recipe
 
 UNITS = [{"prune": {"unit": "neuron", "params": 0.8}}]
-TEXT = "What is cut off is gone; what is left must carry on as if nothing had happened. " * 80
+TEXT = SENTENCE * 80
 
 
 @pytest.fixture
 def told(tmp_path: Path) -> dict[str, Any]:
-    (tmp_path / "text.txt").write_text(TEXT)
-    return {
-        "model": str(save_tiny("llama", tmp_path / "dense", tokenizer=True)),
-        "output": str(tmp_path / "out"),
-        "calibration": {"data": str(tmp_path / "text.txt"), "samples": 8, "length": 32},
-        "evaluate": {"text": str(tmp_path / "text.txt"), "windows": 2, "length": 32, "speed": False},
+    return tiny_recipe(tmp_path) | {
         "stages": [{"prune": {"sparsity": 0.6}}],
         "search": {"trials": 60, "tokens": [32, 64, 128]},
     }

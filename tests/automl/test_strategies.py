@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from secateur.automl.front import dominates, front_of, knee
+from secateur.automl.reward import Reward
 from secateur.automl.space import Levels, Place, Space
 from secateur.automl.strategies import STRATEGIES, Judged, Strategy, strategy_named
 from secateur.errors import UsageError
@@ -131,6 +132,17 @@ def test_a_front_holds_what_none_beats_by_every_goal(name: str) -> None:
         goals = [one_of_them.goals for one_of_them in strategy.front]
         assert other.goals in goals or any(dominates(best, other.goals) for best in goals)
     assert strategy.best in strategy.front
+
+
+def test_what_exceeds_a_limit_is_beaten_by_every_goal() -> None:
+    reward = Reward("quality", {"params": 0.5}, {"macs": 0.8}, ("macs",))
+    inside = reward.of(-3.0, {"params": 0.6, "macs": 0.8})
+    assert inside.reward == -3.3
+    assert inside.others == (0.8,)
+    nearer, farther = (reward.beyond({"params": 0.1, "macs": macs}) for macs in (0.9, 1.0))
+    goals = [(one.reward, *(-other for other in one.others)) for one in (inside, nearer, farther)]
+    assert dominates(goals[0], goals[1])
+    assert dominates(goals[1], goals[2])
 
 
 def test_the_knee_gives_up_the_least_of_each_goal() -> None:

@@ -15,20 +15,13 @@ import secateur
 from secateur.errors import ModelError, PatternError, UsageError
 from secateur.network.loading import load
 from secateur.network.quantized import is_quantized
-from tiny import save_tiny
-
-TEXT = "What is cut off is gone; what is left must carry on as if nothing had happened. " * 80
+from tiny import save_tiny, tiny_recipe
 
 
 @pytest.fixture
 def told(tmp_path: Path) -> dict[str, Any]:
-    (tmp_path / "text.txt").write_text(TEXT)
-    return {
-        "model": str(save_tiny("llama", tmp_path / "dense", tokenizer=True)),
-        "output": str(tmp_path / "out"),
+    return tiny_recipe(tmp_path) | {
         "overwrite": True,
-        "calibration": {"data": str(tmp_path / "text.txt"), "samples": 8, "length": 32},
-        "evaluate": {"text": str(tmp_path / "text.txt"), "windows": 2, "length": 32, "speed": False},
         "stages": [{"prune": {"pattern": "2:4"}}, {"quantize": {}}],
     }
 

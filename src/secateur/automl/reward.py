@@ -45,16 +45,14 @@ class Reward:
         return sum(max(0.0, shares[measure] - limit) for measure, limit in self.limits.items())
 
     def beyond(self, shares: Mapping[str, float]) -> Worth:
-        """Returns what a candidate is worth that exceeds its limits."""
-        return Worth(-OUTSIDE - self.excess(shares), None, shares, self._others(shares))
+        """Returns what a candidate is worth that exceeds its limits: less than any that keeps them, by every goal."""
+        far = OUTSIDE + self.excess(shares)
+        return Worth(-far, None, shares, (far,) * len(self.front))
 
     def of(self, quality: float, shares: Mapping[str, float]) -> Worth:
         """Returns what a candidate is worth that keeps its limits."""
         weighed = sum(weight * shares[measure] for measure, weight in self.weights.items())
-        return Worth(quality - weighed, quality, shares, self._others(shares))
-
-    def _others(self, shares: Mapping[str, float]) -> tuple[float, ...]:
-        return tuple(shares[measure] for measure in self.front)
+        return Worth(quality - weighed, quality, shares, tuple(shares[measure] for measure in self.front))
 
     @property
     def words(self) -> str:

@@ -118,10 +118,10 @@ def bench(
         for _ in progress.track(range(repeats), "measuring in turns"):
             for worker in workers:
                 worker.turn(prompt, tokens, batch)
-        found = [worker.timed(prompt, tokens, batch, _perplexity(worker, text, progress)) for worker in workers]
     finally:
         for worker in workers:
             worker.end()
+    found = [worker.timed(prompt, tokens, batch, _perplexity(worker, text, progress)) for worker in workers]
     told: dict[str, Any] = {"threads": threads, "repeats": repeats, "prompt": prompt, "tokens": tokens}
     told |= {"batch": batch, "text": text, "seed": seed}
     return Bench(tuple(found), told)

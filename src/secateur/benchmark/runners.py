@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -90,7 +91,7 @@ class TorchRunner(Runner):
         return None, output.past_key_values, output.logits[:, -1:].argmax(-1)
 
     def _keeps(self) -> bool:
-        return "logits_to_keep" in self.model.forward.__code__.co_varnames
+        return "logits_to_keep" in signature(self.model.forward).parameters
 
     @torch.inference_mode()
     def write(self, state: State, tokens: int) -> None:
@@ -196,7 +197,7 @@ class OpenVinoRunner(_ByNames):
 
 
 class LlamaRunner(Runner):
-    """llama.cpp, by llama-cpp-python."""
+    """llama.cpp, by llama-cpp-python; it reads the texts of a batch one after the other."""
 
     name = "llama.cpp"
     kind = "text"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 
 import torch
@@ -18,6 +19,7 @@ from secateur.calibration.windows import Windows
 from secateur.compression.grid import Grid, group_for
 from secateur.errors import SolverError, UsageError
 from secateur.layer_choice import chosen_layers
+from secateur.layer_report import report_of
 from secateur.linear_algebra import relative_error
 from secateur.network.network import Layer, Network
 from secateur.network.quantized import INSTALL, OnGrid
@@ -56,8 +58,7 @@ def quantize_weights(
         UsageError: A layer can't be quantized, see `quantizable`.
         SolverError: A zero would have been lost, or a Gram matrix can't be factorised.
     """
-    layers = quantizable(network, stage)
-    grid = _grid(network, stage, layers)
+    layers, grid = quantizable(network, stage)
     seconds: dict[str, float] = defaultdict(float)
     reports: dict[str, LayerReport] = {}
     needs = Needs.GRAM if stage.method == "gptq" else Needs.NOTHING
@@ -94,7 +95,10 @@ def quantize_weights(
     if runner is not None:
         runner.close()
     ordered = tuple(reports[layer.name] for layer in layers)
-    return StageReport({"quantize": stage.model_dump(mode="json")}, ordered, dict(seconds))
+    notes = [] if grid.group is None else [f"Groups of {grid.group} inputs share a scale."]
+    if needs and (blind := [one.name for one in ordered if one.error is None]):
+        notes.append(f"No token of the calibration reaches {', '.join(blind)}: rounded to nearest.")
+    return StageReport({"quantize": stage.model_dump(mode="json")}, ordered, dict(seconds), tuple(notes))
 
 
 def check_quantize(network: Network, stage: Quantize, team: Processes) -> None:
@@ -108,11 +112,12 @@ def check_quantize(network: Network, stage: Quantize, team: Processes) -> None:
     quantizable(network, stage)
 
 
-def quantizable(network: Network, stage: Quantize) -> list[Layer]:
-    """Returns the layers that a stage is about.
+def quantizable(network: Network, stage: Quantize) -> tuple[list[Layer], Grid]:
+    """Returns the layers that a stage is about, and the grid that their weights are put on.
 
     Raises:
         UsageError: A glob matches nothing, a layer is no plain linear module, or a group doesn't divide its inputs.
+        PatternError: A pattern doesn't fit a layer.
     """
     layers = chosen_layers(network.layers(), network.outside(), stage.include, stage.exclude)
     for layer in layers:
@@ -124,16 +129,11 @@ def quantizable(network: Network, stage: Quantize) -> list[Layer]:
             )
         if layer.table:
             raise UsageError(f"quantize: {layer.name} is an embedding; leave it out.")
-    _grid(network, stage, layers)
-    if stage.pattern is not None:
-        for layer in layers:
+        if stage.pattern is not None:
             Pattern.parse(stage.pattern).check(layer.shape[1], layer.name)
-    return layers
-
-
-def _grid(network: Network, stage: Quantize, layers: Sequence[Layer]) -> Grid:
     columns = {layer.name: layer.shape[1] for layer in layers}
-    return Grid(stage.bits, group_for(columns, stage.group) if stage.grouped else None, network.model.dtype)
+    group = group_for(columns, stage.group) if stage.grouped else None
+    return layers, Grid(stage.bits, group, network.model.dtype)
 
 
 def _amount(stage: Quantize, layer: Layer) -> Amount:
@@ -168,19 +168,4 @@ def _quantize(
     zeros_before = layer.zeros()
     layer.matrix().copy_(stored)
     network.quantized[layer.name] = OnGrid(grid, scales.cpu())
-    alive = stored != 0
-    rows, columns = layer.shape
-    return LayerReport(
-        name=layer.name,
-        rows=rows,
-        columns=columns,
-        zeros_before=zeros_before,
-        zeros=layer.zeros(),
-        dead_rows=rows - int(alive.any(1).sum()),
-        dead_columns=columns - int(alive.any(0).sum()),
-        error_masked=error,
-        error=error,
-        damping=damping,
-        threshold=None,
-        seconds=time.perf_counter() - start,
-    )
+    return replace(report_of(layer, zeros_before, start), error_masked=error, error=error, damping=damping)

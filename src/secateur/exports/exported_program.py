@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -22,9 +23,9 @@ def exported_program(program: Program) -> ExportedProgram:
         ExportError: torch can't trace the module, or an axis came out fixed.
     """
     shapes: list[Any] = [dict.fromkeys(free, Dim.DYNAMIC) for free in program.free]
-    plain = program.module.forward.__code__.co_argcount - 1
-    if len(shapes) > plain:  # a cache: *past
-        shapes = [*shapes[:plain], tuple(shapes[plain:])]
+    arguments = list(signature(program.module.forward).parameters.values())
+    if arguments[-1].kind is Parameter.VAR_POSITIONAL:  # a cache: *past
+        shapes = [*shapes[: len(arguments) - 1], tuple(shapes[len(arguments) - 1 :])]
     try:
         with quiet(), torch.no_grad():
             return torch.export.export(program.module, program.examples[0], dynamic_shapes=tuple(shapes))

@@ -19,7 +19,6 @@ class Onnx(Runtime):
     """What ONNX Runtime reads, by torch.onnx."""
 
     name = "onnx"
-    about = "ONNX, for ONNX Runtime"
     writes_with = ("onnx", "onnxscript")
     runs_with = ("onnxruntime",)
 

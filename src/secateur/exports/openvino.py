@@ -19,7 +19,6 @@ class OpenVino(Runtime):
     """What OpenVINO reads, by its own converter."""
 
     name = "openvino"
-    about = "OpenVINO's own format"
     writes_with = ("openvino",)
     runs_with = ("openvino",)
 

@@ -19,17 +19,13 @@ class Runtime(ABC):
 
     Attributes:
         name: The name on the command line.
-        about: One line for `--help` and the docs.
         writes_with: Packages that writing takes.
         runs_with: Packages that running takes.
-        extra: The extra of secateur that brings them.
     """
 
     name: ClassVar[str]
-    about: ClassVar[str]
     writes_with: ClassVar[tuple[str, ...]] = ()
     runs_with: ClassVar[tuple[str, ...]] = ()
-    extra: ClassVar[str] = "export"
 
     @abstractmethod
     def write(self, program: Program, folder: Path) -> None:
@@ -47,9 +43,7 @@ class Runtime(ABC):
         """Raises UsageError if a package is missing that writing takes."""
         missing = [name for name in self.writes_with if find_spec(name) is None]
         if missing:
-            raise UsageError(
-                f"export --to {self.name} takes {' and '.join(missing)}: pip install 'secateur[{self.extra}]'."
-            )
+            raise UsageError(f"export --to {self.name} takes {' and '.join(missing)}: pip install 'secateur[export]'.")
 
     @property
     def missing_runtime(self) -> str | None:

@@ -17,7 +17,6 @@ class TorchProgram(Runtime):
     """What `torch.export.load` reads."""
 
     name = "torch"
-    about = "a torch.export program"
 
     def write(self, program: Program, folder: Path) -> None:
         torch.export.save(exported_program(program), folder / f"{program.name}.pt2")

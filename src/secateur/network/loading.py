@@ -113,8 +113,8 @@ def weight_bytes(path: Path) -> int:
 def _stream(name: str, path: Path, dtype: str | None, device: torch.device, trust: bool, seed: int) -> Network:
     """Loads what lies outside of the blocks, and leaves the blocks in the files."""
     if not path.is_dir() or is_packed(path) or is_quantized(path):
-        kinds = {is_quantized(path): "quantized", is_packed(path): "a packed checkpoint; unpack it first"}
-        kind = kinds[True] if path.is_dir() else "a .gguf file"
+        kind = "a .gguf file" if path.is_file() else "quantized"
+        kind = "a packed checkpoint; unpack it first" if is_packed(path) else kind
         raise UsageError(f"{name} is {kind}: only folders of safetensors files can be streamed.")
     if _is_reshaped(path):
         raise UsageError(
