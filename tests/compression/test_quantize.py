@@ -64,6 +64,15 @@ def test_the_joint_sweep_prunes_too(told: dict[str, Any]) -> None:
     assert "int4 and 50 % of the weights removed" in (Path(told["output"]) / "README.md").read_text()
 
 
+def test_what_is_larger_than_a_gguf_is_not_called_plain(told: dict[str, Any], tmp_path: Path) -> None:
+    secateur.export(told["model"], output=tmp_path / "gguf", to="gguf")
+    file = tmp_path / "gguf/model.gguf"
+    comparison = run(told | {"model": str(file)}, {"quantize": {"bits": 8, "exclude": ["*.mlp.*"]}}).comparison
+    assert comparison is not None
+    (said,) = [note for note in comparison.notes if "The file is larger" in note]
+    assert "integers of its quantized layers and float32 for the rest" in said
+
+
 def test_what_was_quantized_is_plain_once_it_is_pruned_again(told: dict[str, Any], tmp_path: Path) -> None:
     run(told)
     again = run(told | {"model": told["output"], "output": str(tmp_path / "again")}, {"prune": {"sparsity": 0.7}})

@@ -272,9 +272,12 @@ def comparison_notes(networks: Sequence[Network], metrics: Sequence[Metrics]) ->
 def _size_note(first: Network, second: Network, dense: Metrics, other: Metrics) -> str:
     assert other.bytes_on_disk is not None
     assert dense.bytes_on_disk is not None
+    held = f"plain {second.source.dtype} weights"
+    if second.quantized:
+        held = f"integers of its quantized layers and {second.source.dtype} for the rest"
     if first.source.path.suffix == ".gguf" and other.bytes_on_disk > dense.bytes_on_disk:
         return (
             f"The file is larger: the dense model came as a quantized GGUF of {dense.bytes_on_disk:,} bytes, "
-            f"and this checkpoint holds plain {second.source.dtype} weights ({other.bytes_on_disk:,} bytes)."
+            f"and this checkpoint holds {held} ({other.bytes_on_disk:,} bytes)."
         )
     return "The file is not smaller: a zero takes as many bytes as any other weight in a safetensors file."
