@@ -94,7 +94,8 @@ def processes() -> str:
     found = read("processes")
     one, two = found["rows"]
     return wrapped(
-        f"Two processes on the same two cores take {found['time_ratio']:.2f} times the time of one with both; the "
+        f"Two processes on the same two cores take {found['time_ratio']:.2f} times the time of one with both (the "
+        f"default at 50 %, on another machine than the first table's); the "
         f"perplexities are {two['perplexity']:.2f} and {one['perplexity']:.2f}."
     )
 

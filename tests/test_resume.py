@@ -182,6 +182,32 @@ def interrupted(source: Path, text: str, out: Path, **options: Any) -> None:
             secateur.prune(source, output=out, calibration=text, **{**OPTIONS, **options})
 
 
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, OSError])
+def test_what_a_run_can_go_on_after_keeps_its_blocks(
+    kind: type[BaseException], source: Path, text: str, tmp_path: Path
+) -> None:
+    """SystemExit is what a progress bar raises on a closed pipe."""
+    out, commit, count = tmp_path / "out", Journal.commit, 0
+    secateur.prune(source, output=out, calibration=text, **OPTIONS)
+    expected = result_of(out)
+    shutil.rmtree(out)
+
+    def ending(self: Journal, *given: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise kind
+        commit(self, *given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "commit", ending)
+        with pytest.raises((kind, SecateurError)):
+            secateur.prune(source, output=out, calibration=text, **OPTIONS)
+    assert json.loads((run_folder(out) / FILE).read_text())["position"] == 1
+    secateur.prune(source, output=out, calibration=text, resume=True, **OPTIONS)
+    assert result_of(out) == expected
+
+
 def test_a_finished_run_is_named(source: Path, text: str, tmp_path: Path) -> None:
     secateur.prune(source, output=tmp_path / "out", calibration=text, **OPTIONS)
     with pytest.raises(ResumeError, match="is finished"):

@@ -51,7 +51,14 @@ from secateur.training.zeros import zeros_of
 if TYPE_CHECKING:
     from secateur.run_search import Found
 
-INTERRUPTIONS = (KeyboardInterrupt, OSError, MemoryError, SaveError, ProcessError)  # a run can go on after them
+INTERRUPTIONS = (
+    KeyboardInterrupt,
+    SystemExit,
+    OSError,
+    MemoryError,
+    SaveError,
+    ProcessError,
+)  # a run can go on after them
 
 
 @dataclass

@@ -149,3 +149,25 @@ def test_shards_stay_shards(tmp_path: Path) -> None:
     unpack(tmp_path / "packed", tmp_path / "back", False, Progress())
     assert files(tmp_path / "back") == files(model)
     assert len(secateur.load(tmp_path / "packed").layers()) == 14
+
+
+def test_a_missing_shard_is_named_whether_packed_or_not(tmp_path: Path) -> None:
+    model = save_tiny("llama", tmp_path / "dense", tokenizer=True)
+    text = tmp_path / "text.txt"
+    text.write_text("many words of one text, and words again. " * 400)
+    half = tmp_path / "half"
+    options: dict[str, object] = {"stream": True, "samples": 2, "length": 16, "evaluate": False}
+    secateur.prune(model, sparsity=0.5, score="wanda", calibration=str(text), output=half, **options)
+    shards = sorted(half.glob("*.safetensors"))
+    assert len(shards) > 1
+    pack(half, tmp_path / "packed", False, Progress())
+    (tmp_path / "packed" / f"packed-{shards[1].name}").unlink()
+    with pytest.raises(ModelError, match=rf"packed/packed-{shards[1].name} is missing"):
+        unpack(tmp_path / "packed", tmp_path / "back", False, Progress())
+    with pytest.raises(ModelError, match=rf"packed/packed-{shards[1].name} is missing"):
+        secateur.load(tmp_path / "packed")
+    shards[1].unlink()
+    with pytest.raises(ModelError, match=rf"half/{shards[1].name} is missing"):
+        pack(half, tmp_path / "again", False, Progress())
+    assert not (tmp_path / "back").exists()
+    assert not (tmp_path / "again").exists()

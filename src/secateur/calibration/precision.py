@@ -34,9 +34,12 @@ def products(compute: str, dtype: torch.dtype, device: torch.device) -> Iterator
 
 
 def bf16_pays(device: torch.device) -> bool:
-    """Whether bf16 products are faster than float32 ones: not on x86 processors without AMX."""
+    """Whether bf16 products are faster than float32 ones: on x86 only with AMX's or AVX-512's bf16 instructions."""
     known = getattr(torch.cpu, "get_capabilities", None)  # new in torch 2.13
-    return device.type != "cpu" or known is None or bool(known().get("amx_bf16", True))
+    if device.type != "cpu" or known is None:
+        return True
+    found = known()
+    return bool(found.get("amx_bf16", True) or found.get("avx512_bf16"))
 
 
 def gram_products(compute: str) -> AbstractContextManager[None]:

@@ -27,6 +27,7 @@ from secateur.network.network import Network, Source
 from secateur.network.packed import is_packed, unpack_into
 from secateur.network.quantized import OnGrid, dequantize_into, is_quantized
 from secateur.network.quiet import quiet_transformers
+from secateur.network.shards import indexed_shards
 from secateur.network.streaming import streamed_model
 from secateur.network.vocabulary import load_kept
 from secateur.progress import Progress
@@ -293,23 +294,13 @@ def check_shards(folder: Path) -> list[Path]:
     Raises:
         ModelError: A shard is missing or corrupt, or the weights are in a pickle.
     """
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError, TypeError) as error:
-            raise ModelError(f"{index} is not a shard index: {error}.") from error
-        shards = [folder / name for name in names]
-    else:
-        shards = sorted(folder.glob("*.safetensors"))
+    shards = indexed_shards(folder) or sorted(folder.glob("*.safetensors"))
     if not shards:
         pickles = sorted(file for pattern in PICKLES for file in folder.glob(pattern))
         if pickles:
             raise ModelError(_refusal(pickles[0]))
         raise ModelError(f"{folder} has no .safetensors file.")
     for shard in shards:
-        if not shard.is_file():
-            raise ModelError(f"{shard} is missing, though {index.name} names it; fetch it again.")
         try:
             with safe_open(shard, framework="pt") as file:
                 file.keys()

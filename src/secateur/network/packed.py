@@ -29,6 +29,7 @@ import numpy.typing as npt
 
 from secateur.errors import ModelError
 from secateur.network.saving import check_output, complete_folder
+from secateur.network.shards import indexed_shards
 from secateur.progress import Progress
 
 FORMAT = "packed-1"
@@ -88,7 +89,7 @@ def pack(folder: Path, output: Path, overwrite: bool, progress: Progress) -> Pac
         The sizes.
 
     Raises:
-        ModelError: There is nothing to pack: no weight gets smaller. Or a file is corrupt.
+        ModelError: There is nothing to pack: no weight gets smaller. Or a file is missing or corrupt.
         SaveError: The disk is full, or can't be written.
         UsageError: The output exists.
     """
@@ -96,6 +97,7 @@ def pack(folder: Path, output: Path, overwrite: bool, progress: Progress) -> Pac
     check_output(output, overwrite, folder)
     if is_packed(folder):
         raise ModelError(f"{folder} is packed already.")
+    indexed_shards(folder)  # none is missing
     shards = sorted(folder.glob("*.safetensors"))
     if not shards:
         raise ModelError(f"{folder} has no .safetensors file to pack.")
@@ -116,7 +118,7 @@ def unpack(folder: Path, output: Path, overwrite: bool, progress: Progress) -> P
     """Restores the checkpoint that a packed one was made of, to the same bytes, one tensor at a time.
 
     Raises:
-        ModelError: A file is truncated, tampered with, or isn't a packed one.
+        ModelError: A file is missing, truncated, tampered with, or isn't a packed one.
         SaveError: The disk is full, or can't be written.
         UsageError: The output exists.
     """
@@ -132,6 +134,7 @@ def unpack_into(folder: Path, output: Path, progress: Progress) -> list[int]:
     packed = sorted(folder.glob(f"{PREFIX}*.safetensors")) if folder.is_dir() else []
     if not packed:
         raise ModelError(f"{folder} holds no packed checkpoint ({PREFIX}*.safetensors).")
+    indexed_shards(folder, PREFIX)  # none is missing
     files = [_Packed(path) for path in packed]
     tick = progress.bar("unpacking", sum(len(file.original) for file in files))
     sizes = [0, 0, 0, 0, 0]

@@ -26,10 +26,11 @@ from torch import Tensor
 
 from secateur.compression.grid import Grid
 from secateur.errors import ModelError
+from secateur.network.shards import INDEX
 
 METHOD, LAYOUT = "compressed-tensors", "pack-quantized"
 INSTALL = "the package compressed-tensors is missing: pip install 'secateur[quant]'."
-CONFIG, INDEX = "config.json", "model.safetensors.index.json"
+CONFIG = "config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from secateur.errors import ModelError, first_line
 from secateur.network.family import Family
+from secateur.network.shards import INDEX
 
 
 @dataclass(frozen=True)
@@ -277,4 +278,4 @@ def assemble(parts: Sequence[Path], folder: Path) -> None:
         except OSError:  # a file system without links
             shutil.copyfile(part, folder / name)
     text = json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=1)
-    (folder / "model.safetensors.index.json").write_text(text + "\n", encoding="utf-8")
+    (folder / INDEX).write_text(text + "\n", encoding="utf-8")
