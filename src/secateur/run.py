@@ -51,6 +51,7 @@ from secateur.training.zeros import zeros_of
 if TYPE_CHECKING:
     from secateur.run_search import Found
 
+# A run can go on after them; a progress bar raises SystemExit on a closed pipe.
 INTERRUPTIONS = (
     KeyboardInterrupt,
     SystemExit,
@@ -58,7 +59,7 @@ INTERRUPTIONS = (
     MemoryError,
     SaveError,
     ProcessError,
-)  # a run can go on after them
+)
 
 
 @dataclass
