@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import secateur
-from secateur.errors import MaskError
+from secateur.errors import MaskError, UsageError
 from secateur.mask import FILE, Mask, MaskedLayer
 from tiny import save_tiny
 
@@ -84,6 +84,9 @@ def test_a_mask_of_another_model_and_a_damaged_file_are_refused(half: Path, tmp_
     name = network.layers()[0].name
     with pytest.raises(MaskError, match=name):
         Mask({name: MaskedLayer.of(torch.ones(1, 8) > 0)}).verify(network)
+    for refuse in (Mask.of, Mask({}).apply, Mask({}).verify):
+        with pytest.raises(UsageError, match=r"secateur\.load gives, but got a GPT2LMHeadModel"):
+            refuse(network.model)
     (tmp_path / FILE).write_bytes((half / FILE).read_bytes()[:-3])
     for path in (tmp_path, tmp_path / "missing"):
         with pytest.raises(MaskError, match="can't be read as a mask"):

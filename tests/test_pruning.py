@@ -347,6 +347,7 @@ def test_a_tied_head_that_is_named_is_pruned_once_with_its_table(family: str) ->
     assert zeros(head.matrix()) == head.parameter.numel() // 2
     assert one.model.get_input_embeddings().weight is head.parameter
     assert changed(one, before) == tensor_names(one, [head])
+    assert f"{head.name} is tied to {', '.join(one.ties(head))}: its zeros are there, too." in stage.notes
 
 
 @pytest.mark.parametrize("family", TIED)

@@ -20,8 +20,9 @@ import torch
 
 import secateur
 from secateur.calibration.activations import Activations, Storage
-from secateur.errors import CalibrationError, ResumeError, SecateurError
+from secateur.errors import CalibrationError, ResumeError, SaveError, SecateurError
 from secateur.journal import FILE, Journal, left_over, run_folder
+from secateur.lock import only_run
 from tiny import save_tiny, write_wavs
 
 TEXT = "What is cut off is gone; what is left must carry on as if nothing had happened. " * 80
@@ -227,8 +228,53 @@ def test_a_changed_recipe_or_model_or_text_is_refused(source: Path, text: str, t
     with pytest.raises(ResumeError, match=r"model.model.safetensors"):
         secateur.prune(source, output=out, calibration=text, resume=True, **OPTIONS)
     assert run_folder(out).exists()  # the right command can still go on
-    secateur.prune(source, output=out, calibration=text, **OPTIONS)  # without resume: anew
+    with pytest.raises(ResumeError, match=r"of an earlier run 1 of its blocks.*--resume goes on"):
+        secateur.prune(source, output=out, calibration=text, **OPTIONS)
+    assert run_folder(out).exists()
+    secateur.prune(source, output=out, calibration=text, overwrite=True, **OPTIONS)  # anew
     assert not run_folder(out).exists()
+
+
+def test_a_run_that_goes_on_with_other_threads_says_so(source: Path, text: str, tmp_path: Path) -> None:
+    out, threads = tmp_path / "out", torch.get_num_threads()
+    interrupted(source, text, out)
+    try:
+        torch.set_num_threads(threads + 1)
+        result = secateur.prune(source, output=out, calibration=text, resume=True, **OPTIONS)
+    finally:
+        torch.set_num_threads(threads)
+    assert any(f"by {threads} and {threads + 1} threads in turn" in note for note in result.notes)
+
+
+def test_while_a_run_writes_an_output_another_is_refused(source: Path, text: str, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out"
+    with only_run(out):
+        refused = subprocess.run(command(source, out, text, "-q"), capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "another run is writing" in refused.stderr
+    assert not out.parent.exists()  # neither run left anything
+    secateur.prune(source, output=out, calibration=text, **OPTIONS)
+    assert {path.name for path in out.parent.iterdir()} == {"out"}
+
+
+def test_what_took_the_place_of_an_output_meanwhile_stays(
+    source: Path, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, finish = tmp_path / "out", Journal.finish_stage
+
+    def taken(self: Journal, report: Any) -> None:
+        finish(self, report)
+        out.mkdir()
+        (out / "mine").touch()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "finish_stage", taken)
+        with pytest.raises(SaveError, match=r"when the run was done, the output .* exists"):
+            secateur.prune(source, output=out, calibration=text, **OPTIONS)
+    assert (out / "mine").is_file()
+    shutil.rmtree(out)
+    secateur.prune(source, output=out, calibration=text, resume=True, **OPTIONS)  # nothing is lost
+    assert (out / "config.json").is_file()
 
 
 def test_an_activation_file_of_another_run_is_refused(source: Path, text: str, tmp_path: Path) -> None:

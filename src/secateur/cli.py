@@ -261,9 +261,14 @@ def _carry_out(recipe: Recipe, progress: Progress, resume: bool) -> Result:
         return run_recipe(recipe, progress, resume)
     except (SecateurError, OSError, MemoryError, KeyboardInterrupt) as error:
         kept = left_over(Path(recipe.output).expanduser()) if recipe.output else None
-        if kept is not None and not isinstance(error, UsageError):
-            progress.say(kept)
+        if kept is not None and not isinstance(error, UsageError) and RANK == "0":
+            (progress.say if isinstance(progress, TerminalProgress) else _whisper)(kept)
         raise
+
+
+def _whisper(line: str) -> None:
+    """Says what even --quiet has to say."""
+    typer.echo(line, err=True)
 
 
 @app.command(
@@ -308,7 +313,7 @@ def evaluate(
     text: Annotated[
         str | None,
         typer.Option(
-            help="Text or .jsonl file, hub data set, folder of .wav files, table of text and label.",
+            help="Text, .jsonl, hub data set, folder of .wav, table of text and label; self: what the model writes.",
             rich_help_panel=options.DATA,
         ),
     ] = None,

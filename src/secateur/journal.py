@@ -41,7 +41,7 @@ from secateur.recipe import Recipe
 from secateur.result import BlockReport, GroupReport, LayerReport, StageReport, TrainingReport
 from secateur.solvers import Step
 
-FORMAT = "secateur-run-2"
+FORMAT = "secateur-run-3"
 FILE = "journal.json"
 REST = "rest"  # the weights outside of the blocks
 
@@ -63,7 +63,7 @@ def left_over(output: Path) -> str | None:
         return None
     return (
         f"{in_words(stage, done)} finished and kept in {run_folder(output)}: the same command with --resume goes on; "
-        "without it, starts anew."
+        "with --overwrite, starts anew."
     )
 
 
@@ -79,35 +79,40 @@ def read_state(folder: Path) -> dict[str, Any]:
             raise KeyError("format")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ResumeError(
-            f"{folder / FILE} can't be read ({first_line(error)}); run without --resume to start anew."
+            f"{folder / FILE} can't be read ({first_line(error)}); --overwrite instead of --resume starts anew."
         ) from error
     found: dict[str, Any] = data
     return found
 
 
-def begin_anew(output: Path, progress: Progress) -> None:
-    """Makes a run's folder empty, and says so where an earlier run left something to resume."""
-    if (lost := left_over(output)) is not None:
-        progress.say(f"starting anew, as --resume isn't given; of an earlier run {lost.partition(' and kept')[0]}.")
+def check_left_over(output: Path, resume: bool, overwrite: bool) -> None:
+    """Raises ResumeError if an earlier run left something that would be lost without a word."""
+    if not resume and not overwrite and (lost := left_over(output)) is not None:
+        raise ResumeError(f"of an earlier run {lost}")
+
+
+def begin_anew(output: Path) -> None:
+    """Makes a run's folder empty."""
     shutil.rmtree(run_folder(output), ignore_errors=True)
     run_folder(output).mkdir(parents=True)
 
 
-def state_of_same(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+def state_of_same(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
     """Returns what the journal of a run says.
 
     Args:
         folder: Where it is.
-        about: What the run that is to go on is, as plain data.
+        about: What the run that is to go on is, as plain data; gets the numbers of threads that it had before.
 
     Raises:
         ResumeError: It is of another run, or can't be read.
     """
     data = read_state(folder)
+    about["threads"] = data["about"]["threads"] = sorted({*data["about"]["threads"], *about["threads"]})
     if changed := differences(data["about"], about):
         raise ResumeError(
-            f"{folder} holds another run: {'; '.join(changed[:3])}. Give the same command, or run without --resume to "
-            "start anew."
+            f"{folder} holds another run: {'; '.join(changed[:3])}. Give the same command, or --overwrite instead "
+            "of --resume to start anew."
         )
     return data
 
@@ -131,6 +136,7 @@ class Journal:
         position: The block of that stage that comes next.
         finished: Reports of the stages that are done.
         state: What the stage said of itself at the last commit; empty at its beginning.
+        about: What the run is.
     """
 
     def __init__(self, folder: Path, about: Mapping[str, Any], network: Network, team: Processes) -> None:
@@ -140,7 +146,7 @@ class Journal:
         self.finished: list[StageReport] = []
         self.state: dict[str, Any] = {}
         self._run = team.share(uuid.uuid4().hex)
-        self._about = dict(about)
+        self.about = dict(about)
         self._network = network
         self._team = team
         self._files: dict[str, str] = {}  # by block (or REST): the file of its latest weights
@@ -163,7 +169,7 @@ class Journal:
             network: The model, as loaded; it gets the weights of the blocks that are finished.
             team: The processes of the run.
             resume: Whether to take up what is there; otherwise it is removed.
-            progress: Is told which of the two happens, where something is there.
+            progress: Is told if a run goes on.
 
         Raises:
             ResumeError: What is there is of another recipe, model or version, or damaged.
@@ -178,7 +184,7 @@ class Journal:
                 progress.say(f"going on: {in_words(journal.stage, journal.position)} finished.")
             return journal
         if team.first:
-            begin_anew(output, progress)
+            begin_anew(output)
         team.wait()
         return journal
 
@@ -268,7 +274,7 @@ class Journal:
         data = {
             "format": FORMAT,
             "run": self._run,
-            "about": self._about,
+            "about": self.about,
             "stage": self.stage,
             "position": self.position,
             "finished": [asdict(report) for report in self.finished],
@@ -281,7 +287,7 @@ class Journal:
             (self.folder / relative).unlink(missing_ok=True)  # of an earlier stage
 
     def _take_up(self) -> None:
-        data = state_of_same(self.folder, self._about)
+        data = state_of_same(self.folder, self.about)
         self._run = data["run"]
         self.stage, self.position, self.state = data["stage"], data["position"], data["state"]
         self._files = data["files"]
@@ -312,7 +318,9 @@ class Journal:
             try:
                 tensors = load_file(path)
             except (OSError, SafetensorError) as error:
-                raise ResumeError(f"{path} can't be read: {first_line(error)}; run without --resume.") from error
+                raise ResumeError(
+                    f"{path} can't be read: {first_line(error)}; --overwrite instead of --resume starts anew."
+                ) from error
             held = self._network.model.state_dict()
             with torch.no_grad():
                 for name, tensor in tensors.items():
@@ -322,7 +330,7 @@ class Journal:
 def identity(
     recipe: Recipe, network: Network, windows: Windows | None, team: Processes, training: Sequence[TrainingData] = ()
 ) -> dict[str, Any]:
-    """Returns what a run is, as plain data: recipe, model, tokens that are read, versions, number of processes."""
+    """Returns what a run is, as plain data: recipe, model, tokens that are read, versions, processes and threads."""
     return {
         "recipe": {key: value for key, value in recipe.to_dict().items() if key != "overwrite"},
         "model": weight_files(network),
@@ -330,6 +338,7 @@ def identity(
         "training tokens": [_digest(one) for one in training],
         "torch": torch.__version__,
         "processes": team.size,
+        "threads": [torch.get_num_threads()],
         "streamed": network.store is not None,
     }
 

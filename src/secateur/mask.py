@@ -70,6 +70,7 @@ class Mask:
     @classmethod
     def of(cls, network: Network, names: list[str] | None = None) -> Mask:
         """Reads a network's zeros: of the layers named, or of all inside the blocks."""
+        _check(network)
         found = _layers(network)
         return cls(
             {
@@ -125,6 +126,7 @@ class Mask:
         Raises:
             MaskError: The network has no layer of a name, or one of another shape.
         """
+        _check(network)
         if network.store is not None:
             raise MaskError("a mask is applied to a network in memory; load it without streaming.")
         for layer, masked in self._matched(network):
@@ -150,8 +152,7 @@ class Mask:
             )
 
     def _matched(self, network: Network) -> list[tuple[Layer, MaskedLayer]]:
-        if not isinstance(network, Network):
-            raise UsageError(f"a mask is held against what secateur.load gives, but got a {type(network).__name__}.")
+        _check(network)
         known = _layers(network)
         pairs = []
         for name, masked in self.layers.items():
@@ -238,3 +239,11 @@ def _write(path: Path, shapes: Mapping[str, tuple[int, int]], packed: Iterable[T
 
 def _layers(network: Network) -> dict[str, Layer]:
     return {layer.name: layer for layer in (*network.layers(), *network.outside())}
+
+
+def _check(network: object) -> None:
+    if not isinstance(network, Network):
+        raise UsageError(
+            f"a mask is of what secateur.load gives, but got a {type(network).__name__}: save a transformers model "
+            "with save_pretrained and load the folder."
+        )

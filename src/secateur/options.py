@@ -30,7 +30,7 @@ Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let code from the checkpoint run.", rich_help_panel=WHERE)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of tables.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, nothing but errors and the result.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Stream = Annotated[
     bool | None,

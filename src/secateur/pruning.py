@@ -80,6 +80,9 @@ def prune_weights(
             f"nothing was pruned: all {len(reports)} layers already have {_extent(reports)} zeros. "
             "Ask for more, or choose other layers."
         )
+    for layer in chosen:
+        if layer.block is None and (tied := network.ties(layer)):
+            work.notes.append(f"{layer.name} is tied to {', '.join(tied)}: its zeros are there, too.")
     whole = [report.name for report in reports if report.zeros == report.rows * report.columns]
     if len(whole) == len(reports):
         raise UsageError(

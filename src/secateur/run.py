@@ -22,7 +22,8 @@ from secateur.errors import ProcessError, ResumeError, SaveError, UsageError
 from secateur.evaluation.classes import add_accuracy
 from secateur.evaluation.comparison import compare_networks
 from secateur.evaluation.reloading import reload_difference
-from secateur.journal import Journal, identity, run_folder
+from secateur.journal import Journal, check_left_over, identity, run_folder
+from secateur.lock import only_run
 from secateur.mask import FILE as MASK_FILE
 from secateur.mask import save_mask
 from secateur.network.classifier import is_sequence_classifier
@@ -105,9 +106,11 @@ class Run:
         return _result(self, network, stages, calibration, held_out, comparison, None, peak)
 
     def into(self, output: Path) -> Result:
-        """Carries out a recipe that writes a folder."""
+        """Carries out a recipe that writes a folder, which no other run may do meanwhile."""
         self._check_resume(output)
         check_output(output, self.recipe.overwrite)
+        if self.found is None:
+            check_left_over(output, self.resume, self.recipe.overwrite)
         network, calibration, held_out = self._prepared(output)
         with _full_disk(output):
             about = identity(self.recipe, network, calibration, self.team, self.training)
@@ -117,6 +120,11 @@ class Run:
             else:
                 journal = StageJournal.open(output, about, self.team, self.resume, self.progress)
                 network = journal.restored(network)
+            if len(threads := journal.about["threads"]) > 1:
+                self.notes.append(
+                    f"Carried out by {' and '.join(map(str, threads))} threads in turn, so its last digits may differ "
+                    "from an uninterrupted run's."
+                )
             self.storage = journal.storage(self.recipe.calibration.activation_bytes)
             try:
                 result = self._write(output, network, calibration, held_out, journal)
@@ -142,6 +150,7 @@ class Run:
         peak = peak_memory()
         if not self.team.first:
             return _result(self, network, stages, calibration, held_out, None, None, peak)
+        self._check_still_free(output)
         with complete_folder(output, journal.folder / "output") as folder:
             tick = self.progress.bar("saving and loading again", 2)
             with self.timed("save"):
@@ -164,6 +173,13 @@ class Run:
             if isinstance(journal, StageJournal) and journal.logs.is_dir():
                 shutil.copytree(journal.logs, folder / journal.logs.name)
         return result
+
+    def _check_still_free(self, output: Path) -> None:
+        """Raises SaveError, which a run can go on after, if something else took the output's place meanwhile."""
+        try:
+            check_output(output, self.recipe.overwrite)
+        except UsageError as error:
+            raise SaveError(f"when the run was done, {error} What it has finished is kept for --resume.") from error
 
     def _check_resume(self, output: Path) -> None:
         """Raises ResumeError if the run that is to be resumed is finished."""
@@ -267,7 +283,11 @@ def run_recipe(
     with processes(recipe.device) as team:
         shown = progress if progress is not None and team.first else Progress()
         work = Run(recipe, shown, team, resume, loaders or {})
-        return work.in_memory() if recipe.output is None else work.into(Path(recipe.output).expanduser())
+        if recipe.output is None:
+            return work.in_memory()
+        output = Path(recipe.output).expanduser()
+        with only_run(output, team):
+            return work.into(output)
 
 
 def _searched(recipe: Recipe, progress: Progress, resume: bool) -> Result:
@@ -276,10 +296,13 @@ def _searched(recipe: Recipe, progress: Progress, resume: bool) -> Result:
     with processes(recipe.device) as team:
         if team.size > 1:
             raise UsageError("a search runs in one process; workers that share a --storage search together.")
-        final, found = find_recipe(recipe, progress, resume)
-        assert final.output is not None
-        result = Run(final, progress, team, found=found).into(Path(final.output).expanduser())
-        found.forget()
+        if recipe.output is None:
+            raise UsageError("a search needs an output to keep its study in; give -o FOLDER.")
+        output = Path(recipe.output).expanduser()
+        with only_run(output):
+            final, found = find_recipe(recipe, progress, resume)
+            result = Run(final, progress, team, found=found).into(output)
+            found.forget()
         return result
 
 

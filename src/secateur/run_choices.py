@@ -14,6 +14,7 @@ from secateur.automl.reward import Reward
 from secateur.errors import SearchError, UsageError
 from secateur.evaluation.costs import costs
 from secateur.import_path import function_at
+from secateur.lock import only_run
 from secateur.network.loading import load
 from secateur.network.saving import check_output
 from secateur.processes import processes
@@ -52,6 +53,11 @@ def run_choices(data: dict[str, Any], progress: Progress | None = None, resume: 
     if plain.get("output") is None:
         raise UsageError("a search needs an output to keep its study in; give -o FOLDER.")
     output = Path(str(plain["output"])).expanduser()
+    with only_run(output):
+        return _run_choices(plain, settings, output, progress, resume)
+
+
+def _run_choices(plain: dict[str, Any], settings: Choosing, output: Path, progress: Progress, resume: bool) -> Result:
     check_output(output, bool(plain.get("overwrite", False)))
     folder = search_folder(output)
     if settings.storage is None and not resume:

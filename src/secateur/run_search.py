@@ -77,12 +77,11 @@ def find_recipe(recipe: Recipe, progress: Progress, resume: bool) -> tuple[Recip
         The recipe that prunes as the best candidate says, without a search, and what the search came to.
 
     Raises:
-        UsageError: The recipe names no output, or the search's levels can't meet the target.
+        UsageError: The search's levels can't meet the target.
         SearchError: The study can't be used, or no candidate could be judged.
     """
     assert recipe.search is not None
-    if recipe.output is None:
-        raise UsageError("a search needs an output to keep its study in; give -o FOLDER.")
+    assert recipe.output is not None
     settings, (stage,), output = recipe.search, recipe.prunes, Path(recipe.output).expanduser()
     check_output(output, recipe.overwrite)
     strategy_of = _strategy(settings)

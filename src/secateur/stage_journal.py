@@ -39,6 +39,7 @@ class StageJournal:
     Attributes:
         folder: Where it is.
         finished: Reports of the stages that are done.
+        about: What the run is.
     """
 
     def __init__(self, folder: Path, about: Mapping[str, Any], team: Processes, durable: bool = True) -> None:
@@ -51,7 +52,7 @@ class StageJournal:
         """
         self.folder, self.durable = folder, durable
         self.finished: list[StageReport] = []
-        self._about = json.loads(json.dumps(about))
+        self.about = json.loads(json.dumps(about))
         self._team = team
         self._run = team.share(uuid.uuid4().hex)
 
@@ -66,7 +67,7 @@ class StageJournal:
             about: What the run is, as plain data; a run is resumed only if it is the same.
             team: The processes of the run.
             resume: Whether to take up what is there; otherwise it is removed.
-            progress: Is told which of the two happens, where something is there.
+            progress: Is told if a run goes on.
 
         Raises:
             ResumeError: What is there is of another recipe, model or version, or damaged.
@@ -77,7 +78,7 @@ class StageJournal:
             if journal.worth_keeping:
                 progress.say(f"going on: {in_words(len(journal.finished), 0)} finished.")
         elif team.first:
-            begin_anew(output, progress)
+            begin_anew(output)
             journal._write()
         team.wait()
         return journal
@@ -144,7 +145,7 @@ class StageJournal:
     def _write(self) -> None:
         data = {
             "format": FORMAT,
-            "about": self._about,
+            "about": self.about,
             "stage": len(self.finished),
             "position": 0,
             "finished": [asdict(report) for report in self.finished],
@@ -152,6 +153,6 @@ class StageJournal:
         save_text(json.dumps(data), self.folder / FILE)
 
     def _take_up(self) -> None:
-        self.finished = [stage_report(one) for one in state_of_same(self.folder, self._about)["finished"]]
+        self.finished = [stage_report(one) for one in state_of_same(self.folder, self.about)["finished"]]
         if self._team.first:
             shutil.rmtree(self.folder / "activations", ignore_errors=True)

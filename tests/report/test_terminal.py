@@ -122,6 +122,10 @@ def test_few_layers_are_listed_and_many_are_grouped_by_kind() -> None:
         ({"allocation": "owl"}, "shared out by owl"),
         ({"score": "wanda", "solver": "none"}, "scored by wanda"),
         ({"solver": "none"}, "What stayed is as it was."),
+        ({"solver": "none", "reconstruct": True}, ". Each block was tuned to give"),
+        ({"score": "taylor", "solver": "none"}, "scored by taylor of each block by itself"),
+        ({"score": "fisher", "solver": "none", "gradient": "loss"}, "scored by fisher of the next-token loss"),
+        ({"allocation": "error", "gradient": "loss"}, "shared out by error weighed by the next-token loss"),
     ],
 )
 def test_a_stage_is_told_in_words(settings: dict[str, object], words: str) -> None:

@@ -32,6 +32,7 @@ class Storage:
 
 
 IN_MEMORY = Storage()
+ANEW = "--overwrite instead of --resume starts anew"
 
 
 class Activations:
@@ -131,8 +132,8 @@ class Activations:
         try:
             with safe_open(path, framework="pt") as file:
                 if (file.metadata() or {}).get("run") != self.storage.run:
-                    raise CalibrationError(f"{path} is an activation file of another run; start again without it.")
+                    raise CalibrationError(f"{path} is an activation file of another run; {ANEW}.")
                 found: Tensor = file.get_tensor("hidden")
         except (OSError, SafetensorError) as error:
-            raise CalibrationError(f"the activation file {path} can't be read: {first_line(error)}.") from error
+            raise CalibrationError(f"the activation file {path} can't be read: {first_line(error)}; {ANEW}.") from error
         return found

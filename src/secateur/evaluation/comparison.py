@@ -263,6 +263,7 @@ def comparison_notes(networks: Sequence[Network], metrics: Sequence[Metrics]) ->
                 verdict = "about as fast" if now > (1 - SAME_SPEED) * before else "slower"
                 smaller = other.parameters < dense.parameters
                 why = "on this machine what was removed isn't what takes the time" if smaller else ZEROS_TAKE_TIME
+                why = "it has more parameters" if other.parameters > dense.parameters else why
                 if verdict == "slower" and now > (1 - noise) * before:
                     verdict, why = "no faster", "it can't be told from what repeats of the same differ by"
                 notes.append(f"{name}{what} is {verdict} ({now / before:.2f} times the dense speed): {why}.")
@@ -280,4 +281,6 @@ def _size_note(first: Network, second: Network, dense: Metrics, other: Metrics) 
             f"The file is larger: the dense model came as a quantized GGUF of {dense.bytes_on_disk:,} bytes, "
             f"and this checkpoint holds {held} ({other.bytes_on_disk:,} bytes)."
         )
+    if other.parameters > dense.parameters:
+        return f"The file is not smaller: the model has {other.parameters:,} parameters and not {dense.parameters:,}."
     return "The file is not smaller: a zero takes as many bytes as any other weight in a safetensors file."

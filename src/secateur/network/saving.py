@@ -172,7 +172,7 @@ def check_room(network: Network, output: Path, trains: bool = False) -> None:
         needed += TRAINING_BYTES * network.parameters()
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise SaveError(f"{output} needs {needed / 1e9:.2f} GB, but the disk of {folder} has {free / 1e9:.2f} GB free.")
+        raise SaveError(f"{output} needs {needed / 1e9:.3g} GB, but the disk of {folder} has {free / 1e9:.3g} GB free.")
 
 
 def save_network(network: Network, folder: Path, parts: Sequence[Path] = ()) -> None:

@@ -232,9 +232,7 @@ class Prune(Settings):
             raise UsageError(
                 "--gradient loss is for gradient scores and --allocation error: add --score taylor, fisher or snip."
             )
-        if self.score is not None:
-            score_named(self.score)
-        elif not first.chooses:
+        if self.score is None and not first.chooses:
             raise UsageError(f"solver '{first.name}' needs a score: add --score wanda, for instance.")
 
     def _consistent_units(self) -> None:

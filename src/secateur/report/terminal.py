@@ -25,6 +25,7 @@ from secateur.result import Comparison, Exported, LayerReport, Metrics, Result, 
 
 WIDTH = 100
 SHARES = {"uniform": "the same share in every layer", "global": "wherever in the model they are least"}
+GRADIENT_SCORES = ("taylor", "fisher", "snip")
 MOST_LAYERS = 40  # a longer table groups its layers by kind
 MOST_COLUMNS = 3  # more checkpoints than these become rows
 GAP = 3  # between a table's columns
@@ -216,19 +217,30 @@ def describe_stage(stage: Mapping[str, Any]) -> str:
         amount = "weights"
     words = [f"Zeroed {amount}"]
     if score is not None:
-        words.append(f"scored by {score}")
+        words.append(f"scored by {_scored(score, given)}")
     elif chain != ["none"]:
         words.append(f"chosen by {chain[0]}'s own score")
     if "sparsity" in given:
-        words.append(SHARES.get(given.get("allocation", "uniform")) or f"shared out by {given['allocation']}")
+        words.append(SHARES.get(given.get("allocation", "uniform")) or f"shared out by {_allocated(given)}")
     if given.get("per", "layer") != "layer":
         words.append(f"compared within each {given['per']}")
-    rest = (
-        "What stayed is as it was." if solver == "none" else f"What stayed was corrected by {' and then '.join(chain)}."
-    )
+    rest = [] if solver == "none" else [f"What stayed was corrected by {' and then '.join(chain)}."]
     if given.get("reconstruct"):
-        rest += " Then each block was tuned to give the dense block's outputs."
-    return f"{', '.join(words)}. {rest}"
+        rest.append(f"{'Then each' if rest else 'Each'} block was tuned to give the dense block's outputs.")
+    return f"{', '.join(words)}. {' '.join(rest or ['What stayed is as it was.'])}"
+
+
+def _scored(score: str, given: Mapping[str, Any]) -> str:
+    """Names a score, and whose gradient it takes."""
+    if score not in GRADIENT_SCORES:
+        return score
+    return f"{score} of {'the next-token loss' if given.get('gradient') == 'loss' else 'each block by itself'}"
+
+
+def _allocated(given: Mapping[str, Any]) -> str:
+    """Names an allocation, and what it weighs errors by."""
+    weighed = given["allocation"] == "error" and given.get("gradient") == "loss"
+    return f"{given['allocation']}{' weighed by the next-token loss' if weighed else ''}"
 
 
 def units_in_words(unit: str, number: int = 2) -> str:
@@ -266,9 +278,9 @@ def _describe_removal(unit: str, given: Mapping[str, Any]) -> str:
     if given.get("solver") == "obs":
         words.append("chosen in rounds by the error that the best correction leaves")
     elif "score" in given:
-        words.append(f"scored by {given['score']}")
+        words.append(f"scored by {_scored(given['score'], given)}")
     if given.get("allocation", "uniform") != "uniform":
-        words.append(f"shared out by {given['allocation']}")
+        words.append(f"shared out by {_allocated(given)}")
     fitted = given.get("repair", True) and (
         unit == "channel" or set(unit.split(",")) <= {"neuron", "head", "query-head", "filter", "hidden"}
     )

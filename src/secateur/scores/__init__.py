@@ -32,7 +32,9 @@ def score_named(name: str) -> Score:
         UsageError: There is none of this name.
     """
     if name not in SCORES:
-        raise UsageError(f"unknown score '{name}'.{did_you_mean(name, SCORES)}")
+        own = " A function of your own scores units, not single weights." if ":" in name else ""
+        of_weights = [known for known in SCORES if known != Variance.name]
+        raise UsageError(f"unknown score '{name}' of weights.{own}{did_you_mean(name, of_weights)}")
     return SCORES[name]
 
 
