@@ -111,13 +111,13 @@ def test_misuse_is_named(changes: dict[str, Any], says: str, told: dict[str, Any
 
 def test_a_reward_weighs_and_limits_what_else_a_candidate_costs(told: dict[str, Any], tmp_path: Path) -> None:
     free = run(told, stages=UNITS).search
-    asked = {"weigh": {"macs": 0.1}, "limit": {"memory": 0.9, "latency": 1.0}}
+    asked = {"weigh": {"macs": 0.1}, "limit": {"memory": 0.9, "latency": 50.0}}
     result = run(told, output=str(tmp_path / "bound"), stages=UNITS, search={**told["search"], **asked})
     assert free is not None and result.search is not None  # noqa: PT018
     assert set(free["shares"]) == {"params", "macs", "memory"}
     assert result.search["shares"]["memory"] <= 0.9
-    assert result.search["shares"]["latency"] <= 1.0
-    said = "less 0.1 times the share of macs; memory at most 90% and latency at most 100%"
+    assert result.search["shares"]["latency"] <= 50.0
+    said = "less 0.1 times the share of macs; memory at most 90% and latency at most 5000%"
     assert said in result.search["reward"]
     assert result.comparison is not None
     left = result.comparison.others[0].parameters / result.comparison.dense.parameters
