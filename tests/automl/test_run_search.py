@@ -111,19 +111,20 @@ def test_misuse_is_named(changes: dict[str, Any], says: str, told: dict[str, Any
 
 def test_a_reward_weighs_and_limits_what_else_a_candidate_costs(told: dict[str, Any], tmp_path: Path) -> None:
     free = run(told, stages=UNITS).search
-    asked = {"weigh": {"macs": 0.1}, "limit": {"memory": 0.9, "latency": 50.0}}
+    asked = {"weigh": {"macs": 0.1, "latency": 0.01}, "limit": {"memory": 0.9}}
     result = run(told, output=str(tmp_path / "bound"), stages=UNITS, search={**told["search"], **asked})
     assert free is not None and result.search is not None  # noqa: PT018
     assert set(free["shares"]) == {"params", "macs", "memory"}
     assert result.search["shares"]["memory"] <= 0.9
-    assert result.search["shares"]["latency"] <= 50.0
-    said = "less 0.1 times the share of macs; memory at most 90% and latency at most 5000%"
+    said = "less 0.1 times the share of macs, less 0.01 times the share of latency; memory at most 90%"
     assert said in result.search["reward"]
     assert result.comparison is not None
     left = result.comparison.others[0].parameters / result.comparison.dense.parameters
     assert result.search["shares"]["params"] == pytest.approx(left, abs=1e-3)
     chosen = next(one for one in result.search["judged"] if one["trial"] == result.search["chosen"])
-    assert result.search["best"] == pytest.approx(chosen["quality"] - 0.1 * chosen["shares"]["macs"])
+    assert result.search["best"] == pytest.approx(
+        chosen["quality"] - 0.1 * chosen["shares"]["macs"] - 0.01 * chosen["shares"]["latency"]
+    )
 
 
 def test_a_front_is_told_and_its_knee_is_taken(told: dict[str, Any], tmp_path: Path) -> None:
