@@ -32,6 +32,9 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "2:4, then int8": [TWO_FOUR, INT8],
     "50 %": [HALF],
     "50 %, then int4": [HALF, INT4],
+    "low rank, 80 % of the parameters": [{"factorize": {"params": 0.8}}],
+    "low rank by error, 80 %": [{"factorize": {"params": 0.8, "allocation": "error"}}],
+    "sparse and low rank, 80 %": [{"factorize": {"params": 0.8, "sparse": 0.7}}],
     "50 % and int4 in one sweep": [{"quantize": {"bits": 4, "sparsity": 0.5}}],
 }
 

@@ -24,6 +24,7 @@ class LayerReport:
         threshold: The threshold that scores were held against, where one was asked for.
         seconds: Time spent on scoring and solving.
         steps: What each solver of the chain did.
+        rank: Of the factors that stand for it; None for a layer that is whole.
     """
 
     name: str
@@ -39,6 +40,7 @@ class LayerReport:
     threshold: float | None = None
     seconds: float = 0.0
     steps: tuple[Step, ...] = ()
+    rank: int | None = None
 
     @property
     def weights(self) -> int:

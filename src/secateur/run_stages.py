@@ -15,6 +15,7 @@ from secateur.calibration.activations import Storage
 from secateur.calibration.data import Windows
 from secateur.calibration.precision import bf16_pays
 from secateur.calibration.tables import is_table
+from secateur.compression.factorize import check_factorize, factorize
 from secateur.compression.stage import check_quantize, quantize_weights
 from secateur.errors import UsageError
 from secateur.evaluation.costs import Costs, costs
@@ -26,7 +27,7 @@ from secateur.network.network import Network
 from secateur.processes import Processes
 from secateur.progress import Progress
 from secateur.pruning import prune_weights
-from secateur.recipe import Distill, Lora, Prune, Quantize, Recipe, Step, Training
+from secateur.recipe import Distill, Factorize, Lora, Prune, Quantize, Recipe, Step, Training
 from secateur.result import StageReport
 from secateur.run_windows import RunWindows
 from secateur.stage_journal import StageJournal
@@ -100,6 +101,12 @@ class Stages:
                 given = (calibration, recipe.calibration, self.progress, self.storage)
                 with timed(self.seconds, "quantize"):
                     report = quantize_weights(network, step.settings, *given)
+            elif isinstance(step.settings, Factorize):
+                assert calibration is not None
+                with timed(self.seconds, "factorize"):
+                    network, report = factorize(
+                        network, step.settings, calibration, recipe.calibration, self.progress, self.storage
+                    )
             else:
                 assert whole is not None
                 report = self._recover(network, step, calibration, whole.training())
@@ -169,6 +176,9 @@ def check_stages(recipe: Recipe, network: Network, team: Processes, loaders: Map
                 check_units(network, stage)
             else:
                 check_pattern(select_layers(network, stage), stage)
+            continue
+        if isinstance(stage, Factorize):
+            check_factorize(network, stage, team)
             continue
         if isinstance(stage, Quantize):
             check_quantize(network, stage, team)

@@ -22,7 +22,7 @@ from secateur.layer_choice import needs_of
 from secateur.network.classifier import class_names, is_sequence_classifier, with_classes
 from secateur.network.network import Network
 from secateur.progress import Progress
-from secateur.recipe import Prune, Quantize, Recipe, Reconstruct, Training
+from secateur.recipe import Factorize, Prune, Quantize, Recipe, Reconstruct, Training
 from secateur.structure.stage import needs_windows
 
 MOST = 4096  # windows that are trained on, where nothing is said
@@ -79,7 +79,7 @@ class RunWindows:
     def calibrates(self) -> bool:
         """Whether a stage needs statistics."""
         return any(
-            isinstance(step.settings, Reconstruct)
+            isinstance(step.settings, (Reconstruct, Factorize))
             or (isinstance(step.settings, Quantize) and step.settings.method == "gptq")
             or (isinstance(step.settings, Prune) and _needs_statistics(step.settings))
             for step in self.recipe.steps

@@ -40,12 +40,20 @@ def costs(network: Network, length: int) -> Costs:
     """
     parameters = list(network.model.parameters())
     linear = sum(used(network, name) * network.model.get_parameter(name).numel() for name in linear_names(network))
-    attention = sum(
-        layer.shape[1] * keys_and_values(network, length)
+    widths = [
+        width
         for block in range(len(network.blocks))
-        for projection, layer in zip(network.projections(block), network.block_layers(block), strict=True)
+        for projection, width in (
+            *(
+                (one, layer.shape[1])
+                for one, layer in network.described_layers(block)
+                if not one.path.endswith(".kept")
+            ),
+            *((one, factors.down.in_features) for one, factors in network.factors(block)),
+        )
         if projection.columns.endswith("head")
-    )
+    ]
+    attention = sum(widths) * keys_and_values(network, length)
     return Costs(
         parameters=sum(parameter.numel() for parameter in parameters),
         macs=round(linear) + attention,
@@ -101,8 +109,15 @@ def linear_names(network: Network) -> set[str]:
     """Returns the names of the parameters that multiply hidden states: those of blocks, and heads, tied or not."""
     names = {id(parameter): name for name, parameter in network.model.named_parameters()}
     inside = {names[id(layer.parameter)] for layer in network.layers()}
+    factors = {
+        names[id(parameter)]
+        for block in range(len(network.blocks))
+        for _, module in network.factors(block)
+        for parameter in module.parameters()
+        if parameter.ndim > 1
+    }
     heads = {names[id(layer.parameter)] for layer in network.outside() if not layer.table}
-    return inside | heads
+    return inside | factors | heads
 
 
 def used(network: Network, name: str) -> float:

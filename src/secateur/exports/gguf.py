@@ -42,6 +42,8 @@ def check_gguf(network: Network | None) -> None:
         )
     if network.tokenizer is None:
         raise UsageError("export --to gguf takes a tokenizer, and the checkpoint has none.")
+    if network.factorized:
+        raise UsageError("a GGUF has no place for factors: factorize with merged: true, or export --to onnx.")
     rope = getattr(network.model.config, "rope_parameters", None) or {}
     if rope.get("rope_type", "default") != "default":
         raise UsageError(

@@ -28,7 +28,7 @@ class Differences(BaseModel):
 
     shapes: dict[str, list[int]]
     attributes: dict[str, dict[str, int]]
-    replaced: dict[str, Literal["attention", "zero", "identity"]]
+    replaced: dict[str, Literal["attention", "zero", "identity", "factors", "factors+weights"]]
 
 
 def check_differences(raw: dict[str, Any], path: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from secateur.errors import ModelError
 from secateur.network.family import Family, Layout, Projection, Stack
 from secateur.network.quantized import OnGrid
+from secateur.network.reshaped import Factors
 from secateur.network.streaming import BlockStore
 
 
@@ -234,15 +235,21 @@ class Network:
         return [layer for _, layer in self.described_layers(block)]
 
     def described_layers(self, block: int) -> list[tuple[Projection, Layer]]:
-        """Returns a block's linear layers, each behind its description; a half that was removed has none."""
-        replaced = getattr(self.model.config, "secateur", {"replaced": {}})["replaced"]
-        gone = tuple(f"{path.removeprefix(f'{self.block_name(block)}.')}." for path in replaced)
+        """Returns a block's linear layers, each behind its description; a half that was removed has none.
+
+        Of a layer that stands as factors there are the single weights beside these, if any: `up_proj.kept`.
+        """
+        replaced = self._replaced(block)
+        gone = tuple(f"{path}." for path in replaced)
         module = self.blocks[block]
-        there = [
-            one
-            for one in self.stack_of(block).projections
-            if (one.where is None or _find(module, one.where) is not None) and not f"{one.path}.".startswith(gone)
-        ]
+        there = []
+        for one in self.stack_of(block).projections:
+            if one.where is not None and _find(module, one.where) is None:
+                continue
+            if replaced.get(one.path) == "factors+weights":
+                there.append(replace(one, path=f"{one.path}.kept", layout=Layout.OUT_IN))
+            elif not f"{one.path}.".startswith(gone):
+                there.append(one)
         found: list[tuple[Projection, Layer]] = []
         for experts, some in groupby(there, key=lambda projection: projection.experts):
             layers = [(projection, self._layer(block, projection)) for projection in some]
@@ -251,6 +258,22 @@ class Network:
                 layers = [(one, self._expert(layer, index)) for index in range(number) for one, layer in layers]
             found += layers
         return found
+
+    def _replaced(self, block: int) -> dict[str, str]:
+        """Returns what stands in for which module of a block, by its path in there."""
+        prefix = f"{self.block_name(block)}."
+        found = getattr(self.model.config, "secateur", {"replaced": {}})["replaced"]
+        return {path.removeprefix(prefix): kind for path, kind in found.items() if path.startswith(prefix)}
+
+    def factors(self, block: int) -> list[tuple[Projection, Factors]]:
+        """Returns those of a block's linear layers that stand as factors, each behind its description."""
+        modules = [(one, _find(self.blocks[block], one.path)) for one in self.stack_of(block).projections]
+        return [(one, module) for one, module in modules if isinstance(module, Factors)]
+
+    @property
+    def factorized(self) -> bool:
+        """Whether a linear layer stands as factors."""
+        return any(self.factors(block) for block in range(len(self.blocks)))
 
     def layers(self) -> list[Layer]:
         """Returns the linear layers of all blocks in forward order."""

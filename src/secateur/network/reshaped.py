@@ -5,7 +5,7 @@ the plain model of the same config:
 
     shapes      parameter or buffer -> its shape
     attributes  module -> attribute -> value (numbers of heads, mostly)
-    replaced    module -> what stands in its place: "attention", "zero" or "identity"
+    replaced    module -> what stands in its place: "attention", "zero", "identity", "factors" or "factors+weights"
 """
 
 import copy
@@ -43,6 +43,41 @@ class Zero(nn.Module):
         return torch.zeros_like(hidden_states)
 
 
+class Factors(nn.Module):
+    """A linear layer as the product of two thin ones, and single weights beside them where there are some."""
+
+    weights = False
+
+    def __init__(self, module: nn.Module) -> None:
+        """
+        Args:
+            module: The linear layer that it stands for; its shapes are those of rank 1, until `reshape` says others.
+        """
+        super().__init__()
+        stored: Any = module.weight
+        outputs, inputs = reversed(stored.shape) if type(module).__name__ == "Conv1D" else stored.shape
+        self.down = nn.Linear(inputs, 1, bias=False)
+        self.up = nn.Linear(1, outputs, bias=module.bias is not None)
+        if self.weights:
+            self.kept = nn.Linear(inputs, outputs, bias=False)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """What models ask for a dtype, or initialise before it is loaded; they don't multiply by it."""
+        return self.up.weight
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """hidden_states: (..., in); returns (..., out)"""
+        product: torch.Tensor = self.up(self.down(hidden_states))
+        return product + self.kept(hidden_states) if self.weights else product
+
+
+class FactorsAndWeights(Factors):
+    """Factors beside a matrix of single weights, `kept`."""
+
+    weights = True
+
+
 TYPE = "secateur_"  # before the type in config.json
 
 
@@ -64,7 +99,13 @@ class ReshapedConfig:
         return {**found, "model_type": cls.model_type}, rest
 
 
-REPLACEMENTS = {"attention": NoAttention, "zero": Zero, "identity": nn.Identity}
+REPLACEMENTS = {
+    "attention": NoAttention,
+    "zero": Zero,
+    "identity": nn.Identity,
+    "factors": Factors,
+    "factors+weights": FactorsAndWeights,
+}
 
 
 class Reshaped(nn.Module):

@@ -133,6 +133,8 @@ def unit_groups(network: Network, unit: str) -> list[UnitGroup]:
     Raises:
         UsageError: The kind is unknown, or this model has none of it.
     """
+    if network.factorized:
+        raise UsageError("units can't be cut from a model that is factorized; remove them before, and factorize after.")
     if unit not in UNITS:
         raise UsageError(f"unknown unit '{unit}'.{did_you_mean(unit, [*UNITS, 'weight'])}")
     groups = list(UNITS[unit](network))

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from secateur.errors import SecateurError, UsageError
 from secateur.recipe.base import Settings, bytes_of, changed, listed, refuse
 from secateur.recipe.data import Calibration, Evaluate
+from secateur.recipe.factorize import Factorize
 from secateur.recipe.prune import INNER_UNITS, TRACED_UNITS, Prune
 from secateur.recipe.quantize import Quantize
 from secateur.recipe.recovery import Distill, Finetune, Lora, Reconstruct, Training
@@ -93,6 +94,19 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
+    def _factorized_late(self) -> Recipe:
+        places = [number for number, stage in enumerate(self.stages) if stage.factorize is not None]
+        for after in self.stages[places[0] + 1 :] if places else ():
+            if after.finetune is None and after.distill is None:
+                raise UsageError(
+                    f"factorize: {after.kind} can't follow it, as it works on whole layers, and factors are none. Put "
+                    "it before, or follow with finetune or distill, which train factors, too."
+                )
+        if places and (self.calibration.images is not None or self.stream):
+            raise UsageError("factorize is for language models in memory: leave images and stream out.")
+        return self
+
+    @model_validator(mode="after")
     def _searched(self) -> Recipe:
         if self.search is None:
             return self
@@ -158,6 +172,7 @@ __all__ = [
     "Calibration",
     "Distill",
     "Evaluate",
+    "Factorize",
     "Finetune",
     "Lora",
     "Prune",

@@ -10,6 +10,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from secateur.errors import UsageError, did_you_mean
 from secateur.recipe.base import Settings
+from secateur.recipe.factorize import Factorize
 from secateur.recipe.prune import Prune
 from secateur.recipe.quantize import Quantize
 from secateur.recipe.recovery import Distill, Finetune, Lora, Reconstruct, Training
@@ -26,6 +27,7 @@ class Stage(Settings):
     distill: Distill | None = None
     reconstruct: Reconstruct | None = None
     quantize: Quantize | None = None
+    factorize: Factorize | None = None
     repeat: Repeat | None = None
 
     @model_validator(mode="before")
@@ -90,6 +92,8 @@ class Repeat(Settings):
             raise UsageError("repeat: a stage inside can't be a repeat itself.")
         if any(stage.quantize is not None for stage in self.stages):
             raise UsageError("repeat: what is quantized can't be pruned or trained further; put quantize behind it.")
+        if any(stage.factorize is not None for stage in self.stages):
+            raise UsageError("repeat: what is factorized can't be pruned further; put factorize behind it.")
         if not prunes:
             raise UsageError("repeat: none of its stages prunes, so nothing would be approached; train for longer.")
         for prune in prunes:

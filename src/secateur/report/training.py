@@ -18,7 +18,7 @@ def describe_recovery(kind: str, given: Mapping[str, Any]) -> str:
     """Returns what a recovery stage does, in words.
 
     Args:
-        kind: `finetune`, `lora`, `distill`, `reconstruct` or `quantize`.
+        kind: `finetune`, `lora`, `distill`, `reconstruct`, `quantize` or `factorize`.
         given: Its settings, less those that are None.
     """
     if kind == "quantize":
@@ -27,6 +27,8 @@ def describe_recovery(kind: str, given: Mapping[str, Any]) -> str:
         share = f" and {100 * given['sparsity']:.4g} % of the weights removed" if "sparsity" in given else ""
         share = f" and pruned to {given['pattern']}" if "pattern" in given else share
         return f"Quantized to int{given.get('bits', 8)}{share} with scales by {alike}, {how}; zeros stayed zero."
+    if kind == "factorize":
+        return _describe_factors(given)
     if kind == "reconstruct":
         return "Tuned each block to give the dense block's outputs; zeros stayed zero."
     if kind == "distill":
@@ -45,6 +47,20 @@ def describe_recovery(kind: str, given: Mapping[str, Any]) -> str:
         rank = given.get("rank", 8)
         return f"Trained low-rank updates (LoRA, rank {rank}){_length(given)} and added them; zeros stayed zero."
     return f"Fine-tuned{_length(given)}; zeros stayed zero."
+
+
+def _describe_factors(given: Mapping[str, Any]) -> str:
+    amounts = {
+        "params": lambda v: f"until {100 * v:g} % of the parameters were left",
+        "energy": lambda v: f"so that each kept {100 * v:g} % of its squared outputs",
+        "rank": lambda v: f"of rank {v}",
+    }
+    name = next(name for name in amounts if name in given)
+    shared = ", shared out by the error of each" if given.get("allocation") == "error" else ""
+    single = f", {100 * given['sparse']:g} % of what is left in single weights beside them" if "sparse" in given else ""
+    rest = " Then the factors were multiplied." if given.get("merged") else ""
+    amount = amounts[name](given[name])
+    return f"Put the product of two thin matrices in the place of layers {amount}{shared}{single}.{rest}"
 
 
 def _grouped(given: Mapping[str, Any]) -> bool:
