@@ -199,7 +199,10 @@ Limited = Annotated[
     int | None, typer.Option("--limit", min=1, help="Documents per task at most.", rich_help_panel=DATA)
 ]
 ExportTo = Annotated[str, typer.Option("--to", help="onnx, openvino, torch (a torch.export program) or gguf.")]
-GgufType = Annotated[str | None, typer.Option("--type", help="Of a GGUF's matrices: f16 (default), q8_0 or q4_0.")]
+GgufType = Annotated[
+    str | None,
+    typer.Option("--type", help="Of a GGUF's matrices: f16 (default), q8_0, q4_0; of ONNX: float32 (default), int8."),
+]
 
 
 SEARCHED = "How it is searched for"

@@ -22,7 +22,7 @@ from secateur.exports.gguf import FILE as GGUF_FILE
 from secateur.exports.gguf import KINDS, check_gguf, uneven, write_gguf
 from secateur.exports.onnx import Onnx
 from secateur.exports.openvino import OpenVino
-from secateur.exports.programs import Exportable, exportable
+from secateur.exports.programs import Exportable, Program, exportable
 from secateur.exports.runtime import Runtime
 from secateur.exports.torch_program import TorchProgram
 from secateur.network.network import Network
@@ -66,7 +66,8 @@ def export(
         model: A checkpoint, as for `load`; it is computed in float32.
         output: The folder to write.
         to: `onnx`, `openvino`, `torch` or `gguf`.
-        kind: Of a GGUF's matrices: `f16` (where nothing is said), `q8_0` or `q4_0`.
+        kind: Of a GGUF's matrices: `f16` (where nothing is said), `q8_0` or `q4_0`. Of ONNX: `float32`, or `int8`,
+            which quantizes weights, and activations as they come.
         overwrite: Whether an export that is there may be replaced.
         seed: Of the inputs that the outputs are compared on.
         trust_remote_code: Whether code that comes with the checkpoint may run.
@@ -98,7 +99,7 @@ def export(
                 tick()
                 tick()
             else:
-                found = _programs(RUNTIMES[to], source, scratch, seconds, tick)
+                found = _programs(RUNTIMES[to], kind == "int8", source, scratch, seconds, tick)
         except ExportError:
             _keep_failed(scratch, folder)
             raise
@@ -113,10 +114,11 @@ def export(
 def _check(to: str, kind: str | None) -> None:
     if to not in FORMATS:
         raise UsageError(f"unknown format '{to}'.{did_you_mean(to, FORMATS)} There are {', '.join(FORMATS)}.")
-    if kind is not None and to != "gguf":
-        raise UsageError(f"--type is for --to gguf; {to} is written in float32.")
-    if kind is not None and kind not in KINDS:
-        raise UsageError(f"unknown type '{kind}'.{did_you_mean(kind, KINDS)} There are {', '.join(KINDS)}.")
+    kinds = KINDS if to == "gguf" else RUNTIMES[to].kinds
+    if kind is not None and kind not in kinds:
+        raise UsageError(f"{to} has no type '{kind}'.{did_you_mean(kind, kinds)} There are {', '.join(kinds)}.")
+    if kind == "int8" and (missing := RUNTIMES[to].missing_runtime):
+        raise UsageError(f"--type int8 is quantized by {missing}: pip install 'secateur[export]'.")
     if to == "gguf":
         if find_spec("gguf") is None:
             raise UsageError("export --to gguf takes gguf: pip install 'secateur[export]'.")
@@ -124,9 +126,12 @@ def _check(to: str, kind: str | None) -> None:
         RUNTIMES[to].check_writer()
 
 
-def _programs(runtime: Runtime, source: Exportable, scratch: Path, seconds: dict[str, float], tick: Any) -> Exported:
-    """Writes each program, and holds its outputs against torch's."""
+def _programs(
+    runtime: Runtime, int8: bool, source: Exportable, scratch: Path, seconds: dict[str, float], tick: Any
+) -> Exported:
+    """Writes each program, and holds its outputs against torch's; those of int8 products are told beside that."""
     worst: float | None = None
+    notes: list[str] = []
     missing = runtime.missing_runtime
     for program in source.programs:
         with timed(seconds, "write"):
@@ -134,24 +139,56 @@ def _programs(runtime: Runtime, source: Exportable, scratch: Path, seconds: dict
         tick()
         if missing is None:
             with timed(seconds, "check"):
-                try:
-                    found = runtime.outputs(program, scratch)
-                except Exception as error:  # whatever the runtime raises
-                    raise ExportError(
-                        f"{program.name}: {runtime.name} can't run what was written: {first_line(error)}"
-                    ) from error
-                pairs = [
-                    (one, wanted)
-                    for example, given in zip(program.examples, found, strict=True)
-                    for one, wanted in zip(given, program.expected(example), strict=True)
-                ]
-            difference = _difference(pairs)
+                difference = _difference(_pairs(runtime, program, scratch))
             _check_difference(program.name, difference, TOLERANCE)
             worst = max(worst or 0.0, difference)
+            if int8:
+                notes.append(_quantized(runtime, program, scratch, seconds))
         tick()
-    note = f"Nothing has run it yet: pip install {missing} to have it held against torch." if missing else ""
+    if missing:
+        notes.append(f"Nothing has run it yet: pip install {missing} to have it held against torch.")
     by = None if missing else next(iter(runtime.runs_with), "torch")
-    return Exported("", "", {}, worst, by, {}, (note,) if note else ())
+    return Exported("", "", {}, worst, by, {}, tuple(notes))
+
+
+def _quantized(runtime: Runtime, program: Program, scratch: Path, seconds: dict[str, float]) -> str:
+    """Makes a program int8 that was right in float32; returns how far its outputs are now, in words."""
+    with timed(seconds, "quantize"):
+        matrices = runtime.quantize(program, scratch)
+    with timed(seconds, "check"):
+        pairs = _pairs(runtime, program, scratch)
+        difference = _difference(pairs)
+    if not difference < 1:
+        raise ExportError(
+            f"{program.name}: int8 outputs have nothing to do with torch's ({difference:.2g} of the largest)."
+        )
+    first, wanted = pairs[0]
+    agreed = (
+        ""
+        if first.ndim < 2
+        else f", the first output's largest is the same in {_agreement(first, wanted):.1%} of places"
+    )
+    return (
+        f"{program.name}: {matrices} matrices are int8, and what was zero is zero. The comparison with torch is of "
+        f"float32; int8 is off by up to {difference:.2g} of the largest output{agreed}."
+    )
+
+
+def _agreement(one: Tensor, other: Tensor) -> float:
+    return float((one.argmax(-1) == other.argmax(-1)).float().mean())
+
+
+def _pairs(runtime: Runtime, program: Program, scratch: Path) -> list[tuple[Tensor, Tensor]]:
+    """Returns what the runtime gives and what torch gives, output by output of each example."""
+    try:
+        found = runtime.outputs(program, scratch)
+    except Exception as error:  # whatever the runtime raises
+        raise ExportError(f"{program.name}: {runtime.name} can't run what was written: {first_line(error)}") from error
+    return [
+        (one, wanted)
+        for example, given in zip(program.examples, found, strict=True)
+        for one, wanted in zip(given, program.expected(example), strict=True)
+    ]
 
 
 def _difference(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:

@@ -8,14 +8,17 @@ from typing import Any
 
 import gguf
 import numpy as np
+import onnx
 import onnxruntime
 import openvino
 import pytest
 import torch
+from onnx import numpy_helper
 
 import secateur
 from command_line import secateur as secateur_command
 from secateur.errors import ExportError, UsageError
+from secateur.exports import onnx_int8
 from secateur.exports.onnx import Onnx
 from secateur.network.loading import load
 from tiny import save_tiny
@@ -128,6 +131,39 @@ def test_a_gguf_holds_the_model(kind: str, tmp_path: Path) -> None:
     assert (back[weight == 0] == 0).all()
 
 
+@pytest.mark.parametrize("family", ["llama", "bert", "gpt2"])
+def test_int8_products_keep_what_is_zero(family: str, tmp_path: Path) -> None:
+    source, dense = tmp_path / "half", save_tiny(family, tmp_path / "m", tokenizer=True)
+    secateur.prune(dense, output=source, sparsity=0.5, score="l1", evaluate=False)
+    plain = secateur.export(source, output=tmp_path / "plain", to="onnx")
+    result = secateur.export(source, output=tmp_path / "out", to="onnx", kind="int8")
+    assert result.difference is not None
+    assert result.difference < 1e-4
+    assert "matrices are int8, and what was zero is zero" in result.notes[0]
+    assert set(result.files) == {"model.onnx", "model.onnx.data"}
+    assert result.files["model.onnx.data"] < plain.files["model.onnx.data"]
+    model = onnx.load(tmp_path / "out/model.onnx")
+    integers = [numpy_helper.to_array(one) for one in model.graph.initializer if one.name.endswith("_quantized")]
+    sparse = [one for one in integers if (one == 0).mean() > 0.45]
+    assert len(sparse) == len(load(source).layers())
+    session = onnxruntime.InferenceSession(tmp_path / "out/model.onnx")
+    assert all(one.shape[0] in (0, "batch") for one in session.get_inputs())
+
+
+def test_int8_that_loses_a_zero_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, dense = tmp_path / "half", save_tiny("llama", tmp_path / "m", tokenizer=True)
+    secateur.prune(dense, output=source, sparsity=0.5, score="l1", evaluate=False)
+    plainly = onnx_int8.quantize_dynamic
+
+    def lopsided(*args: Any, **given: Any) -> None:
+        plainly(*args, **{**given, "weight_type": onnx_int8.QuantType.QUInt8})
+
+    monkeypatch.setattr(onnx_int8, "quantize_dynamic", lopsided)
+    with pytest.raises(ExportError, match="a weight that was zero isn't any more"):
+        secateur.export(source, output=tmp_path / "out", to="onnx", kind="int8")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_ragged_gguf_names_each_layers_width(tmp_path: Path) -> None:
     source = ragged(tmp_path)
     secateur.export(source, output=tmp_path / "out", to="gguf")
@@ -154,7 +190,8 @@ def test_the_command_line_exports_and_tells(tmp_path: Path) -> None:
     ("family", "given", "says"),
     [
         ("llama", {"to": "onxx"}, "Did you mean 'onnx'"),
-        ("llama", {"to": "onnx", "kind": "q8_0"}, "--type is for --to gguf"),
+        ("llama", {"to": "onnx", "kind": "q8_0"}, "There are float32, int8"),
+        ("llama", {"to": "torch", "kind": "int8"}, "torch has no type 'int8'"),
         ("llama", {"to": "gguf", "kind": "q3_0"}, "There are f16, q8_0, q4_0"),
         ("bert", {"to": "gguf"}, "goes --to onnx or openvino"),
         ("t5", {"to": "onnx"}, "an encoder-decoder of text"),

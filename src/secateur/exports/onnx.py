@@ -21,6 +21,7 @@ class Onnx(Runtime):
     name = "onnx"
     writes_with = ("onnx", "onnxscript")
     runs_with = ("onnxruntime",)
+    kinds = ("float32", "int8")
 
     def write(self, program: Program, folder: Path) -> None:
         traced = exported_program(program)
@@ -52,3 +53,8 @@ class Onnx(Runtime):
             fed = {name: tensor.numpy() for name, tensor in zip(program.inputs, example, strict=True) if name in read}
             found.append([torch.from_numpy(one) for one in session.run(list(program.outputs), fed)])
         return found
+
+    def quantize(self, program: Program, folder: Path) -> int:
+        from secateur.exports.onnx_int8 import to_int8  # noqa: PLC0415 (an extra)
+
+        return to_int8(folder / f"{program.name}.onnx")

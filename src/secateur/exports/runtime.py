@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from secateur.errors import UsageError
+from secateur.errors import ExportError, UsageError
 from secateur.exports.programs import Program
 
 
@@ -21,11 +21,13 @@ class Runtime(ABC):
         name: The name on the command line.
         writes_with: Packages that writing takes.
         runs_with: Packages that running takes.
+        kinds: What its products may be computed in, what is taken where nothing is said first.
     """
 
     name: ClassVar[str]
     writes_with: ClassVar[tuple[str, ...]] = ()
     runs_with: ClassVar[tuple[str, ...]] = ()
+    kinds: ClassVar[tuple[str, ...]] = ("float32",)
 
     @abstractmethod
     def write(self, program: Program, folder: Path) -> None:
@@ -38,6 +40,14 @@ class Runtime(ABC):
     @abstractmethod
     def outputs(self, program: Program, folder: Path) -> list[Sequence[Tensor]]:
         """Returns what the runtime gives for each example."""
+
+    def quantize(self, program: Program, folder: Path) -> int:
+        """Makes a program's file one of int8 products, where `kinds` has them; returns how many matrices changed.
+
+        Raises:
+            ExportError: It can't be done, or a weight that was zero isn't any more.
+        """
+        raise ExportError(f"{self.name} has no int8 products.")
 
     def check_writer(self) -> None:
         """Raises UsageError if a package is missing that writing takes."""
