@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import secateur
 from shared_data import DATA, needs_data
-from tiny import save_tiny
+from tiny import save_tiny, write_wavs
 from trained_tokenizers import loaded
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -24,7 +24,9 @@ def test_an_example_recipe_prunes_a_tiny_model_of_the_same_family(path: Path, tm
     data = yaml.safe_load(path.read_text())
     data |= {"model": str(tiny_of(path.stem, tmp_path)), "output": str(tmp_path / "out")}
     data["calibration"] |= {"samples": 4, "length": 32}
-    if data["calibration"]["data"] != "self":
+    if path.stem == "speech":
+        data["calibration"]["data"] = str(write_wavs(tmp_path / "wavs", 8))
+    elif data["calibration"]["data"] != "self":
         (tmp_path / "texts.jsonl").write_text(json.dumps({"text": "The gardener looks at the whole tree first. " * 40}))
         data["calibration"]["data"] = str(tmp_path / "texts.jsonl")
     for stage in data["stages"]:
@@ -44,7 +46,7 @@ def test_an_example_recipe_prunes_a_tiny_model_of_the_same_family(path: Path, tm
 def tiny_of(recipe: str, tmp_path: Path) -> Path:
     """Writes a tiny model that a recipe is for: with tokens to spare where some are to go."""
     if recipe != "tiny":
-        family = {"encoder": "bert"}.get(recipe, "llama")
+        family = {"encoder": "bert", "speech": "whisper"}.get(recipe, "llama")
         return save_tiny(family, tmp_path / "dense", tokenizer=True)
     tokenizer = loaded("gpt2", tmp_path / "dense")
     config = AutoConfig.from_pretrained(save_tiny("llama", tmp_path / "tiny"))
