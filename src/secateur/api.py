@@ -17,6 +17,7 @@ from secateur.evaluation.classes import add_accuracy, check_classes
 from secateur.evaluation.comparison import compare_networks
 from secateur.evaluation.examples import Metric
 from secateur.evaluation.tasks import add_tasks, check_tasks
+from secateur.evaluation.words import add_error_rate
 from secateur.network.classifier import class_names
 from secateur.network.loading import load
 from secateur.network.network import Network
@@ -248,8 +249,9 @@ def compare(
 
     Args:
         models: What to compare, as for `load`, or loaded networks.
-        text: A file or hub data set; `self` lets the first model write it, None measures on none. Of models that tell
-            classes apart a table of text and label (.tsv, .csv, .jsonl), all of which is measured on.
+        text: A file or hub data set; `self` lets the first model write it, None measures on none. For models that
+            hear a folder of .wav files, and for their word error rate what is said in a .txt beside each. Of models
+            that tell classes apart a table of text and label (.tsv, .csv, .jsonl), all of which is measured on.
         images: For image classifiers instead of a text: a folder of images, flat or with a subfolder per class.
         windows: Windows of text.
         length: Tokens per window; None takes 1024, or what all models hold.
@@ -293,7 +295,10 @@ def compare(
         if text == "self"
         else read_windows(dense, text, windows, size, progress)
     )
-    return add_tasks(compare_networks(networks, chosen, progress, speed), networks, tasks, limit, seed, progress)
+    found = compare_networks(networks, chosen, progress, speed)
+    if dense.family.inputs == "audio" and text != "self":
+        found = add_error_rate(found, networks, text, windows, progress)
+    return add_tasks(found, networks, tasks, limit, seed, progress)
 
 
 def evaluate(

@@ -178,6 +178,9 @@ class Metrics:
             median.
         macs: Multiply-accumulates per token of a window; see secateur.evaluation.costs.
         accuracy: Share of examples whose class is right (networks that aren't language models; the next ones, too).
+        f1: Of two classes the F1 of the second, of more the mean over all of them (tables of text and label).
+        matthews: Matthews' correlation of the classes with what was told (the same).
+        wer: Word error rate against what is said, in small letters and without punctuation (models that hear).
         metric: What the user's own metric says.
         loss: Mean loss.
         examples: Examples that quality was measured on.
@@ -209,6 +212,9 @@ class Metrics:
     speed_spread: float | None = None
     macs: int | None = None
     accuracy: float | None = None
+    f1: float | None = None
+    matthews: float | None = None
+    wer: float | None = None
     metric: float | None = None
     loss: float | None = None
     examples: int | None = None

@@ -22,6 +22,7 @@ from secateur.errors import ProcessError, ResumeError, SaveError, UsageError
 from secateur.evaluation.classes import add_accuracy
 from secateur.evaluation.comparison import compare_networks
 from secateur.evaluation.reloading import reload_difference
+from secateur.evaluation.words import add_error_rate
 from secateur.journal import Journal, check_left_over, identity, run_folder
 from secateur.lock import only_run
 from secateur.mask import FILE as MASK_FILE
@@ -353,7 +354,11 @@ def _evaluate(work: Run, network: Network, windows: Windows | None, folder: Path
             f"{network.architecture} has no plain next-token perplexity; quality is the cosine similarity of its "
             "output vectors to the dense model's."
         )
-    return compare_networks([dense, network], windows, work.progress, evaluate.speed, sizes, names, work.storage)
+    both = [dense, network]
+    found = compare_networks(both, windows, work.progress, evaluate.speed, sizes, names, work.storage)
+    if evaluate.text is not None and dense.family.inputs == "audio":
+        found = add_error_rate(found, both, evaluate.text, evaluate.windows, work.progress)
+    return found
 
 
 def _result(

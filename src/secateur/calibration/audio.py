@@ -53,12 +53,27 @@ def audio_windows(network: Network, data: str, windows: int, length: int, progre
     features: list[Tensor] = []
     written: list[Tensor] = []
     for sound in progress.track(sounds, "transcribing"):
-        heard = extractor(sound.numpy(), sampling_rate=extractor.sampling_rate, return_tensors="pt")
-        features.append(_fitting(network, heard.input_features))
+        features.append(_heard(network, extractor, sound))
         written.append(transcribe(network, features[-1], length))
     lengths = torch.tensor([len(ids) for ids in written])
     ids = torch.nn.utils.rnn.pad_sequence(written, batch_first=True)
     return Windows(ids, data, features=torch.cat(features), lengths=lengths, given=_given(network, written))
+
+
+def heard_windows(network: Network, path: Path) -> Iterator[Tensor]:
+    """Yields (1, mels, frames): what a model hears of a .wav file, piece by piece.
+
+    Raises:
+        CalibrationError: The file can't be read, or no feature extractor fits the model.
+    """
+    extractor = _extractor(network)
+    for sound in _pieces(path, extractor):
+        yield _heard(network, extractor, sound)
+
+
+def _heard(network: Network, extractor: Any, sound: Tensor) -> Tensor:
+    given = extractor(sound.numpy(), sampling_rate=extractor.sampling_rate, return_tensors="pt")
+    return _fitting(network, given.input_features)
 
 
 def transcribe(network: Network, features: Tensor, length: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""How often a sequence classifier is right on a table."""
+"""How well a sequence classifier tells the classes of a table apart."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from secateur.calibration.data import text_tokenizer, window_length
@@ -53,11 +54,42 @@ def _measured(metrics: Metrics, network: Network, table: Table, length: int | No
     if not is_sequence_classifier(network):
         return replace(metrics, examples=len(table))
     tokenizer, size = text_tokenizer(network, table.source), window_length(network, length)
-    right, loss = 0, 0.0
+    classes: int = network.model.config.num_labels
+    confusion, loss = torch.zeros(classes, classes, dtype=torch.float64), 0.0
     for start in progress.track(range(0, len(table), ROWS), "evaluating"):
         batch = table.batch(range(start, min(start + ROWS, len(table))), tokenizer, size)
         labels = batch.pop("labels")
         logits = network.model(**batch).logits.float()
-        right += int((logits.argmax(-1) == labels).sum())
+        places = labels * classes + logits.argmax(-1)
+        confusion += torch.bincount(places, minlength=classes * classes).view(classes, classes)
         loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
-    return replace(metrics, accuracy=right / len(table), loss=loss / len(table), examples=len(table))
+    return replace(
+        metrics,
+        accuracy=float(confusion.trace() / confusion.sum()),
+        f1=f1(confusion),
+        matthews=matthews(confusion),
+        loss=loss / len(table),
+        examples=len(table),
+    )
+
+
+def f1(confusion: Tensor) -> float:
+    """Returns the F1 of the second of two classes, as GLUE counts, or of more classes the mean over all.
+
+    Args:
+        confusion: (classes, classes) counts, by what was told and what the model says.
+    """
+    each = 2 * confusion.diagonal() / (confusion.sum(0) + confusion.sum(1)).clamp(min=1)
+    return float(each[1] if len(each) == 2 else each.mean())
+
+
+def matthews(confusion: Tensor) -> float:
+    """Returns Matthews' correlation, of any number of classes (Gorodkin 2004, equation 8); 0 where a side is constant.
+
+    Args:
+        confusion: As for `f1`.
+    """
+    told, says, all_of_them = confusion.sum(1), confusion.sum(0), confusion.sum()
+    shared = confusion.trace() * all_of_them - told @ says
+    spread = (all_of_them**2 - told @ told) * (all_of_them**2 - says @ says)
+    return float(shared / spread.sqrt()) if spread > 0 else 0.0
