@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow bench lint clean
+.PHONY: demo test test-slow bench docs lint clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -28,5 +28,9 @@ test-slow: .venv/ready
 bench: .venv/ready
 	$(BIN)/python bench/protocol.py $(if $(DATA),--data $(DATA))
 
+# The documentation site, into site/.
+docs: .venv/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
+
 clean:
-	rm -rf .venv out build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv out site build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from secateur.api import compare, evaluate, prune, search, units
+    from secateur.benchmark.bench import bench
     from secateur.calibration.data import Windows
     from secateur.errors import SecateurError
     from secateur.mask import Mask
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from secateur.recipe import Recipe
     from secateur.result import Comparison, Metrics, Result
     from secateur.run import run_recipe
+    from secateur.run_export import export
     from secateur.training.callback import PruningCallback
     from secateur.training.pruner import TrainingPruner
     from secateur.training.shares import shares

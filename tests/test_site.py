@@ -1,0 +1,53 @@
+"""The documentation site is built without a warning, and what is made of registries and results is up to date."""
+
+from __future__ import annotations
+
+import logging
+import re
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
+
+from secateur.automl.strategies import STRATEGIES
+from secateur.network.units import UNITS
+from secateur.solvers import SOLVERS
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def hooks(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    return import_module("hooks")
+
+
+def test_the_site_is_built_without_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path), strict=True)
+    with caplog.at_level(logging.WARNING, logger="mkdocs"):
+        config.plugins.on_startup(command="build", dirty=False)
+        build(config)
+    assert not caplog.records
+    for folder, names in (("solvers", SOLVERS), ("strategies", STRATEGIES), ("units", UNITS)):
+        assert all((tmp_path / folder / name / "index.html").is_file() for name in names)
+    assert "42.28" in (tmp_path / "solvers/admm/index.html").read_text()
+    api = (tmp_path / "api/index.html").read_text()
+    assert "Wanda" in (tmp_path / "solvers/index.html").read_text()
+    assert re.search(r"hub id, a checkpoint folder", api)
+    loads = re.findall(r'(?:src|href)="(https?://[^"]+\.(?:js|css|woff2?))"', api)
+    assert not loads  # a page asks no other server for anything
+
+
+def test_the_table_of_choices_and_the_recipes_are_those_of_the_files(hooks: ModuleType) -> None:
+    assert hooks.choosing_table() in (ROOT / "docs/choosing.md").read_text()
+    assert hooks.recipes_text().strip() in (ROOT / "docs/recipes.md").read_text()
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    named = re.findall(r"\w+\.md", str(nav))
+    assert sorted(named) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
