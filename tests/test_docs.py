@@ -70,6 +70,21 @@ def test_the_tables_of_networks_are_those_of_the_tests_and_of_the_registries() -
     assert cuts_of_networks.operations_table() in page
 
 
+def code_blocks(text: str) -> list[str]:
+    """Returns fenced and indented blocks."""
+    found: list[str] = re.findall(r"^```[^`]*^```$|(?:^ {4}.*\n)+", text, re.MULTILINE)
+    return [block.rstrip("\n") for block in found]
+
+
+def test_the_chinese_readme_has_the_same_commands_options_and_links() -> None:
+    english, chinese = ((ROOT / name).read_text() for name in ("README.md", "README.zh-CN.md"))
+    assert len(code_blocks(english)) > 5
+    assert code_blocks(chinese) == code_blocks(english)
+    english = re.sub(r"(?s)## Figures.*?(?=## What is pruned how)", "", english)
+    for pattern in (r"(?<![\w`-])--[a-z][\w-]+", r"\]\((docs/[^)]*)\)", r"secateur\[\w+\]"):
+        assert set(re.findall(pattern, chinese)) >= set(re.findall(pattern, english))
+
+
 def test_every_command_and_option_in_the_readme_exists() -> None:
     commands = get_command(app).commands
     lines = re.findall(r"^ {4}secateur (\w+)(.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
