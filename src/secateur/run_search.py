@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from secateur.automl.course import Course, search
-from secateur.automl.judge import quality_of
+from secateur.automl.judge import quality_of, windows_of
 from secateur.automl.networks import NetworkSearch
 from secateur.automl.reward import Reward, Worth
 from secateur.automl.space import Levels
@@ -91,6 +91,8 @@ def find_recipe(recipe: Recipe, progress: Progress, resume: bool) -> tuple[Recip
     if network.model.get_output_embeddings() is None and "losses" not in settings.model_fields_set:
         settings = settings.model_copy(update={"losses": "layer"})
         progress.say("the model predicts no tokens, so the knapsack goes by the layers' own errors (losses: layer).")
+    if settings.table is None:
+        windows_of(_cut(windows, settings), settings.tokens[-1])  # there are as many
     root = Path(settings.levels).expanduser() if settings.levels else output.parent / ".secateur-levels"
     kind = UnitSearch if stage.structured else WeightSearch
     work = kind.prepared(network, recipe, stage, settings, windows, root, progress)

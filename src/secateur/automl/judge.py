@@ -25,18 +25,27 @@ POSITIONS = 256  # whose distributions are held at once
 ROWS = 16  # of a table at a time
 
 
+def windows_of(windows: Windows, tokens: int) -> int:
+    """Returns how many windows hold as many tokens.
+
+    Raises:
+        UsageError: There are fewer.
+    """
+    number = -(-tokens // windows.length)
+    if number > len(windows):
+        raise UsageError(
+            f"candidates are judged on {tokens:,} tokens, and the calibration has {windows.tokens:,}; give more "
+            "--samples, or fewer --tokens."
+        )
+    return number
+
+
 class _OnText:
     """Reads the calibration's windows, as many as hold the tokens that are asked for."""
 
     def __init__(self, network: Network, windows: Windows, tokens: int) -> None:
         self.network, self.length = network, windows.length
-        number = -(-tokens // windows.length)
-        if number > len(windows):
-            raise UsageError(
-                f"candidates are judged on {tokens:,} tokens, and the calibration has {windows.tokens:,}; give more "
-                "--samples, or fewer --tokens."
-            )
-        self.batches = windows.part(0, number).batches(1)
+        self.batches = windows.part(0, windows_of(windows, tokens)).batches(1)
 
     @torch.inference_mode()
     def logits(self, number: int) -> Tensor:
