@@ -10,9 +10,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from command_line import secateur
+from secateur.automl.choices import has_choices
+from secateur.recipe import Recipe
+from secateur.recipe.choosing import Choosing
 from test_docs import ROOT, code_blocks
 from tiny import SENTENCE, save_tiny, write_wavs
 from tiny_vision import draw, save_classifier
@@ -116,3 +120,24 @@ def test_the_commands_of_a_page_do_what_they_should(page: str, tmp_path: Path, m
         assert done.out.strip()
         count += 1
     assert count
+
+
+def recipes() -> Iterator[tuple[str, str]]:
+    """Yields what docs show of recipes, with the page's name."""
+    for page in PAGES:
+        for block in re.findall(r"^```yaml\n([^`]*)^```$", (ROOT / page).read_text(), re.MULTILINE):
+            yield page, block
+
+
+@pytest.mark.parametrize(("page", "block"), list(recipes()))
+def test_a_recipe_that_is_shown_is_one(page: str, block: str) -> None:
+    shown = yaml.safe_load(block)
+    assert isinstance(shown, dict), page
+    data = {"model": "dense", "output": "out", **shown}
+    if "stages" not in data:
+        data["stages"] = [{"prune": {"sparsity": 0.7}}]
+    if has_choices({name: value for name, value in data.items() if name != "search"}):
+        Choosing.build(data.pop("search", {}))
+        assert data["stages"]
+    else:
+        assert Recipe.build(data).steps
