@@ -38,3 +38,8 @@ def report_of(
         seconds=time.perf_counter() - start,
         steps=steps,
     )
+
+
+def layer_kind(name: str) -> str:
+    """Returns a layer's name with its numbers as stars: `model.layers.*.self_attn.q_proj`."""
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))

@@ -7,7 +7,7 @@ from rich.cells import cell_len
 from rich.console import RenderableType
 
 from report_records import NOT_FASTER, comparison, layers, metrics, result, stage
-from secateur.report import terminal
+from secateur.report import numbers, terminal, words
 from secateur.report.structure import units_table
 from secateur.result import Comparison, Result, StageReport
 
@@ -81,7 +81,7 @@ def test_without_a_comparison_the_table_is_of_the_stages() -> None:
     text = result(comparison=None, stages=(first, second)).table()
     errors = [layer.error for layer in first.layers if layer.error is not None]
     row = next(line for line in text.splitlines() if line.startswith("1 prune"))
-    assert row.split()[2:] == ["210", f"{first.zeros:,}", "49.9", "%", "0.0523", terminal.small(max(errors))]
+    assert row.split()[2:] == ["210", f"{first.zeros:,}", "49.9", "%", "0.0523", numbers.small(max(errors))]
     assert "not measured" in next(line for line in text.splitlines() if line.startswith("2 prune"))
 
 
@@ -96,7 +96,7 @@ def test_a_comparison_tells_every_checkpoint_apart(others: int) -> None:
     assert "100.00" in text
     for number, name in enumerate(names):
         assert f"{200 + number}.00" in text
-        assert f"{number + 1}  {terminal.shorten(name, 94)}" in text
+        assert f"{number + 1}  {numbers.shorten(name, 94)}" in text
 
 
 def test_few_layers_are_listed_and_many_are_grouped_by_kind() -> None:
@@ -109,7 +109,7 @@ def test_few_layers_are_listed_and_many_are_grouped_by_kind() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "says"),
     [
         ({"sparsity": 0.5}, "Zeroed 50 % of the weights"),
         ({"sparsity": None, "pattern": "2:4"}, "in the 2:4 pattern"),
@@ -128,14 +128,14 @@ def test_few_layers_are_listed_and_many_are_grouped_by_kind() -> None:
         ({"allocation": "error", "gradient": "loss"}, "shared out by error weighed by the next-token loss"),
     ],
 )
-def test_a_stage_is_told_in_words(settings: dict[str, object], words: str) -> None:
-    told = terminal.describe_stage(stage(**settings).stage)
-    assert words in told
+def test_a_stage_is_told_in_words(settings: dict[str, object], says: str) -> None:
+    told = words.describe_stage(stage(**settings).stage)
+    assert says in told
     assert "None" not in told
 
 
 @pytest.mark.parametrize(
-    ("stage", "words"),
+    ("stage", "says"),
     [
         ({"distill": {"teacher": "dense", "minutes": 20}}, "Distilled from the dense model for at most 20 minutes"),
         (
@@ -150,20 +150,20 @@ def test_a_stage_is_told_in_words(settings: dict[str, object], words: str) -> No
         ({"reconstruct": {}}, "Tuned each block"),
     ],
 )
-def test_a_recovery_stage_is_told_in_words(stage: dict[str, dict[str, object]], words: str) -> None:
-    assert words in terminal.describe_stage(stage)
+def test_a_recovery_stage_is_told_in_words(stage: dict[str, dict[str, object]], says: str) -> None:
+    assert says in words.describe_stage(stage)
 
 
 def test_stage_lines_name_the_worst_layer() -> None:
-    lines = terminal.stage_lines(stage(notes=("seen",)))
+    lines = words.stage_lines(stage(notes=("seen",)))
     assert any("at worst, in model.layers.29.mlp.down_proj" in line for line in lines)
     assert lines[-1] == "seen"
-    assert not any("error" in line for line in terminal.stage_lines(stage(errors=False)))
+    assert not any("error" in line for line in words.stage_lines(stage(errors=False)))
 
 
 def test_a_stage_without_layers_has_a_table_and_lines() -> None:
     empty = StageReport({"distill": {"minutes": 20}}, (), {})
-    assert len(terminal.stage_lines(empty)) == 1
+    assert len(words.stage_lines(empty)) == 1
     run: Result = result(comparison=None, stages=(empty,))
     assert "1 distill" in run.table()
 
@@ -171,23 +171,23 @@ def test_a_stage_without_layers_has_a_table_and_lines() -> None:
 @pytest.mark.parametrize(
     ("write", "value", "text"),
     [
-        (terminal.size, 538_090_408, "538.1 MB"),
-        (terminal.size, 999_960_000, "1.00 GB"),
-        (terminal.size, 12, "12 bytes"),
-        (terminal.count, 134_515_008, "134.5 M"),
-        (terminal.count, 7_615_616_512, "7.62 B"),
-        (terminal.count, 999, "999"),
-        (terminal.percent, 0.47, "47.0 %"),
-        (terminal.percent, 0.0, "0.0 %"),
-        (terminal.percent, 1e-6, "<0.1 %"),
-        (terminal.percent, 0.99999, ">99.9 %"),
-        (terminal.decimal, 23.2345, "23.23"),
-        (terminal.decimal, 123_456.0, "123,456"),
-        (terminal.decimal, float("inf"), "inf"),
-        (terminal.small, 0.0, "0"),
-        (terminal.small, 3.14e-6, "3.1e-06"),
-        (terminal.duration, 59.99, "1 min 00 s"),
-        (terminal.duration, 7_800.0, "2 h 10 min"),
+        (numbers.size, 538_090_408, "538.1 MB"),
+        (numbers.size, 999_960_000, "1.00 GB"),
+        (numbers.size, 12, "12 bytes"),
+        (numbers.count, 134_515_008, "134.5 M"),
+        (numbers.count, 7_615_616_512, "7.62 B"),
+        (numbers.count, 999, "999"),
+        (numbers.percent, 0.47, "47.0 %"),
+        (numbers.percent, 0.0, "0.0 %"),
+        (numbers.percent, 1e-6, "<0.1 %"),
+        (numbers.percent, 0.99999, ">99.9 %"),
+        (numbers.decimal, 23.2345, "23.23"),
+        (numbers.decimal, 123_456.0, "123,456"),
+        (numbers.decimal, float("inf"), "inf"),
+        (numbers.small, 0.0, "0"),
+        (numbers.small, 3.14e-6, "3.1e-06"),
+        (numbers.duration, 59.99, "1 min 00 s"),
+        (numbers.duration, 7_800.0, "2 h 10 min"),
     ],
 )
 def test_numbers_are_written_for_people(write: object, value: float, text: str) -> None:
@@ -196,7 +196,7 @@ def test_numbers_are_written_for_people(write: object, value: float, text: str) 
 
 
 def test_a_long_name_keeps_its_two_ends() -> None:
-    short = terminal.shorten("out/" + "x" * 200 + "/final", 20)
+    short = numbers.shorten("out/" + "x" * 200 + "/final", 20)
     assert cell_len(short) <= 20
     assert short.startswith("out/")
     assert short.endswith("/final")
@@ -212,7 +212,7 @@ def test_a_long_name_keeps_its_two_ends() -> None:
     ],
 )
 def test_what_was_removed_is_said_in_words(given: dict[str, object], says: str) -> None:
-    assert says in terminal.describe_stage({"prune": given})
+    assert says in words.describe_stage({"prune": given})
 
 
 def test_groups_of_other_widths_share_a_row_of_units() -> None:

@@ -7,8 +7,8 @@ from math import ceil
 
 from secateur.allocation.allocator import HIGHEST, SPREAD
 from secateur.automl.space import Place, Space
+from secateur.layer_report import layer_kind
 from secateur.network.network import Layer
-from secateur.report.terminal import layer_kind
 
 RUNG = 0.05  # sparsity between two levels
 

@@ -10,9 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from secateur.benchmark.bench import Bench, Timed
+from secateur.report.numbers import shorten, size
 from secateur.report.page import plots_page
 from secateur.report.plots import COLOURS, Plot
-from secateur.report.terminal import WIDTH, plain_table, shorten, size
+from secateur.report.terminal import WIDTH, plain_table
 
 NOTE = "Medians of turns; in brackets, relative to the first. Below {spread:.0%} a difference says nothing here."
 

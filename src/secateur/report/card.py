@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from secateur.recipe import Prune
-from secateur.report.terminal import all_notes, describe_stage, figure_rows, measured_on
+from secateur.report.terminal import figure_rows
+from secateur.report.words import all_notes, describe_stage, measured_on
 from secateur.result import Result
 
 ZEROS_SAVE_NOTHING = (

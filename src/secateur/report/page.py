@@ -13,24 +13,17 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
+from secateur.layer_report import layer_kind
 from secateur.report.card import calibration_sentence, limits, recipe_yaml
+from secateur.report.numbers import duration, percent, shorten, size, small
 from secateur.report.plots import COLOURS, Plot
 from secateur.report.search import search_plots
-from secateur.report.terminal import (
-    FIGURES,
-    SPEEDS,
-    Figure,
+from secateur.report.terminal import FIGURES, SPEEDS, Figure, figure_rows
+from secateur.report.words import (
     describe_reload,
     describe_stage,
-    duration,
-    figure_rows,
-    layer_kind,
     loaded_again,
     measured_on,
-    percent,
-    shorten,
-    size,
-    small,
     stage_lines,
     units_in_words,
 )

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from secateur.automl.front import front_of
+from secateur.report.numbers import duration, small
 from secateur.report.plots import COLOURS, Plot
-from secateur.report.terminal import duration, small
 
 SHOWN = 20  # places
 

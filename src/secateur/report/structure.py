@@ -14,12 +14,13 @@ from rich.text import Text
 from torch import nn
 
 from secateur.errors import UsageError
+from secateur.layer_report import layer_kind
 from secateur.network.family import Layout
 from secateur.network.graph.network import Fixed
 from secateur.network.network import Layer, Network
 from secateur.network.units import UNITS, UnitGroup
 from secateur.network.vision import Classifier
-from secateur.report.terminal import count, layer_kind, percent
+from secateur.report.numbers import count, percent
 
 
 def structure(network: Network) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A result as tables of text, and the words and figures that the page and the model card show too.
+"""A result as tables of text, and the figures that the page and the model card show too.
 
 Whatever comes from outside (names, paths, notes) goes into `Text`, never into a markup string: a checkpoint
 may well be called `out[bold]`.
@@ -7,84 +7,36 @@ may well be called `out[bold]`.
 from __future__ import annotations
 
 import io
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich import box
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from secateur.layer_report import layer_kind
 from secateur.network.packed import PackedSize
-from secateur.report.training import describe_recovery, training_line
+from secateur.report.numbers import count, decimal, duration, percent, shorten, size, small
+from secateur.report.search import search_line
+from secateur.report.training import training_line
+from secateur.report.words import (
+    all_notes,
+    describe_reload,
+    describe_stage,
+    final_errors,
+    loaded_again,
+    measured_on,
+    units_in_words,
+)
 from secateur.result import Comparison, Exported, LayerReport, Metrics, Result, StageReport
 
 WIDTH = 100
-SHARES = {"uniform": "the same share in every layer", "global": "wherever in the model they are least"}
-GRADIENT_SCORES = ("taylor", "fisher", "snip")
 MOST_LAYERS = 40  # a longer table groups its layers by kind
 MOST_COLUMNS = 3  # more checkpoints than these become rows
 GAP = 3  # between a table's columns
-
-
-def scaled(value: float, suffixes: Sequence[str]) -> str:
-    """Returns `value` in the largest step of 1000 that fits: `134.5 M` for the suffixes `("", "k", "M")`."""
-    step = 0
-    while abs(value) >= 999.95 and step < len(suffixes) - 1:
-        value, step = value / 1000, step + 1
-    digits = 0 if step == 0 else 1 if abs(value) >= 100 else 2
-    return f"{value:,.{digits}f} {suffixes[step]}".strip()
-
-
-def count(value: float) -> str:
-    """Returns a number of things, e.g. `134.5 M`."""
-    return scaled(value, ("", "k", "M", "B", "T"))
-
-
-def size(value: float) -> str:
-    """Returns a number of bytes, in powers of 1000: `538.1 MB`."""
-    return scaled(value, ("bytes", "kB", "MB", "GB", "TB"))
-
-
-def percent(value: float) -> str:
-    """Returns a share, e.g. `47.0 %`. A share that isn't quite nothing or all never reads as if it were."""
-    if 0 < value < 0.0005 or 0.9995 <= value < 1:
-        return "<0.1 %" if value < 0.5 else ">99.9 %"
-    return f"{100 * value:.1f} %"
-
-
-def decimal(value: float) -> str:
-    """Returns a figure such as a perplexity or a rate: `23.23`, `1,234`, `3.1e+12`."""
-    if not math.isfinite(value) or abs(value) >= 1e9:
-        return f"{value:.2g}"
-    return f"{value:,.2f}" if abs(value) < 1000 else f"{value:,.0f}"
-
-
-def small(value: float) -> str:
-    """Returns a figure that may be tiny, such as an error: `0.0213`, `3.1e-06`, `0`."""
-    return f"{value:.4f}" if 0.001 <= abs(value) < 1000 else f"{value:.2g}"
-
-
-def duration(seconds: float) -> str:
-    """Returns a time, e.g. `0.8 s`, `4 min 05 s`, `2 h 10 min`."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def shorten(text: str, width: int) -> str:
-    """Returns `text` on one line of at most `width` columns, its middle left out where it is too long."""
-    text = "".join(letter if letter.isprintable() else "�" for letter in text)
-    if cell_len(text) <= width:
-        return text
-    head = (width - 1) // 3  # a path says more at its end
-    tail = width - 1 - head
-    return set_cell_size(text, head).rstrip() + "…" + set_cell_size(text[::-1], tail)[::-1].lstrip()
 
 
 def _ratio(dense: float, other: float) -> str | None:
@@ -181,209 +133,6 @@ def _task_figures(checkpoints: Sequence[Metrics]) -> list[Figure]:
     return [Figure(name, name, reader(name), text, _points) for name in names]
 
 
-def measured_on(comparison: Comparison) -> str:
-    """Returns on what the quality was measured, in words; empty where it wasn't."""
-    dense = comparison.dense
-    if dense.examples is not None:
-        return f"Quality was measured on {dense.examples:,} examples."
-    if dense.text is None:
-        return ""
-    windows = "" if dense.windows is None else f", {dense.windows:,} windows"
-    tokens = "" if dense.tokens is None else f", {dense.tokens:,} predicted tokens"
-    return f"Quality was measured on {dense.text}{windows}{tokens}."
-
-
-def describe_stage(stage: Mapping[str, Any]) -> str:
-    """Returns what a stage of a recipe does, in words.
-
-    Args:
-        stage: One stage as in `StageReport.stage`, e.g. `{"prune": {"unit": "weight", "sparsity": 0.5}}`.
-    """
-    kind, settings = next(iter(stage.items()))
-    given = {name: value for name, value in settings.items() if value is not None}
-    if kind != "prune":
-        return describe_recovery(kind, given)
-    unit = given.get("unit", "weight")
-    if unit != "weight":
-        return _describe_removal(unit, given)
-    score, solver = given.get("score"), given.get("solver", "none")
-    chain = solver.split("+")
-    if "pattern" in given:
-        amount = f"weights, in the {given['pattern']} pattern"
-    elif "threshold" in given:
-        amount = f"every weight whose score is below {given['threshold']}"
-    elif "amounts" in given:
-        amount = f"{sum(given['amounts'].values()):,} weights, shared out as the recipe lists them"
-    elif "sparsity" in given:
-        amount = f"{100 * given['sparsity']:.4g} % of the weights"
-    else:
-        amount = "weights"
-    words = [f"Zeroed {amount}"]
-    if score is not None:
-        words.append(f"scored by {_scored(score, given)}")
-    elif chain != ["none"]:
-        words.append(f"chosen by {chain[0]}'s own score")
-    if "sparsity" in given:
-        words.append(SHARES.get(given.get("allocation", "uniform")) or f"shared out by {_allocated(given)}")
-    if given.get("per", "layer") != "layer":
-        words.append(f"compared within each {given['per']}")
-    rest = [] if solver == "none" else [f"What stayed was corrected by {' and then '.join(chain)}."]
-    if given.get("reconstruct"):
-        rest.append(f"{'Then each' if rest else 'Each'} block was tuned to give the dense block's outputs.")
-    return f"{', '.join(words)}. {' '.join(rest or ['What stayed is as it was.'])}"
-
-
-def _scored(score: str, given: Mapping[str, Any]) -> str:
-    """Names a score, and whose gradient it takes."""
-    if score not in GRADIENT_SCORES:
-        return score
-    return f"{score} of {'the next-token loss' if given.get('gradient') == 'loss' else 'each block by itself'}"
-
-
-def _allocated(given: Mapping[str, Any]) -> str:
-    """Names an allocation, and what it weighs errors by."""
-    weighed = given["allocation"] == "error" and given.get("gradient") == "loss"
-    return f"{given['allocation']}{' weighed by the next-token loss' if weighed else ''}"
-
-
-def units_in_words(unit: str, number: int = 2) -> str:
-    """Returns what one or more of a kind of unit, or of several, are called: `neurons and heads`."""
-    named = {"attention": "attention half", "mlp": "MLP half", "query-head": "query head"}
-    words = []
-    for kind in unit.split(","):
-        one = named.get(kind, kind)
-        many = f"{one.removesuffix('half')}halves of layers" if one.endswith("half") else f"{one}s"
-        words.append(one if number == 1 else many)
-    return " and ".join(words)
-
-
-def _protects(given: Mapping[str, Any]) -> bool:
-    return any(given.get(f"protect_{side}") for side in ("first", "last"))
-
-
-def _describe_removal(unit: str, given: Mapping[str, Any]) -> str:
-    """Returns what a stage that removes units does, in words."""
-    units = units_in_words(unit)
-    inner = unit in ("neuron", "head", "query-head", "expert") or "," in unit
-    every = " of every layer that isn't protected" if _protects(given) else " of every layer"
-    amounts = {
-        "params": lambda v: f"{units} until {100 * v:g} % of the parameters were left",
-        "macs": lambda v: f"{units} until {100 * v:g} % of the multiply-accumulates were left",
-        "memory": lambda v: f"{units} until the weights took {v}",
-        "latency": lambda v: f"{units} until reading a window should take {100 * v:g} % of the time",
-        "sparsity": lambda v: f"{100 * v:.4g} % of the {units}",
-        "remove": lambda v: f"{v} {units_in_words(unit, v)}{every if inner else ''}",
-        "threshold": lambda v: f"{units} whose score is below {v}",
-        "amounts": lambda v: f"{sum(v.values()):,} {units_in_words(unit, sum(v.values()))}, as the recipe lists them,",
-    }
-    name = next((name for name in amounts if name in given), None)
-    words = [f"Removed {units if name is None else amounts[name](given[name])} for good"]
-    if given.get("solver") == "obs":
-        words.append("chosen in rounds by the error that the best correction leaves")
-    elif "score" in given:
-        words.append(f"scored by {_scored(given['score'], given)}")
-    if given.get("allocation", "uniform") != "uniform":
-        words.append(f"shared out by {_allocated(given)}")
-    fitted = given.get("repair", True) and (
-        unit == "channel" or set(unit.split(",")) <= {"neuron", "head", "query-head", "filter", "hidden"}
-    )
-    rest = "What reads them was fitted anew by least squares." if fitted else "What stayed is as it was."
-    return f"{', '.join(words)}. {rest}"
-
-
-def loaded_again(result: Result) -> str:
-    """Returns how what was saved was loaded again, in words."""
-    how = "secateur.rebuild" if result.about.get("kind") == "network" else "plain transformers"
-    code = (
-        ", with trust_remote_code=True for the modeling_secateur.py beside it" if result.about.get("reshaped") else ""
-    )
-    return f"Saved, and loaded again by {how}{code}"
-
-
-def describe_reload(difference: float) -> str:
-    """Returns how well the saved checkpoint gave the model in memory again, in words."""
-    if difference == 0:
-        return "the outputs are the same to the last bit"
-    return f"outputs differ by at most {small(difference)}"
-
-
-def final_errors(stage: StageReport) -> list[tuple[float, str]]:
-    """Returns each layer's reconstruction error as it left the stage, with the layer's name."""
-    pairs = [(x.error_masked if x.error is None else x.error, x.name) for x in stage.layers]
-    return [(error, name) for error, name in pairs if error is not None]
-
-
-def stage_lines(stage: StageReport) -> tuple[str, ...]:
-    """Returns what a stage did, in a few lines of words."""
-    lines = [describe_stage(stage.stage)]
-    if stage.layers:
-        share = percent(stage.sparsity)
-        lines.append(f"{len(stage.layers)} layers, {stage.zeros:,} of {stage.weights:,} weights zero ({share}).")
-    lines += _group_lines(stage)
-    if stage.training is not None:
-        lines.append(training_line(stage.training))
-    if stage.blocks:
-        before, after = (sum(getattr(one, name) for one in stage.blocks) for name in ("error_before", "error"))
-        number = len(stage.blocks)
-        lines.append(
-            f"Error of {number} blocks' outputs: {small(before / number)} before, {small(after / number)} after."
-        )
-    errors = final_errors(stage)
-    if errors:
-        mean, (worst, where) = sum(error for error, _ in errors) / len(errors), max(errors)
-        lines.append(f"Reconstruction error: {small(mean)} on average, {small(worst)} at worst, in {where}.")
-    if stage.seconds:
-        lines.append("Time: " + ", ".join(f"{phase} {duration(s)}" for phase, s in stage.seconds.items()) + ".")
-    return (*lines, *stage.notes)
-
-
-def _group_lines(stage: StageReport) -> list[str]:
-    """Returns how many units went, and what that saved."""
-    lines = []
-    for unit in dict.fromkeys(group.unit for group in stage.groups):
-        some = [group for group in stage.groups if group.unit == unit]
-        before, left = sum(group.before for group in some), sum(group.left for group in some)
-        widths = sorted({group.left for group in some})
-        each = (
-            "" if len(some) == 1 else f", {widths[0]:,}" + (f" to {widths[-1]:,}" if len(widths) > 1 else "") + " each"
-        )
-        which = ""
-        if len(some) == 1 and 0 < len(some[0].removed) <= 32:
-            which = f" (went: {', '.join(map(str, some[0].removed))})"
-        lines.append(f"{left:,} of {before:,} {units_in_words(unit)} are left{each}{which}.")
-        known = [(g.error_before, g.error) for g in some if g.error_before is not None and g.error is not None]
-        if known:
-            bare, mended = (sum(values) / len(known) for values in zip(*known, strict=True))
-            lines.append(
-                f"Error of what reads them: {small(bare)} with them merely gone, {small(mended)} after the repair."
-            )
-    if stage.budget is not None:
-        old, new = stage.budget["before"], stage.budget["after"]
-        parts = [
-            f"{words} {text(old[name])} to {text(new[name])} ({new[name] / old[name]:.3f})"
-            for name, words, text in (
-                ("parameters", "parameters", count),
-                ("macs", f"multiply-accumulates per {'token' if new['length'] else 'example'}", count),
-                ("bytes", "bytes", size),
-            )
-        ]
-        lines.append(f"{', '.join(parts)}.".capitalize())
-    return lines
-
-
-def all_notes(result: Result) -> tuple[str, ...]:
-    """Returns what the user should know: the comparison's notes, the stages', the run's; each once."""
-    notes = list(result.comparison.notes) if result.comparison else []
-    for number, stage in enumerate(result.stages, start=1):
-        notes += [f"stage {number}: {note}" if len(result.stages) > 1 else note for note in stage.notes]
-    return tuple(dict.fromkeys([*notes, *result.notes]))
-
-
-def layer_kind(name: str) -> str:
-    """Returns a layer's name with its numbers as stars: `model.layers.*.self_attn.q_proj`."""
-    return ".".join("*" if part.isdigit() else part for part in name.split("."))
-
-
 def plain_table(*columns: str) -> Table:
     """Returns an empty table with headings, the first column on the left."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
@@ -424,8 +173,6 @@ def result_table(result: Result) -> RenderableType:
         if stage.training is not None:
             parts.append(Text(shorten(f"Stage {number}: {training_line(stage.training)}", 2 * WIDTH)))
     if result.search is not None:
-        from secateur.report.search import search_line  # noqa: PLC0415 (it takes words from here)
-
         parts.append(Text(shorten(search_line(result.search), 4 * WIDTH)))
     if result.reload is not None:
         parts.append(Text(f"{loaded_again(result)}: {describe_reload(result.reload)}."))
