@@ -14,6 +14,7 @@ from secateur.calibration.activations import IN_MEMORY, Storage
 from secateur.calibration.runner import BlockRunner
 from secateur.calibration.statistics import Needs, Statistics
 from secateur.calibration.windows import Windows
+from secateur.compression.factored import with_factors
 from secateur.compression.low_rank import (
     Factors,
     break_even,
@@ -26,7 +27,6 @@ from secateur.errors import CalibrationError, NothingPrunedError, UsageError
 from secateur.layer_choice import chosen_layers
 from secateur.layer_report import report_of
 from secateur.linear_algebra import relative_error
-from secateur.network.factored import with_factors
 from secateur.network.network import Layer, Network
 from secateur.processes import Processes
 from secateur.progress import Progress
