@@ -11,8 +11,6 @@ from them.
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from typing import Any
 import yaml
 
 from protocol import HERE, MODEL, check_texts, secateur
+from rows import Rows, parser_of, printed
 
 RESULTS = HERE / "results" / "compress.json"
 HALF, TWO_FOUR = {"prune": {"sparsity": 0.5}}, {"prune": {"pattern": "2:4"}}
@@ -80,26 +79,14 @@ def table(results: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measures and writes the results, row by row."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
-    parser.add_argument("--only", action="append", choices=ROWS, help="Run only this row; repeatable.")
-    parser.add_argument("--table", action="store_true", help="Print the table of what was measured.")
-    parser.add_argument("--again", action="store_true", help="Measure rows again that are there.")
-    arguments = parser.parse_args()
-    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": {}}
-    if arguments.table:
-        print(table(results))
+    arguments = parser_of(__doc__, ROWS).parse_args()
+    if printed(arguments, RESULTS, table):
         return
     check_texts(arguments.data)
-    results["command"] = "python bench/compress.py --data DATA"
-    for name in arguments.only or ROWS:
-        if name in results["rows"] and not arguments.again:
-            continue
+    results = Rows(RESULTS, "python bench/compress.py --data DATA", ROWS, arguments.again)
+    for name in results.wanted(arguments.only):
         with tempfile.TemporaryDirectory() as scratch:
-            results["rows"][name] = measure(ROWS[name], arguments.data, Path(scratch))
-        results["rows"] = {one: results["rows"][one] for one in ROWS if one in results["rows"]}
-        print(name, results["rows"][name], flush=True)
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+            results.take(name, measure(ROWS[name], arguments.data, Path(scratch)))
 
 
 if __name__ == "__main__":

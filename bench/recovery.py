@@ -15,7 +15,6 @@ that were measured before stay unless --again is given.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
@@ -40,6 +39,7 @@ from transformers import (
 
 import secateur as library
 from protocol import HERE, call, check_texts, secateur
+from rows import parser_of, printed
 from secateur.calibration.tables import Table, read_table
 from secateur.schedules import Cubic
 
@@ -284,16 +284,10 @@ def table(results: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measures and writes the results, row by row."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
-    parser.add_argument("--only", action="append", choices=TASKS, help="Run only this task; repeatable.")
-    parser.add_argument("--table", action="store_true", help="Print the tables of what was measured.")
-    parser.add_argument("--again", action="store_true", help="Measure rows again that are there.")
-    arguments = parser.parse_args()
-    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": {}}
-    if arguments.table:
-        print(table(results))
+    arguments = parser_of(__doc__, TASKS).parse_args()
+    if printed(arguments, RESULTS, table):
         return
+    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": {}}
     check_texts(arguments.data)
     results["command"] = "python bench/recovery.py --data DATA"
     with tempfile.TemporaryDirectory() as folder:

@@ -11,13 +11,12 @@ table of docs/search.md is printed from them.
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from protocol import HERE, MODEL, check_texts, secateur
+from rows import Rows, parser_of, printed
 
 RESULTS = HERE / "results" / "search.json"
 MINUTES = 20
@@ -86,27 +85,17 @@ def table(results: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measures and writes the results, row by row."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
+    parser = parser_of(__doc__, rows())
     parser.add_argument("--levels", type=Path, help="Where levels are kept from row to row.")
-    parser.add_argument("--only", action="append", choices=rows(), help="Run only this row; repeatable.")
-    parser.add_argument("--table", action="store_true", help="Print the table of what was measured.")
-    parser.add_argument("--again", action="store_true", help="Measure rows again that are there.")
     arguments = parser.parse_args()
-    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": {}}
-    if arguments.table:
-        print(table(results))
+    if printed(arguments, RESULTS, table):
         return
     check_texts(arguments.data)
-    results["command"] = "python bench/search.py --data DATA --levels FOLDER"
+    results = Rows(RESULTS, "python bench/search.py --data DATA --levels FOLDER", rows(), arguments.again)
     with tempfile.TemporaryDirectory() as scratch:
         levels = arguments.levels or Path(scratch) / "levels"
-        for name, command in rows().items():
-            if (arguments.only and name not in arguments.only) or (name in results["rows"] and not arguments.again):
-                continue
-            results["rows"][name] = measure(command, arguments.data, levels, Path(scratch) / "out")
-            print(name, results["rows"][name], flush=True)
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        for name in results.wanted(arguments.only):
+            results.take(name, measure(rows()[name], arguments.data, levels, Path(scratch) / "out"))
 
 
 if __name__ == "__main__":

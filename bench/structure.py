@@ -15,7 +15,6 @@ that the row `neurons 80 %` ended with.
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 import yaml
 
 from protocol import HERE, call, check_texts, dense_checkpoint, secateur
+from rows import Rows, parser_of, printed
 
 RESULTS = HERE / "results" / "structure.json"
 Stages = list[dict[str, Any]]
@@ -164,37 +164,23 @@ def table(results: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measures and writes the results, row by row."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
-    parser.add_argument("--only", action="append", choices=ROWS, help="Run only this row; repeatable.")
+    parser = parser_of(__doc__, ROWS)
     parser.add_argument("--peer", metavar="PEER_PYTHON", help="Python of an environment with optipfair.")
-    parser.add_argument("--table", action="store_true", help="Print the table of what was measured.")
-    parser.add_argument("--again", action="store_true", help="Measure rows again that are there.")
     arguments = parser.parse_args()
-    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": {}}
-    if arguments.table:
-        print(table(results))
+    if printed(arguments, RESULTS, table):
         return
     check_texts(arguments.data)
-    results["command"] = "python bench/structure.py --data DATA [--peer PEER_PYTHON]"
+    command = "python bench/structure.py --data DATA [--peer PEER_PYTHON]"
+    results = Rows(RESULTS, command, [*ROWS, PEER_ROW], arguments.again)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         dense = scratch / "dense"
         dense_checkpoint(dense)
-        for name in arguments.only or ROWS:
-            if name not in results["rows"] or arguments.again:
-                _take(results, name, measure(ROWS[name], dense, arguments.data, scratch))
+        for name in results.wanted(arguments.only or ROWS):
+            results.take(name, measure(ROWS[name], dense, arguments.data, scratch), quiet=["widths"])
         if arguments.peer:
-            left = results["rows"]["neurons 80 %, l2, no repair"]["widths"][0][1]
-            _take(results, PEER_ROW, peer(arguments.peer, left, dense, arguments.data, scratch))
-
-
-def _take(results: dict[str, Any], name: str, row: dict[str, Any]) -> None:
-    results["rows"][name] = row
-    print(name, {what: value for what, value in row.items() if what != "widths"}, flush=True)
-    known = [*ROWS, PEER_ROW]
-    results["rows"] = {one: results["rows"][one] for one in known if one in results["rows"]}
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+            left = results.rows["neurons 80 %, l2, no repair"]["widths"][0][1]
+            results.take(PEER_ROW, peer(arguments.peer, left, dense, arguments.data, scratch), quiet=["widths"])
 
 
 if __name__ == "__main__":

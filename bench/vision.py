@@ -19,8 +19,6 @@ is the python of an environment with torch, torch-pruning, safetensors and numpy
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -34,6 +32,7 @@ from torch import Tensor, nn
 
 import secateur
 from protocol import HERE, call
+from rows import Row, Rows, parser_of, printed
 from vision_networks import fully_connected
 from vision_photographs import CALIBRATION, TEST, crops, efficientnet, enlarged
 from vision_training import accuracy, cifar, likeliest, macs, mnist, raw_cifar, resnet, speeds, train, tune
@@ -229,38 +228,30 @@ def tables(results: Row) -> dict[str, str]:
 
 def main() -> None:
     """Measures and writes the results, row by row."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
-    parser.add_argument("--only", action="append", metavar="ROW", help="Run only rows that begin so; repeatable.")
+    parser = parser_of(__doc__)  # --only takes how rows begin
     parser.add_argument("--peer", metavar="PEER_PYTHON", help="Python of an environment with torch-pruning.")
-    parser.add_argument("--table", action="store_true", help="Print the tables of what was measured.")
-    parser.add_argument("--again", action="store_true", help="Measure rows again that are there.")
     parser.add_argument("--untrained", action="store_true", help="Don't train what was cut.")
     arguments = parser.parse_args()
-    results: Row = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": {}}
-    if arguments.table:
-        print(*tables(results).values(), sep="\n\n")
+    if printed(arguments, RESULTS, lambda found: "\n\n".join(tables(found).values())):
         return
     if not (arguments.data / "images/cifar10_small.npz").is_file():
         sys.exit(f"{arguments.data} has no images/cifar10_small.npz; name the folder with --data.")
     torch.set_num_threads(1)
-    results["command"] = "python bench/vision.py --data DATA [--peer PEER_PYTHON]"
     every = {**ROWS, **PEER_ROWS}
+    command = "python bench/vision.py --data DATA [--peer PEER_PYTHON]"
+    results = Rows(RESULTS, command, _ordered(every), arguments.again)
     wanted = [name for name in (every if arguments.peer else ROWS) if _asked(name, arguments.only)]
     if not wanted:
         parser.error(f"no row begins with {' or '.join(arguments.only)}; rows: {'; '.join(every)}.")
     bench = Bench(arguments.data, arguments.peer, arguments.untrained)
     for name in wanted:
-        known = results["rows"].get(name, {})
-        if known and not arguments.again and ("tuned" in known or bench.untrained or name.startswith("efficientnet")):
+        known = results.rows.get(name, {})
+        if known and not results.again and ("tuned" in known or bench.untrained or name.startswith("efficientnet")):
             continue
         row: Row = {}
         for found in every[name](bench):
             row |= found
-            print(name, row, flush=True)
-            results["rows"][name] = row
-            results["rows"] = {one: results["rows"][one] for one in _ordered(every) if one in results["rows"]}
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+            results.take(name, row)
             if bench.untrained:
                 break
 
