@@ -39,7 +39,7 @@ from transformers import (
 
 import secateur as library
 from protocol import HERE, call, check_texts, secateur
-from rows import parser_of, printed
+from rows import Row, parser_of, printed
 from secateur.calibration.tables import Table, read_table
 from secateur.schedules import Cubic
 
@@ -47,7 +47,6 @@ RESULTS = HERE / "results" / "recovery.json"
 TASKS = ("sst2", "smollm2", "scratch", "overhead")
 ROWS_TRAINED, LENGTH, BATCH, EPOCHS, RATE, MINUTES = 12_000, 64, 32, 2, 1e-4, 8
 AMOUNTS = (0.5, 0.7, 0.9)
-Row = dict[str, Any]
 
 
 def run(stages: list[dict[str, Any]], model: str, out: Path, **more: Any) -> Any:

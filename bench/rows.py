@@ -39,9 +39,8 @@ class Rows:
 
     def take(self, name: str, row: Row, quiet: Iterable[str] = ()) -> None:
         """Writes a row, and prints it without what is told to be quiet about."""
-        self.data["rows"] = {
-            one: row if one == name else self.rows[one] for one in self._order if one in {*self.rows, name}
-        }
+        known = {**self.rows, name: row}
+        self.data["rows"] = {one: known[one] for one in self._order if one in known}
         self._file.write_text(json.dumps(self.data, indent=1) + "\n")
         print(name, {what: value for what, value in row.items() if what not in quiet}, flush=True)
 

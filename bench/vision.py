@@ -48,7 +48,6 @@ DEPTHS, SHARES = (56, 20), (0.7, 0.5)
 REMOVED = (0.5, 0.8)  # of the FC network's neurons
 LITE_SHARE = 0.8
 CIFAR_IMAGES = 112  # of each set, enlarged for EfficientNet-lite0
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
