@@ -437,3 +437,10 @@ def test_a_repeat_is_carried_out_round_after_round() -> None:
 )
 def test_a_stage_that_makes_no_sense_is_named(stage: object, says: str) -> None:
     assert says in refusal({"model": "m", "stages": [stage]})
+
+
+def test_the_command_line_names_options_and_not_places_in_a_recipe() -> None:
+    with pytest.raises(UsageError, match=r"^--min-units: Input should be greater than or equal to"):
+        single_stage("m", None, "self", True, {"unit": "neuron", "params": 0.8, "min_units": -1})
+    with pytest.raises(UsageError, match=r"^--unit: unknown unit 'foo'.* weight, but got 'foo'\.$"):
+        single_stage("m", None, "self", True, {"unit": "foo"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from secateur.network.network import Network
 from secateur.network.vision import is_classifier, load_classifier
 from secateur.progress import Progress
 from secateur.recipe import Calibration, Evaluate, Prune, Recipe, Search
+from secateur.recipe.base import listed
 from secateur.report.structure import classifier_structure, group_rows, structure
 from secateur.report.structure import units as list_units
 from secateur.result import Comparison, Metrics, Result
@@ -159,18 +161,20 @@ def single_stage(
             ):
                 fields[name] = given.pop(name)
                 break
-    return Recipe.build(
-        {
-            **kinds[Recipe],
-            **given,  # unknown names, for the recipe's own error
-            "model": str(model),
-            "output": None if output is None else str(output),
-            "calibration": kinds[Calibration],
-            "evaluate": kinds[Evaluate] if evaluate is not False else None,
-            "stages": [{"prune": kinds[Prune]}],
-            "search": kinds[Search] if searches or kinds[Search] else None,
-        }
-    )
+    recipe = {
+        **kinds[Recipe],
+        **given,  # unknown names, for the recipe's own error
+        "model": str(model),
+        "output": None if output is None else str(output),
+        "calibration": kinds[Calibration],
+        "evaluate": kinds[Evaluate] if evaluate is not False else None,
+        "stages": [{"prune": kinds[Prune]}],
+        "search": kinds[Search] if searches or kinds[Search] else None,
+    }
+    try:
+        return Recipe.build(recipe)
+    except UsageError as error:  # which names the option, as nobody wrote a recipe
+        raise UsageError(re.sub(r"stages\.0\.prune\.(\w+)", lambda found: listed([found[1]]), str(error))) from error
 
 
 def search(

@@ -43,6 +43,7 @@ from secateur.solvers import Step
 
 FORMAT = "secateur-run-3"
 FILE = "journal.json"
+NOTHING_LEFT = "there is nothing to go on from: starting anew."
 REST = "rest"  # the weights outside of the blocks
 
 
@@ -183,6 +184,8 @@ class Journal:
             if journal.stage or journal.position:
                 progress.say(f"going on: {in_words(journal.stage, journal.position)} finished.")
             return journal
+        if resume:
+            progress.say(NOTHING_LEFT)
         if team.first:
             begin_anew(output)
         team.wait()

@@ -21,7 +21,16 @@ from typing import Any
 
 from secateur.calibration.activations import Storage
 from secateur.files import save_text
-from secateur.journal import FILE, FORMAT, begin_anew, in_words, run_folder, stage_report, state_of_same
+from secateur.journal import (
+    FILE,
+    FORMAT,
+    NOTHING_LEFT,
+    begin_anew,
+    in_words,
+    run_folder,
+    stage_report,
+    state_of_same,
+)
 from secateur.network.loading import load
 from secateur.network.network import Network
 from secateur.network.saving import save_network
@@ -77,9 +86,12 @@ class StageJournal:
             journal._take_up()
             if journal.worth_keeping:
                 progress.say(f"going on: {in_words(len(journal.finished), 0)} finished.")
-        elif team.first:
-            begin_anew(output)
-            journal._write()
+        else:
+            if resume:
+                progress.say(NOTHING_LEFT)
+            if team.first:
+                begin_anew(output)
+                journal._write()
         team.wait()
         return journal
 

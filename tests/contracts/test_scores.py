@@ -75,7 +75,9 @@ def test_an_unknown_score_is_refused_with_the_nearest_and_the_known_ones() -> No
         score_named("wandas")
     assert "'wandas'" in str(error.value)
     assert "Did you mean 'wanda'?" in str(error.value)
-    assert all(name in str(error.value) for name in SCORES)
+    assert all(name in str(error.value) for name in SCORES.keys() - {"variance"})  # which is for units
+    with pytest.raises(UsageError, match="of your own scores units"):
+        score_named("mine.py:score")
 
 
 @every_weight_score

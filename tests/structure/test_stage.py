@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 import secateur
 from secateur.errors import ScoreError, UsageError
@@ -460,3 +460,62 @@ def test_amounts_say_what_each_place_gives(text: str, tmp_path: Path) -> None:
         prune(model, text, unit="mlp", amounts={"model.layers.9": 1})
     with pytest.raises(UsageError, match=r"takes 999 from model.layers.1/neuron, which can give"):
         prune(model, text, unit="neuron", amounts={"model.layers.1/neuron": 999})
+
+
+def test_kinds_that_share_a_budget_give_alike_where_their_scores_are_alike(text: str, tmp_path: Path) -> None:
+    """A head holds more parameters than a neuron, which makes it no cheaper per parameter."""
+    (tmp_path / "own.py").write_text(
+        "import torch\n\ndef score(group, statistics):\n"
+        "    random = torch.Generator().manual_seed(group.block + 10 * (group.unit == 'head'))\n"
+        "    return torch.rand(group.count, generator=random)\n"
+    )
+    save_tiny("llama", tmp_path / "dense", tokenizer=True)
+    config = AutoConfig.from_pretrained(tmp_path / "dense")
+    config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim = 64, 16, 16, 4
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "dense")
+    options = {"score": f"{tmp_path / 'own.py'}:score", "solver": "none", "repair": False, "allocation": "global"}
+    groups = prune(tmp_path / "dense", text, unit="neuron,head", params=0.7, **options).stages[0].groups
+    shares = [
+        sum(group.left for group in groups if group.unit == unit) / sum(g.before for g in groups if g.unit == unit)
+        for unit in ("neuron", "head")
+    ]
+    assert shares[0] == pytest.approx(shares[1], abs=0.15)
+
+
+def test_what_a_user_may_not_expect_is_noted(text: str, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "import torch\n\ndef score(group, statistics):\n    return torch.arange(group.count) + 1.0\n"
+    )
+    own = f"{tmp_path / 'own.py'}:score"
+    gpt2, t5 = (save_tiny(family, tmp_path / family, tokenizer=True) for family in ("gpt2", "t5"))
+    mixtral = save_tiny("mixtral", tmp_path / "mixtral", tokenizer=True)
+    notes = prune(gpt2, text, unit="channel", remove=1).stages[0].notes
+    assert any(
+        note.startswith("8 channels went and not 1, as 8 of them go together, and with them 1 heads") for note in notes
+    )
+    notes = prune(t5, text, unit="layer", remove=1, score=own).stages[0].notes
+    assert any("1 layers of the encoder and 2 of the decoder are left" in note for note in notes)
+    notes = prune(mixtral, text, unit="neuron", sparsity=0.5).stages[0].notes
+    assert any("Widths of experts are multiples of 8" in note for note in notes)
+    notes = prune(gpt2, text, unit="neuron", sparsity=0.5, samples=1, length=8).stages[0].notes
+    assert any("fitted on 8 calibration tokens, fewer than the" in note for note in notes)
+    assert not any(
+        "calibration tokens" in note for note in prune(gpt2, text, unit="neuron", sparsity=0.5).stages[0].notes
+    )
+    with pytest.raises(UsageError, match="remove them in two stages"):
+        prune(mixtral, text, unit="neuron,head", params=0.9)
+
+
+def test_an_encoder_of_fewer_channels_is_kept_though_its_vectors_cannot_be_compared(text: str, tmp_path: Path) -> None:
+    bert = save_tiny("bert", tmp_path / "bert", tokenizer=True)
+    model = AutoModel.from_pretrained(bert)
+    model.save_pretrained(bert)
+    (bert / "1_Pooling").mkdir()
+    (bert / "1_Pooling/config.json").write_text(json.dumps({"word_embedding_dimension": 32, "pooling_mode_mean": True}))
+    result = prune(bert, text, tmp_path / "out", unit="channel", remove=8, evaluate=text, windows=2)
+    assert result.comparison.others[0].cosine is None
+    assert any("vectors of another width" in note for note in result.comparison.notes)
+    pooling = json.loads((tmp_path / "out/1_Pooling/config.json").read_text())
+    assert pooling == {"word_embedding_dimension": 24, "pooling_mode_mean": True}
+    table = result.table()
+    assert "24 of 32 channels are left" in table

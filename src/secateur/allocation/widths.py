@@ -47,6 +47,10 @@ class Budget:
     limit: float
     unit: str
 
+    def text(self, value: float) -> str:
+        """Writes what something costs, without the unit."""
+        return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
 
 def even_widths(places: Sequence[Place], budget: Budget, round_to: int = 1) -> list[int]:
     """Returns how many units each group keeps if all keep the same share: the largest that the budget allows.
@@ -132,15 +136,16 @@ def cost_of(places: Sequence[Place], kept: Sequence[int], budget: Budget) -> flo
 def _check(budget: Budget) -> None:
     if budget.limit >= budget.now:
         raise NothingPrunedError(
-            f"nothing was pruned: {budget.words} allows {budget.limit:,.0f} {budget.unit}, and the model has "
+            f"nothing was pruned: {budget.words} allows {budget.text(budget.limit)} {budget.unit}, and the model has "
             f"{budget.now:,.0f}. Ask for less."
         )
 
 
 def _unreachable(places: Sequence[Place], kept: Sequence[int], budget: Budget) -> UsageError:
     nearest = cost_of(places, kept, budget)
+    asked, left = f"{budget.text(budget.limit)} {budget.unit}", budget.text(nearest)
     return UsageError(
-        f"{budget.words} can't be met by these units: {budget.limit:,.0f} {budget.unit} were asked for, and at least "
-        f"{nearest:,.0f} are left ({nearest / budget.now:.3f} of what is there now) when every group keeps its least. "
+        f"{budget.words} can't be met by these units: {asked} were asked for, and at least {left} are left "
+        f"({nearest / budget.now:.3f} of what is there now) when every group keeps its least. "
         "Ask for more, lower --min-units or --round-to, or remove other units, too."
     )

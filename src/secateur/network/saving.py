@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 import signal
 import tempfile
@@ -232,7 +233,18 @@ def save_model(model: Any, folder: Path, source: Path | None = None, left_out: S
         raise as_os_error(error, folder) from error
     if source is not None:
         _copy_beside(source, folder, left_out)
+        _tell_pooling(model, folder)
     _readable(folder)
+
+
+def _tell_pooling(model: Any, folder: Path) -> None:
+    """Has the pooling of sentence-transformers, whose folder came along, say the width of what it gets."""
+    width = getattr(model.config, "hidden_size", None)
+    for path in folder.glob("*_Pooling/config.json"):
+        told = json.loads(path.read_text(encoding="utf-8"))
+        if width is not None and told.get("word_embedding_dimension") not in (None, width):
+            told["word_embedding_dimension"] = width
+            path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 
 def _readable(folder: Path) -> None:

@@ -73,6 +73,10 @@ def refuse(settings: Settings, name: str, fields: Sequence[str]) -> None:
             raise UsageError(f"{name}: {field} says nothing of images; leave it out.")
 
 
+def _reason(message: str) -> str:
+    return message.removeprefix("Value error, ").removesuffix(".")
+
+
 def explain(error: ValidationError) -> str:
     """Puts pydantic's findings into one line that names the fields."""
     parts = []
@@ -83,5 +87,5 @@ def explain(error: ValidationError) -> str:
         elif found["type"] == "missing":
             parts.append(f"{where} is missing")
         else:
-            parts.append(f"{where}: {found['msg'].removeprefix('Value error, ')}, but got {found['input']!r}")
+            parts.append(f"{where}: {_reason(found['msg'])}, but got {found['input']!r}")
     return "; ".join(parts) + "."

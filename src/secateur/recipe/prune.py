@@ -247,7 +247,9 @@ class Prune(Settings):
             raise UsageError(f"units are removed by the solvers obs, greedy and none, not '{self.solver}'.")
         chosen = self.threshold is not None or self.amounts is not None
         if self.solver == "greedy" and (not set(self.kinds) <= DEPTH_UNITS or chosen):
-            raise UsageError("--solver greedy removes layers, or halves of them, one by one: a number or a budget.")
+            raise UsageError(
+                "--solver greedy removes layers, or halves of them, one by one until a number or a budget is met."
+            )
         if self.solver == "obs" and not set(self.kinds) <= INNER_UNITS:
             raise UsageError(f"--solver obs removes neurons and heads, not {self.unit}; leave it out.")
         if self.solver == "obs" and self.score not in (None, "obs"):

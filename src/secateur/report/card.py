@@ -143,11 +143,11 @@ def _how_to_load(result: Result) -> str:
     if (reader := _reader(result)) is not None:
         what, kind = reader
         names.append(kind)
-        lines.append(f"{what} = {kind}.from_pretrained({folder!r})")
+        lines.append(f"{what} = {kind}.from_pretrained({folder!r}{trust})")
     code = "\n".join([f"from transformers import {', '.join(sorted(names))}", "", *lines])
     text = "Plain transformers loads it; secateur isn't needed."
     if trust:
-        text += " Its config can't say its widths, so it runs `modeling_secateur.py` from this folder."
+        text += " Its config can't say its shapes, so it runs `modeling_secateur.py` from this folder."
     return f"{text}\n\n{_fenced(code, 'python')}"
 
 

@@ -30,6 +30,7 @@ from secateur.report.words import (
     loaded_again,
     measured_on,
     units_in_words,
+    width_lines,
 )
 from secateur.result import Comparison, Exported, LayerReport, Metrics, Result, StageReport
 
@@ -159,6 +160,8 @@ def result_table(result: Result) -> RenderableType:
     """
     parts: list[RenderableType] = [Text(shorten(str(result.about.get("source", "model")), WIDTH), style="bold")]
     parts += [Padding(Text(shorten(describe_stage(stage.stage), 1000)), (0, 0, 0, 2)) for stage in result.stages]
+    for stage in result.stages if result.comparison is not None else ():
+        parts += [Padding(Text(shorten(line, 2 * WIDTH)), (0, 0, 0, 2)) for line in width_lines(stage)]
     if result.comparison is None:
         parts.append(Padding(_stages_table(result.stages), (1, 0)))
     elif len(result.comparison.others) == 1:

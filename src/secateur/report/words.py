@@ -115,7 +115,7 @@ def _describe_removal(unit: str, given: Mapping[str, Any]) -> str:
     elif "score" in given:
         words.append(f"scored by {_scored(given['score'], given)}")
     if given.get("allocation", "uniform") != "uniform":
-        words.append(f"shared out by {_allocated(given)}")
+        words.append(f"shared out by {_allocated(given)}{', then evened' if given.get('uniform') else ''}")
     fitted = given.get("repair", True) and (
         unit == "channel" or set(unit.split(",")) <= {"neuron", "head", "query-head", "filter", "hidden"}
     )
@@ -154,7 +154,8 @@ def stage_lines(stage: StageReport) -> tuple[str, ...]:
     ranks = [layer.rank for layer in stage.layers if layer.rank is not None]
     if ranks:
         lines.append(f"{len(ranks)} of them stand as factors, of rank {min(ranks):,} to {max(ranks):,}.")
-    lines += _group_lines(stage)
+    lines += width_lines(stage)
+    lines += _repair_lines(stage)
     if stage.training is not None:
         lines.append(training_line(stage.training))
     if stage.blocks:
@@ -172,8 +173,8 @@ def stage_lines(stage: StageReport) -> tuple[str, ...]:
     return (*lines, *stage.notes)
 
 
-def _group_lines(stage: StageReport) -> list[str]:
-    """Returns how many units went, and what that saved."""
+def width_lines(stage: StageReport) -> list[str]:
+    """Returns how many units of each kind are left, and where."""
     lines = []
     for unit in dict.fromkeys(group.unit for group in stage.groups):
         some = [group for group in stage.groups if group.unit == unit]
@@ -186,6 +187,14 @@ def _group_lines(stage: StageReport) -> list[str]:
         if len(some) == 1 and 0 < len(some[0].removed) <= 32:
             which = f" (went: {', '.join(map(str, some[0].removed))})"
         lines.append(f"{left:,} of {before:,} {units_in_words(unit)} are left{each}{which}.")
+    return lines
+
+
+def _repair_lines(stage: StageReport) -> list[str]:
+    """Returns what the repair made of what reads the units, and what their removal saved."""
+    lines = []
+    for unit in dict.fromkeys(group.unit for group in stage.groups):
+        some = [group for group in stage.groups if group.unit == unit]
         known = [(g.error_before, g.error) for g in some if g.error_before is not None and g.error is not None]
         if known:
             bare, mended = (sum(values) / len(known) for values in zip(*known, strict=True))
@@ -202,7 +211,7 @@ def _group_lines(stage: StageReport) -> list[str]:
                 ("bytes", "bytes", size),
             )
         ]
-        lines.append(f"{', '.join(parts)}.".capitalize())
+        lines.append(f"{parts[0][0].upper()}{', '.join(parts)[1:]}.")
     return lines
 
 

@@ -44,6 +44,11 @@ def choose_channels(job: Job) -> list[Cut]:
         cuts.append(Cut(one, kept_by_score(values, left // head_dim(job.network), None, job, one)))
     for made in cuts:
         job.report(made.group, made.keep)
+    if job.stage.remove is not None and group.count - left != job.stage.remove:
+        along = f", and with them {heads[0].count - left // head_dim(job.network)} heads of each layer" if heads else ""
+        job.notes.append(
+            f"{group.count - left} channels went and not {job.stage.remove}, as {step} of them go together{along}."
+        )
     return cuts
 
 

@@ -33,7 +33,20 @@ def choose_depth(job: Job) -> list[Cut]:
             raise NothingPrunedError("nothing was pruned: the target keeps every unit. Ask for more.")
         job.report(group, keep)
         cuts.append(Cut(group, keep))
+        _note_shallow_encoder(job, group, keep)
     return cuts
+
+
+def _note_shallow_encoder(job: Job, group: UnitGroup, keep: Tensor) -> None:
+    """Notes that transformers' cache of T5 counts the encoder's layers."""
+    if job.network.family.objective != "seq2seq" or group.unit != "layer" or len(job.network.ranges) == 1:
+        return
+    encoder, decoder = (int(keep[list(blocks)].sum()) for blocks in job.network.ranges)
+    if encoder < decoder:
+        job.notes.append(
+            f"{encoder} layers of the encoder and {decoder} of the decoder are left: some versions of transformers "
+            "generate from a decoder that is the deeper one only with use_cache=False."
+        )
 
 
 def _scores(job: Job, group: UnitGroup, gone: Sequence[int] = ()) -> Tensor:
@@ -101,8 +114,9 @@ def _kept(job: Job, group: UnitGroup) -> Tensor:
         unit = -1 if last else next(order, -1)
         if unit < 0:
             raise UsageError(
-                f"{budget.words} can't be met by removing units of the kind '{group.unit}': {budget.limit:,.0f} "
-                f"{budget.unit} were asked for, and {now:,.0f} is the least that can be reached."
+                f"{budget.words} can't be met by removing units of the kind '{group.unit}': "
+                f"{budget.text(budget.limit)} {budget.unit} were asked for, and {budget.text(now)} is the least that "
+                "can be reached."
             )
         keep[unit] = False
         now -= float(each[unit])

@@ -50,7 +50,10 @@ def _width(job: Job, groups: Sequence[UnitGroup], least: int) -> int:
         ]
         left = even_widths(places, budget, stage.round_to)[0]
     if left < least:
-        raise UsageError(f"{max(left, 0)} of {count} experts would stay in each block; at least {least} have to.")
+        raise UsageError(
+            f"{max(left, 0)} of {count} experts would stay in each block; at least {least} have to, as "
+            f"many as a token is sent to (or --min-units)."
+        )
     if left == count:
         raise NothingPrunedError("nothing was pruned: every block keeps all of its experts. Ask for more.")
     return left

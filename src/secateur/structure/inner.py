@@ -48,6 +48,7 @@ def choose_inner(job: Job) -> list[Cut]:
             )
         _differentiate_loss(job, [reader.layer for group in groups for reader in group.readers])
     counts = _counts(job, groups)
+    _note_widths(job, groups, counts)
     return _walk(job, groups, counts)
 
 
@@ -88,7 +89,7 @@ def _counts(job: Job, groups: Sequence[UnitGroup]) -> dict[str, int] | None:
     mixed = len(stage.kinds) > 1
     values: list[tuple[float, ...]] = [()] * len(groups)
     if stage.allocation in ("global", "error") or mixed:
-        values = _values(job, groups)
+        values = _values(job, groups, each)
     places = [
         Place(group.name, group.count, float(cost.mean()), min(group.count, max(1, stage.min_units)), value)
         for group, cost, value in zip(groups, each, values, strict=True)
@@ -102,6 +103,19 @@ def _counts(job: Job, groups: Sequence[UnitGroup]) -> dict[str, int] | None:
     if stage.uniform or (mixed and stage.allocation == "uniform"):
         widths = _evened(job, groups, widths, places, budget)
     return {group.name: width for group, width in zip(groups, widths, strict=True)}
+
+
+def _note_widths(job: Job, groups: Sequence[UnitGroup], counts: Mapping[str, int] | None) -> None:
+    """Notes what the user may not expect of the widths."""
+    if (step := _step(job, groups)) > job.stage.round_to:
+        job.notes.append(f"Widths of experts are multiples of {step}: the product of all experts takes no others.")
+    if counts is None or len(job.stage.kinds) == 1:
+        return
+    least = max(1, job.stage.min_units)
+    for kind in job.stage.kinds:
+        some = [group for group in groups if group.unit == kind]
+        if any(counts[group.name] <= least < group.count for group in some):
+            job.notes.append(f"Units of the kind '{kind}' went down to the least that is allowed ({least}) somewhere.")
 
 
 def _step(job: Job, groups: Sequence[UnitGroup]) -> int:
@@ -176,10 +190,23 @@ def _ramped(job: Job, groups: Sequence[UnitGroup], places: Sequence[Place], budg
     return kept(high)
 
 
-def _values(job: Job, groups: Sequence[UnitGroup]) -> list[tuple[float, ...]]:
-    """Returns what each group's removals cost in quality, in the order in which they would go, from the dense model."""
+def _values(job: Job, groups: Sequence[UnitGroup], costs: Sequence[Tensor]) -> list[tuple[float, ...]]:
+    """Returns what each group's removals cost in quality, in the order in which they would go, from the dense model.
+
+    Kinds whose values are on different scales are brought to the same mean per parameter, or what the target counts.
+
+    Args:
+        job: The stage's work.
+        groups: The groups.
+        costs: (units,) by group: what goes with each unit.
+    """
     by_error = job.stage.allocation == "error" or job.stage.solver == "obs"
     if by_error and any(len(group.readers) > 1 for group in groups):
+        if len(job.stage.kinds) > 1:
+            raise UsageError(
+                "the neurons of experts have no error that could be held against that of heads: remove them in two "
+                "stages, or give --solver none with a --score."
+            )
         raise UsageError("the neurons of experts share one budget evenly; leave --allocation out.")
     found: dict[str, Tensor] = {}
     for group, inputs in _dense(job, groups, Needs.GRAM if by_error else job.score.needs):
@@ -195,12 +222,13 @@ def _values(job: Job, groups: Sequence[UnitGroup]) -> list[tuple[float, ...]]:
             else:
                 scores = scored(job.score, group, job.statistics(group, inputs))
                 found[group.name] = scores.sort().values.double()
-    for kind in {group.unit for group in groups}:  # kinds are on different scales
+    for kind in {group.unit for group in groups}:
         if job.stage.allocation != "error" and not job.sensitivity:
-            names = [group.name for group in groups if group.unit == kind]
-            mean = float(torch.cat([found[name] for name in names]).mean())
-            for name in names:
-                found[name] = found[name] / (mean or 1.0)
+            some = [(group.name, cost) for group, cost in zip(groups, costs, strict=True) if group.unit == kind]
+            mean = float(torch.cat([found[name] for name, _ in some]).mean())
+            each = float(torch.cat([cost for _, cost in some]).mean())
+            for name, _ in some:
+                found[name] = found[name] * each / (mean or 1.0)
     return [tuple(found[group.name].tolist()) for group in groups]
 
 
@@ -449,6 +477,12 @@ def refit_layer(job: Job, layer: Layer, moments: Moments, columns: Tensor) -> tu
     """
     W, b = _weights(job, layer)
     done = refit(W, b, moments, columns, _damping(job))
+    if layer.expert is None and moments.count < int(columns.sum()) and not job.scarce:
+        job.scarce = True
+        job.notes.append(
+            f"Layers are fitted on {moments.count:,} calibration tokens, fewer than the {int(columns.sum()):,} inputs "
+            f"of {layer.name}: give more --samples."
+        )
     with torch.no_grad():
         layer.matrix().copy_(done.W.to(layer.parameter.dtype))
     if done.bias is not None:

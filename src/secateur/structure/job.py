@@ -42,6 +42,7 @@ class Job:
         storage: Where calibration activations may be kept.
         runners: How many there have been; each keeps its activations under a name of its own.
         gradients: By layer, where a score asks for gradients of the next-token loss.
+        scarce: Whether fewer calibration tokens than inputs have been noted.
         sensitivity: By layer, where the solver weighs its outputs' errors by that loss; see `output_sensitivity`.
     """
 
@@ -55,6 +56,7 @@ class Job:
     team: Processes = ALONE
     storage: Storage = IN_MEMORY
     runners: int = 0
+    scarce: bool = False
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     notes: list[str] = field(default_factory=list)
     groups: list[GroupReport] = field(default_factory=list)
