@@ -22,6 +22,7 @@ from secateur.automl.units import UnitSearch
 from secateur.automl.weights import WeightSearch
 from secateur.calibration.windows import Windows
 from secateur.errors import UsageError
+from secateur.import_path import function_at
 from secateur.network.loading import load
 from secateur.network.network import Network
 from secateur.network.saving import check_output
@@ -85,13 +86,16 @@ def find_recipe(recipe: Recipe, progress: Progress, resume: bool) -> tuple[Recip
     settings, (stage,), output = recipe.search, recipe.prunes, Path(recipe.output).expanduser()
     check_output(output, recipe.overwrite)
     strategy_of = _strategy(settings)
+    own = ":" in settings.reward
+    if own:
+        function_at(settings.reward, "(network, tokens)")  # an error now, if it is missing
     folder, storage = _opened(output, settings, resume)
     begun = time.perf_counter()
     network, windows = _prepared(recipe, progress)
     if network.model.get_output_embeddings() is None and "losses" not in settings.model_fields_set:
         settings = settings.model_copy(update={"losses": "layer"})
         progress.say("the model predicts no tokens, so the knapsack goes by the layers' own errors (losses: layer).")
-    if settings.table is None:
+    if settings.table is None and not own:
         windows_of(_cut(windows, settings), settings.tokens[-1])  # there are as many
     root = Path(settings.levels).expanduser() if settings.levels else output.parent / ".secateur-levels"
     kind = UnitSearch if stage.structured else WeightSearch
