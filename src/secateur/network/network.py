@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import ModelError
+from secateur.memory import give_back
 from secateur.network.family import Family, Layout, Projection, Stack
 from secateur.network.quantized import OnGrid
 from secateur.network.reshaped import Factors
@@ -202,6 +203,7 @@ class Network:
         finally:
             self._resident.remove(block)
             self.store.empty(self.blocks[block])
+            give_back()
 
     def visit(self, layers: Iterable[Layer]) -> Iterator[Layer]:
         """Yields layers, each while its weights are in memory; best in forward order."""
