@@ -16,9 +16,9 @@ from secateur.calibration.tables import is_table, read_table
 from secateur.errors import UsageError
 from secateur.evaluation.classes import add_accuracy, check_classes
 from secateur.evaluation.comparison import compare_networks
+from secateur.evaluation.error_rate import add_error_rate
 from secateur.evaluation.examples import Metric
 from secateur.evaluation.tasks import add_tasks, check_tasks
-from secateur.evaluation.words import add_error_rate
 from secateur.network.classifier import class_names
 from secateur.network.loading import load
 from secateur.network.network import Network

@@ -262,11 +262,11 @@ def _carry_out(recipe: Recipe, progress: Progress, resume: bool) -> Result:
     except (SecateurError, OSError, MemoryError, KeyboardInterrupt) as error:
         kept = left_over(Path(recipe.output).expanduser()) if recipe.output else None
         if kept is not None and not isinstance(error, UsageError) and RANK == "0":
-            (progress.say if isinstance(progress, TerminalProgress) else _whisper)(kept)
+            (progress.say if isinstance(progress, TerminalProgress) else _say_anyway)(kept)
         raise
 
 
-def _whisper(line: str) -> None:
+def _say_anyway(line: str) -> None:
     """Says what even --quiet has to say."""
     typer.echo(line, err=True)
 

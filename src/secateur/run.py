@@ -21,8 +21,8 @@ from secateur.calibration.loaders import TrainingData, check_loaders
 from secateur.errors import ProcessError, ResumeError, SaveError, UsageError
 from secateur.evaluation.classes import add_accuracy
 from secateur.evaluation.comparison import compare_networks
+from secateur.evaluation.error_rate import add_error_rate
 from secateur.evaluation.reloading import reload_difference
-from secateur.evaluation.words import add_error_rate
 from secateur.journal import Journal, check_left_over, identity, run_folder
 from secateur.lock import only_run
 from secateur.mask import FILE as MASK_FILE

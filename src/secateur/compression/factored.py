@@ -5,14 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from secateur.compression.low_rank import Factors
-from secateur.errors import ModelError
 from secateur.network.network import Network
 from secateur.network.plain import plain_class, reshaped_class, reshaped_config
-from secateur.network.quiet import quiet_transformers
+from secateur.network.surgery import built
 
 
 def with_factors(network: Network, factors: Mapping[str, Factors]) -> Network:
@@ -49,12 +47,4 @@ def with_factors(network: Network, factors: Mapping[str, Factors]) -> Network:
         replaced[name] = "factors" if one.kept is None else "factors+weights"
     kind = reshaped_class(plain_class(network.model))
     config.secateur = {**said, "shapes": shapes, "replaced": replaced}
-    config.architectures = [kind.__name__]
-    with quiet_transformers(), torch.random.fork_rng(devices=[]):
-        model, info = kind.from_pretrained(None, config=config, state_dict=state, output_loading_info=True, dtype=dtype)
-    if misfits := [*sorted(info["mismatched_keys"]), *sorted(info["unexpected_keys"])]:
-        raise ModelError(f"the factorized model doesn't fit its config: {misfits[0]} among {len(misfits)} tensors.")
-    if model.can_generate():
-        model.generation_config = copy.deepcopy(network.model.generation_config)
-    model.eval().requires_grad_(False)
-    return network.with_model(model)
+    return built(network, config, kind, state)

@@ -70,6 +70,12 @@ def compare_networks(
                 _Measured(one, windows, len(windows), first, _prompt(predicted_ids(network, first).shape[1]))
                 for network, one in zip(networks, qualities, strict=True)
             ]
+            notes = [
+                f"{name} gives vectors of another width than {names[0]}, so their quality wasn't compared: "
+                "fine-tune and compare them on your task."
+                for name, network, quality in zip(names[1:], networks[1:], qualities[1:], strict=True)
+                if not network.generates and not quality.compared
+            ]
         elif any(network.family.inputs != "text" for network in networks):
             notes.append(
                 "Quality and speed weren't compared: the vocabularies differ, and two tokenizers don't cut what an "
@@ -91,12 +97,6 @@ def compare_networks(
                 speeds = list(measure_speed(networks, begins, progress))
             if begins and torch.get_num_threads() > 1 and len({network.parameters() for network in networks}) > 1:
                 alone = list(measure_speed(networks, begins, progress, threads=1))
-        notes += [
-            f"{name} gives vectors of another width than {names[0]}, so their quality wasn't compared: fine-tune and "
-            "compare them on your task."
-            for name, network, one in zip(names[1:], networks[1:], measured[1:], strict=True)
-            if one is not None and not network.generates and not one.quality.compared
-        ]
     length = None if windows is None else windows.length
     metrics = [
         _metrics(network, name, size, one, pair, length, reference=networks[0])

@@ -224,13 +224,28 @@ def _build(
         config = reshaped_config(config)
         config.secateur = {"shapes": differ, "attributes": attributes, "replaced": replaced}
         kind = reshaped_class(kind)
+    return built(network, config, kind, state)
+
+
+def built(network: Network, config: Any, kind: Any, state: dict[str, Tensor]) -> Network:
+    """Returns a model of a config, a class and weights, in the place of another one.
+
+    Args:
+        network: What it takes the place of.
+        config: The new model's; it gets the class's name.
+        kind: The new model's class, plain or reshaped.
+        state: Its parameters and buffers by name; ties once.
+
+    Raises:
+        ModelError: They don't fit each other.
+    """
     config.architectures = [kind.__name__]
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         model, info = kind.from_pretrained(
             None, config=config, state_dict=state, output_loading_info=True, dtype=network.model.dtype
         )
     if misfits := [*sorted(info["mismatched_keys"]), *sorted(info["unexpected_keys"])]:
-        raise ModelError(f"the cut model doesn't fit its config: {misfits[0]} among {len(misfits)} tensors.")
+        raise ModelError(f"the new model doesn't fit its config: {misfits[0]} among {len(misfits)} tensors.")
     if model.can_generate():
         model.generation_config = copy.deepcopy(network.model.generation_config)
     model.eval().requires_grad_(False)
@@ -299,4 +314,4 @@ def _counted(group: UnitGroup) -> tuple[str, str]:
     return group.unit, group.network.stack_of(group.block).config[dimension]
 
 
-__all__ = ["Cut", "cut", "pad_to_plain"]
+__all__ = ["Cut", "built", "cut", "pad_to_plain"]

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from secateur.calibration.audio import heard_windows, transcribe
 from secateur.calibration.data import window_length
-from secateur.errors import UsageError
 from secateur.network.network import Network
 from secateur.progress import Progress
 from secateur.result import Comparison, Metrics
@@ -22,8 +21,8 @@ def transcripts(data: str, files: int) -> dict[Path, str]:
     """Returns what is said in a folder's .wav files that have a .txt of the same name beside them; `files` at most."""
     sounds = (path for path in sorted(Path(data).expanduser().iterdir()) if path.suffix.lower() == ".wav")
     told = ((path, path.with_suffix(".txt")) for path in sounds)
-    known = islice(((path, text) for path, text in told if text.is_file()), files)
-    return {path: text.read_text(encoding="utf-8") for path, text in known}
+    known = ((path, text.read_text(encoding="utf-8")) for path, text in told if text.is_file())
+    return dict(islice(((path, text) for path, text in known if words(text)), files))
 
 
 def add_error_rate(
@@ -38,14 +37,15 @@ def add_error_rate(
         files: How many are heard at most.
         progress: Shows progress.
 
-    Raises:
-        UsageError: The package that counts is missing.
+    Returns:
+        The comparison with the rates, or with a note where the package that counts is missing.
     """
     said = transcripts(data, files)
     if not said:
         return comparison
     if find_spec("jiwer") is None:
-        raise UsageError("word error rates are counted by jiwer: pip install 'secateur[tasks]'.")
+        note = "The word error rate wasn't counted, which takes jiwer: pip install 'secateur[tasks]'."
+        return replace(comparison, notes=(*comparison.notes, note))
     known = [
         _measured(metrics, network, said, progress)
         for metrics, network in zip((comparison.dense, *comparison.others), networks, strict=True)

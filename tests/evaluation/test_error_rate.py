@@ -11,7 +11,7 @@ from transformers import WhisperForConditionalGeneration
 import secateur
 from secateur.calibration.audio import heard_windows, transcribe
 from secateur.calibration.data import window_length
-from secateur.evaluation.words import transcripts, words
+from secateur.evaluation.error_rate import transcripts, words
 from secateur.network.loading import load
 from tiny import save_tiny, write_wavs
 
@@ -67,3 +67,17 @@ def test_without_transcripts_no_rate_is_told(said: tuple[Path, Path, list[str]])
     metrics = secateur.evaluate(source, text=str(sounds), windows=2, speed=False)
     assert metrics.wer is None
     assert metrics.perplexity is not None
+
+
+def test_a_missing_counter_is_noted_and_loses_nothing(
+    said: tuple[Path, Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, sounds, _ = said
+    (sounds / "000.txt").write_text("something")
+    (sounds / "001.txt").write_text("...")  # no word
+    assert list(transcripts(str(sounds), 8)) == [sounds / "000.wav"]
+    monkeypatch.setattr("secateur.evaluation.error_rate.find_spec", lambda name: None)
+    comparison = secateur.compare([source, source], text=str(sounds), windows=2, speed=False)
+    assert comparison.dense.wer is None
+    assert comparison.dense.perplexity is not None
+    assert any("pip install 'secateur[tasks]'" in note for note in comparison.notes)
