@@ -19,6 +19,7 @@ from secateur.evaluation.comparison import compare_networks
 from secateur.evaluation.error_rate import add_error_rate
 from secateur.evaluation.examples import Metric
 from secateur.evaluation.tasks import add_tasks, check_tasks
+from secateur.import_path import path_of
 from secateur.network.classifier import class_names
 from secateur.network.loading import load
 from secateur.network.network import Network
@@ -70,7 +71,7 @@ def prune(
         leaf_modules: A network's modules, by kind or name, that aren't looked into.
         **options: Any other field of `Recipe`, `Calibration`, `Prune` or `Evaluate`, by its name there:
             `sparsity=0.5`, `pattern="2:4"`, `solver="sparsegpt"`, `samples=128`, `seed=1` ... `length` is the
-            calibration's, and the evaluation's too. For a network the fields of `Prune`, `samples`, `seed` and
+            calibration's, and the evaluation's too. `score` may be a function itself. For a network the fields of `Prune`, `samples`, `seed` and
             `overwrite`; without `unit`, all kinds of units that it has go by one budget.
 
     Returns:
@@ -86,6 +87,7 @@ def prune(
         >>> result = secateur.prune(network, example_inputs=x, unit="filter", macs=0.5, calibration=(images, classes))
         >>> smaller = result.model
     """
+    options = _named(model, options)
     if isinstance(model, nn.Module):
         if resume:
             raise UsageError("a network in memory is pruned in one go: there is nothing to resume.")
@@ -98,6 +100,18 @@ def prune(
         raise UsageError(f"{misplaced[0]} goes with a network in memory, and {model!r} is loaded by name.")
     data = "self" if calibration is None else calibration
     return run_recipe(single_stage(model, output, data, evaluate, options), progress, resume)
+
+
+def _named(model: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Returns the options with the score's import path in the place of a function.
+
+    Raises:
+        UsageError: The model is one that `load` returned, or the function can't be found by its name.
+    """
+    if isinstance(model, Network):
+        raise UsageError("a run loads the model itself: give the name or folder that load() was given.")
+    score = options.get("score")
+    return {**options, "score": path_of(score)} if callable(score) else options
 
 
 def _prune_network(
@@ -212,6 +226,7 @@ def search(
         >>> given = {"example_inputs": x, "calibration": (images, classes)}
         >>> result = secateur.search(network, unit="filter", macs=0.5, trials=200, **given)
     """
+    options = _named(model, options)
     if isinstance(model, nn.Module):
         own = {name: options.pop(name) for name in ("samples", "seed", "overwrite") if name in options}
         settings = {name: options.pop(name) for name in Search.model_fields if name in options}

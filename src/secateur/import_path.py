@@ -39,6 +39,18 @@ def function_at(path: str, takes: str) -> Callable[..., Any]:
     return checked
 
 
+def path_of(function: Callable[..., Any]) -> str:
+    """Returns the import path of a function, by which a recipe can name it.
+
+    Raises:
+        UsageError: Its module doesn't have it under its own name, as of a lambda or a function inside of another.
+    """
+    module, name = getattr(function, "__module__", ""), getattr(function, "__qualname__", "")
+    if getattr(sys.modules.get(module), name, None) is not function:
+        raise UsageError(f"{name or function!r} can't be named in a recipe: write it as a function of a module.")
+    return f"{module}:{name}"
+
+
 @contextmanager
 def _current_directory() -> Iterator[None]:
     here = str(Path.cwd())

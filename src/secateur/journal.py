@@ -390,10 +390,15 @@ def stage_report(data: Mapping[str, Any]) -> StageReport:
         seconds=data["seconds"],
         notes=tuple(data["notes"]),
         blocks=tuple(BlockReport(**one) for one in data["blocks"]),
-        groups=tuple(GroupReport(**{**one, "removed": tuple(one["removed"])}) for one in data["groups"]),
+        groups=tuple(_group_report(one) for one in data["groups"]),
         budget=data["budget"],
         training=None if training is None else TrainingReport(**{**training, "log": tuple(training["log"])}),
     )
+
+
+def _group_report(data: Mapping[str, Any]) -> GroupReport:
+    removed = data["removed"]
+    return GroupReport(**{**data, "removed": None if removed is None else tuple(removed)})
 
 
 def layer_report(data: Mapping[str, Any]) -> LayerReport:

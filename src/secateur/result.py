@@ -78,7 +78,8 @@ class GroupReport:
         name: Where it is: `model.layers.0/neuron`, or `model/layer`.
         unit: The kind.
         before, left: Units before and after.
-        removed: The units that went, by their index before; for neurons, channels and tokens left out.
+        removed: The units that went, by their index before; None for kinds of which a model has many: neurons, channels,
+            filters, tokens (and of traced networks all).
         error_before, error: Squared error of what its reader gives, relative to the size of what it should give, with
             the units merely gone and after the repair; None where it wasn't measured.
     """
@@ -87,7 +88,7 @@ class GroupReport:
     unit: str
     before: int
     left: int
-    removed: tuple[int, ...] = ()
+    removed: tuple[int, ...] | None = None
     error_before: float | None = None
     error: float | None = None
 

@@ -519,3 +519,38 @@ def test_an_encoder_of_fewer_channels_is_kept_though_its_vectors_cannot_be_compa
     assert pooling == {"word_embedding_dimension": 24, "pooling_mode_mean": True}
     table = result.table()
     assert "24 of 32 channels are left" in table
+
+
+def test_coarse_units_that_overshoot_are_noted(text: str, tmp_path: Path) -> None:
+    model = save_tiny("llama", tmp_path / "dense", tokenizer=True)
+    coarse = prune(model, text, unit="layer", params=0.95).stages[0]
+    left, allowed = coarse.budget["after"]["parameters"], 0.95 * coarse.budget["first"]["parameters"]
+    assert any(f"{left:,} parameters are left, and {allowed:,.0f} were allowed" in note for note in coarse.notes)
+    fine = prune(model, text, unit="neuron", params=0.95).stages[0]
+    assert not any("were allowed" in note for note in fine.notes)
+
+
+def by_norm(group: Any, statistics: Any) -> torch.Tensor:
+    """A score of the tests' own."""
+    (reader,) = group.readers
+    return reader.layer.matrix().norm(dim=0)[reader.index].sum(1)
+
+
+def test_a_score_may_be_a_function_itself(text: str, tmp_path: Path) -> None:
+    model = save_tiny("llama", tmp_path / "dense", tokenizer=True)
+    one, two = (
+        prune(model, text, tmp_path / out, unit="neuron", sparsity=0.5, score=score)
+        for out, score in (("one", by_norm), ("two", f"{__name__}:by_norm"))
+    )
+    assert one.stages[0].stage["prune"]["score"] == f"{__name__}:by_norm"
+    both = [(tmp_path / out / "model.safetensors").read_bytes() for out in ("one", "two")]
+    assert both[0] == both[1]
+    assert one.stages[0].groups[0].removed is None  # neurons aren't listed one by one
+    with pytest.raises(UsageError, match="write it as a function of a module"):
+        prune(model, text, unit="neuron", sparsity=0.5, score=lambda group, statistics: torch.ones(group.count))
+
+
+def test_a_loaded_network_is_refused_in_words(text: str, tmp_path: Path) -> None:
+    model = save_tiny("llama", tmp_path / "dense", tokenizer=True)
+    with pytest.raises(UsageError, match=r"give the name or folder that load\(\) was given"):
+        secateur.prune(load(model), sparsity=0.5)  # type: ignore[arg-type]

@@ -337,7 +337,7 @@ def _widths(number: int, stage: StageReport) -> list[Plot]:
         some = [group for group in stage.groups if group.unit == unit]
         if unit in ("layer", "attention", "mlp"):
             (group,) = some
-            values = [0 if index in group.removed else 1 for index in range(group.before)]
+            values = [0 if index in (group.removed or ()) else 1 for index in range(group.before)]
             traces: list[dict[str, Any]] = [
                 {"type": "bar", "x": list(range(group.before)), "y": [1] * group.before, "name": "before"},
                 {"type": "bar", "x": list(range(group.before)), "y": values, "name": "left"},

@@ -184,7 +184,7 @@ def width_lines(stage: StageReport) -> list[str]:
             "" if len(some) == 1 else f", {widths[0]:,}" + (f" to {widths[-1]:,}" if len(widths) > 1 else "") + " each"
         )
         which = ""
-        if len(some) == 1 and 0 < len(some[0].removed) <= 32:
+        if len(some) == 1 and some[0].removed and len(some[0].removed) <= 32:
             which = f" (went: {', '.join(map(str, some[0].removed))})"
         lines.append(f"{left:,} of {before:,} {units_in_words(unit)} are left{each}{which}.")
     return lines

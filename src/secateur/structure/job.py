@@ -127,5 +127,5 @@ class Job:
     def report(self, group: UnitGroup, keep: Tensor, before: float | None = None, error: float | None = None) -> None:
         """Notes what became of a group."""
         few = group.unit in ("layer", "attention", "mlp", "head", "query-head", "expert")
-        removed = tuple((~keep).nonzero().flatten().tolist()) if few else ()
+        removed = tuple((~keep).nonzero().flatten().tolist()) if few else None
         self.groups.append(GroupReport(group.name, group.unit, group.count, int(keep.sum()), removed, before, error))

@@ -23,6 +23,7 @@ from secateur.structure.inner import choose_inner
 from secateur.structure.job import Job
 from secateur.structure.tokens import choose_tokens, with_new_vocabulary
 
+COARSE = 0.02  # of what the run's first model costs: more below the target than that is worth a note
 CHOOSE = {
     "channel": choose_channels,
     "layer": choose_depth,
@@ -125,7 +126,9 @@ def prune_units(
 
 
 def _check_target(job: Job, before: Costs, after: Costs) -> None:
-    """Raises if the cut model costs more than was asked for; zeros that --pad added are merely noted.
+    """Raises if the cut model costs more than was asked for, and notes if it costs far less.
+
+    Zeros that --pad added are merely noted, too.
 
     Raises:
         UsageError: The target was missed.
@@ -136,6 +139,11 @@ def _check_target(job: Job, before: Costs, after: Costs) -> None:
     budget = share_of(stage, job.first, before)
     left = getattr(after, SHARES[share_named(stage)])
     if left <= budget.limit:
+        if budget.limit - left > COARSE * getattr(job.first, SHARES[share_named(stage)]):
+            job.notes.append(
+                f"{budget.words}: {left:,.0f} {budget.unit} are left, and {budget.limit:,.0f} were allowed: whole units "
+                "don't come nearer. Other kinds of units, --allocation global, or a smaller --round-to may."
+            )
         return
     words = f"{budget.words}: {left:,.0f} {budget.unit} are left, and {budget.limit:,.0f} were asked for"
     if not stage.pad:
