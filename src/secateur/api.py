@@ -71,8 +71,9 @@ def prune(
         leaf_modules: A network's modules, by kind or name, that aren't looked into.
         **options: Any other field of `Recipe`, `Calibration`, `Prune` or `Evaluate`, by its name there:
             `sparsity=0.5`, `pattern="2:4"`, `solver="sparsegpt"`, `samples=128`, `seed=1` ... `length` is the
-            calibration's, and the evaluation's too. `score` may be a function itself. For a network the fields of `Prune`, `samples`, `seed` and
-            `overwrite`; without `unit`, all kinds of units that it has go by one budget.
+            calibration's, and the evaluation's too. `score` may be a function itself. For a network the
+            fields of `Prune`, `samples`, `seed` and `overwrite`; without `unit`, all kinds of units that it has go by
+            one budget.
 
     Returns:
         What was done and measured.

@@ -78,8 +78,8 @@ class GroupReport:
         name: Where it is: `model.layers.0/neuron`, or `model/layer`.
         unit: The kind.
         before, left: Units before and after.
-        removed: The units that went, by their index before; None for kinds of which a model has many: neurons, channels,
-            filters, tokens (and of traced networks all).
+        removed: The units that went, by their index before; None where there are too many to list: of neurons,
+            channels, filters and tokens, and of all kinds in traced networks.
         error_before, error: Squared error of what its reader gives, relative to the size of what it should give, with
             the units merely gone and after the repair; None where it wasn't measured.
     """

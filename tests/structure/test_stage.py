@@ -538,7 +538,7 @@ def by_norm(group: Any, statistics: Any) -> torch.Tensor:
 
 def test_a_score_may_be_a_function_itself(text: str, tmp_path: Path) -> None:
     model = save_tiny("llama", tmp_path / "dense", tokenizer=True)
-    one, two = (
+    one, _ = (
         prune(model, text, tmp_path / out, unit="neuron", sparsity=0.5, score=score)
         for out, score in (("one", by_norm), ("two", f"{__name__}:by_norm"))
     )

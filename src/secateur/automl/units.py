@@ -17,9 +17,10 @@ from secateur.network.network import Network
 from secateur.network.units import Halves, UnitGroup, head_dim, unit_groups
 from secateur.progress import Progress
 from secateur.recipe import Prune, Recipe, Search, Stage
-from secateur.structure.inner import UnitLevel, adds_plainly, solve_unit_levels
+from secateur.structure.fitting import adds_plainly
 from secateur.structure.job import Job
 from secateur.structure.latency import unit_seconds
+from secateur.structure.levels import UnitLevel, solve_unit_levels
 
 PARTS = 16  # of an MLP's neurons that go one by one
 

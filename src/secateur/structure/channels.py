@@ -21,7 +21,9 @@ from secateur.network.surgery import Cut
 from secateur.network.units import INNER_COLUMNS, UnitGroup, head_dim, unit_groups
 from secateur.scores.units import scored
 from secateur.structure.budget import budget_of
-from secateur.structure.inner import ALIGNED, kept_by_score, refit_layer
+from secateur.structure.choosing import kept_by_score
+from secateur.structure.fitting import refit_layer
+from secateur.structure.inner_widths import ALIGNED
 from secateur.structure.job import Job
 
 

@@ -18,7 +18,7 @@ from secateur.network.surgery import Cut
 from secateur.network.units import Halves, UnitGroup, unit_groups
 from secateur.scores.units import scored
 from secateur.structure.budget import budget_of
-from secateur.structure.inner import kept_by_score
+from secateur.structure.choosing import kept_by_score
 from secateur.structure.job import Job
 
 JUDGED = 2048  # tokens that leave-one-out is judged on

@@ -11,7 +11,7 @@ from secateur.network.surgery import Cut
 from secateur.network.units import UnitGroup, unit_groups
 from secateur.scores.units import scored
 from secateur.structure.budget import budget_of
-from secateur.structure.inner import kept_by_score
+from secateur.structure.choosing import kept_by_score
 from secateur.structure.job import Job
 
 

@@ -141,8 +141,8 @@ def _check_target(job: Job, before: Costs, after: Costs) -> None:
     if left <= budget.limit:
         if budget.limit - left > COARSE * getattr(job.first, SHARES[share_named(stage)]):
             job.notes.append(
-                f"{budget.words}: {left:,.0f} {budget.unit} are left, and {budget.limit:,.0f} were allowed: whole units "
-                "don't come nearer. Other kinds of units, --allocation global, or a smaller --round-to may."
+                f"{budget.words}: {left:,.0f} {budget.unit} are left, and {budget.limit:,.0f} were allowed: whole "
+                "units don't come nearer. Other kinds of units, --allocation global, or a smaller --round-to may."
             )
         return
     words = f"{budget.words}: {left:,.0f} {budget.unit} are left, and {budget.limit:,.0f} were asked for"

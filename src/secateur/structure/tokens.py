@@ -14,7 +14,7 @@ from secateur.network.units import UnitGroup, unit_groups
 from secateur.network.vocabulary import kept_of, remap_ids
 from secateur.scores.units import scored
 from secateur.structure.budget import budget_of
-from secateur.structure.inner import kept_by_score
+from secateur.structure.choosing import kept_by_score
 from secateur.structure.job import Job
 
 

@@ -130,7 +130,12 @@ def _pruned(job: TracedJob) -> tuple[nn.Module, dict[str, Tensor], StageReport]:
             errors = repair(network, small, keep, job.batches, stage.damping, job.progress, job.notes)
     reports = tuple(
         GroupReport(
-            group.name, group.unit, group.count, int(keep[group.name].sum()), None, *errors.get(group.name, (None, None))
+            group.name,
+            group.unit,
+            group.count,
+            int(keep[group.name].sum()),
+            None,
+            *errors.get(group.name, (None, None)),
         )
         for group in groups
     )
