@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from secateur import api, options
 from secateur.automl.choices import has_choices
+from secateur.command_process import RANK, carry_out, friendly
 from secateur.errors import SecateurError, UsageError
 from secateur.journal import left_over
 from secateur.network import packed
 from secateur.network.graph.network import Fixed
-from secateur.network.saving import explain
 from secateur.progress import Progress, TerminalProgress
 from secateur.recipe import Recipe, read_data
 from secateur.report.page import comparison_page
@@ -33,12 +27,8 @@ from secateur.report.terminal import comparison_table, exported_table, packed_ta
 from secateur.result import Comparison, Result
 from secateur.run import run_recipe
 
-INTERRUPTED = 130
 NOT_SETTINGS = ("model", "output", "calibration", "evaluate", "no_evaluate", "no_repair")  # of `prune`, by these names
 OF_THE_COMMAND = ("resume", "as_json", "quiet", "debug")
-RANK = os.environ.get("RANK", "0")  # set by torchrun
-# The base of what the parser raises; typer names the module that it lives in differently from release to release.
-Misuse: type[Exception] = typer.BadParameter.__mro__[1]
 
 
 def _version(wanted: bool) -> None:
@@ -136,7 +126,7 @@ def prune(
     debug: options.Debug = False,
 ) -> None:
     """Prune a model: load, calibrate, prune, save, reload, evaluate, report."""
-    with _friendly(debug, quiet) as progress:
+    with friendly(debug, quiet) as progress:
         if no_evaluate and evaluate is not None:
             raise UsageError("give --evaluate or --no-evaluate, not both.")
         recipe = api.single_stage(model, output, calibration, evaluate or not no_evaluate, _settings(context))
@@ -213,7 +203,7 @@ def search(
     debug: options.Debug = False,
 ) -> None:
     """Search for how much goes from each place, and prune the model as the best candidate says."""
-    with _friendly(debug, quiet) as progress:
+    with friendly(debug, quiet) as progress:
         if no_evaluate and evaluate is not None:
             raise UsageError("give --evaluate or --no-evaluate, not both.")
         given = _settings(context)
@@ -234,7 +224,7 @@ def run(
     debug: options.Debug = False,
 ) -> None:
     """Carry out a recipe: one or several stages."""
-    with _friendly(debug, quiet) as progress:
+    with friendly(debug, quiet) as progress:
         data = read_data(recipe)
         changes: dict[str, Any] = {"overwrite": True} if overwrite else {}
         changes |= {} if seed is None else {"seed": seed}
@@ -293,7 +283,7 @@ def export(
     """Write a checkpoint for another runtime, and hold what it gives there against torch."""
     from secateur.run_export import export as run_export  # noqa: PLC0415 (few commands need it)
 
-    with _friendly(debug, quiet) as progress:
+    with friendly(debug, quiet) as progress:
         result = run_export(
             model,
             output=output,
@@ -335,7 +325,7 @@ def evaluate(
     debug: options.Debug = False,
 ) -> None:
     """Measure one model: perplexity (of an image classifier accuracy), sparsity, size, speed."""
-    with _friendly(debug, quiet) as progress:
+    with friendly(debug, quiet) as progress:
         metrics = api.evaluate(
             model,
             text=text,
@@ -385,7 +375,7 @@ def compare(
     debug: options.Debug = False,
 ) -> None:
     """Measure models side by side: quality, KL to the first, size, speed."""
-    with _friendly(debug, quiet) as progress:
+    with friendly(debug, quiet) as progress:
         if len(models) < 2:
             raise UsageError("compare needs two models or more; secateur evaluate measures one.")
         comparison = api.compare(
@@ -443,7 +433,7 @@ def bench(
     from secateur.benchmark.bench import bench as run_bench  # noqa: PLC0415 (few commands need it)
     from secateur.report.bench import bench_page, bench_table  # noqa: PLC0415
 
-    with _friendly(debug, quiet) as progress:
+    with friendly(debug, quiet) as progress:
         found = run_bench(
             models,
             threads=threads,
@@ -471,7 +461,7 @@ def pack(
     debug: options.Debug = False,
 ) -> None:
     """Store pruned weights as a bit mask and what is left: really smaller files, to be unpacked before use."""
-    with _friendly(debug, quiet) as progress:
+    with friendly(debug, quiet) as progress:
         done = packed.pack(_folder(checkpoint), output, overwrite, progress)
     _print(asdict(done), as_json, lambda: packed_table(done))
 
@@ -487,7 +477,7 @@ def unpack(
     debug: options.Debug = False,
 ) -> None:
     """Restore a packed checkpoint to the very bytes that it was made of."""
-    with _friendly(debug, quiet) as progress:
+    with friendly(debug, quiet) as progress:
         done = packed.unpack(_folder(checkpoint), output, overwrite, progress)
     _print(asdict(done), as_json, lambda: packed_table(done))
 
@@ -514,7 +504,7 @@ def inspect(
     debug: options.Debug = False,
 ) -> None:
     """Show a model's structure: dimensions, layers, parameters, zeros."""
-    with _friendly(debug, quiet) as progress:
+    with friendly(debug, quiet) as progress:
         found = api.inspect(
             model,
             units=units,
@@ -532,89 +522,6 @@ def inspect(
     )
 
 
-def main() -> None:
-    """The entry point."""
-    signal.signal(signal.SIGTERM, _terminated)
-    if "--debug" not in sys.argv:
-        sys.excepthook = _unexpected
-    sys.unraisablehook = _once_more
-    # get_command(app), as app() would put typer's own excepthook in place of ours
-    code = _parse_and_run(typer.main.get_command(app))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done or cleaned up; leaving takes a moment
-    if code == INTERRUPTED:
-        sys.stdout.flush()
-        os._exit(code)  # if a library was just executing generated code, python itself would die of the signal
-    sys.exit(code)
-
-
-def _parse_and_run(command: Any) -> int:
-    """Returns the exit code; what the parser doesn't understand gets one line like any other error."""
-    try:
-        code = command(standalone_mode=False) or 0
-    except typer.Abort:
-        code = INTERRUPTED
-    except Misuse as error:
-        found: Any = error
-        if message := found.format_message():  # empty where the help was printed instead
-            path = found.ctx.command_path if found.ctx else "secateur"
-            end = "" if message.endswith((".", "?")) else "."
-            _complain(f"{message}{end} '{path} --help' says more.")
-        return int(found.exit_code)
-    if code == INTERRUPTED:
-        _complain("interrupted; there is no half-written output.")
-    return int(code)
-
-
-def _terminated(number: int, frame: FrameType | None) -> NoReturn:
-    """A polite kill cleans up as Ctrl-C does."""
-    raise KeyboardInterrupt
-
-
-def _once_more(unraisable: Any) -> None:
-    """An interrupt that hits a destructor or a callback is lost there, so it is sent again a moment later."""
-    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
-        sys.__unraisablehook__(unraisable)
-        return
-    again = threading.Timer(0.05, signal.raise_signal, [signal.SIGINT])
-    again.daemon = True
-    again.start()
-
-
-def _unexpected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """One line for a bug of ours; python exits with 1 after it."""
-    _complain(f"unexpected {kind.__name__}: {error}. Please report it, with what --debug prints.")
-
-
-@contextmanager
-def _friendly(debug: bool, quiet: bool) -> Iterator[Progress]:
-    """Gives a progress display, and turns errors into one line and an exit code."""
-    try:
-        with Progress() if quiet or RANK != "0" else TerminalProgress() as progress:
-            yield progress
-    except SecateurError as error:
-        if debug:
-            raise
-        _complain(str(error))
-        raise typer.Exit(error.exit_code) from error
-    except OSError as error:
-        if debug:
-            raise
-        _complain(explain(error, Path(error.filename or "the output")))
-        raise typer.Exit(1) from error
-    except MemoryError as error:
-        if debug:
-            raise
-        _complain("out of memory; use fewer --samples or a shorter --length.")
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt as error:
-        raise typer.Exit(INTERRUPTED) from error  # main says so
-
-
-def _complain(message: str) -> None:
-    line = ("" if RANK == "0" else f"rank {RANK}: ") + " ".join(message.split())
-    Console(stderr=True).print(f"error: {line}", style="red", markup=False, highlight=False, soft_wrap=True)
-
-
 def _show(result: Result, as_json: bool) -> None:
     if RANK != "0":
         return  # the first process reports
@@ -630,3 +537,8 @@ def _print(data: Any, as_json: bool, table: Any) -> None:
         Console(width=min(100, Console().width)).print(table())
     else:
         typer.echo(to_text(table()))
+
+
+def main() -> None:
+    """The entry point."""
+    carry_out(app)
