@@ -20,7 +20,8 @@ from secateur.calibration.windows import Windows
 from secateur.network.families import FAMILIES, family_of
 from secateur.network.network import Network, Source
 from secateur.network.surgery import Cut, cut
-from secateur.network.units import UNITS, Halves, UnitGroup, unit_groups
+from secateur.network.unit_group import Halves, UnitGroup
+from secateur.network.units import UNITS, unit_groups
 from tiny import FRAMES, MELS, SPECIAL, tiny_model
 
 POST_NORM = ("bert", "roberta", "distilbert", "xlnet")  # a norm follows each addition, so no block can be a no-op

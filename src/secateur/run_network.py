@@ -25,7 +25,7 @@ from secateur.network.loading import weight_bytes
 from secateur.network.network import Source
 from secateur.network.pretrained import plain_kind, pretrained
 from secateur.network.saving import check_output, complete_folder, save_model
-from secateur.network.units import UnitGroup
+from secateur.network.unit_group import UnitGroup
 from secateur.outcome import peak_memory, versions, write_result
 from secateur.progress import Progress
 from secateur.recipe import Prune, Search

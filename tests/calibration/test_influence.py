@@ -20,7 +20,8 @@ from secateur.evaluation.quality import measure
 from secateur.network.families import FAMILIES
 from secateur.network.network import Network, Source
 from secateur.network.surgery import Cut, cut
-from secateur.network.units import Halves, unit_groups
+from secateur.network.unit_group import Halves
+from secateur.network.units import unit_groups
 from secateur.processes import Processes
 from secateur.progress import Progress
 from tiny import LAYERS, tiny_model

@@ -16,7 +16,7 @@ from secateur.calibration.readings import gather, gather_gradients
 from secateur.calibration.statistics import GRADIENTS, INPUTS, Statistics
 from secateur.errors import ConstantScoreError, ScoreError, UsageError
 from secateur.network.graph.network import GraphNetwork
-from secateur.network.units import UnitGroup
+from secateur.network.unit_group import UnitGroup
 from secateur.scores.unit_score import UnitScore, UnitStatistics
 from secateur.scores.units import UNIT_SCORES, scored
 from zoo import ZOO

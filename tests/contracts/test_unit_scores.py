@@ -20,7 +20,8 @@ from secateur.linear_algebra import damped
 from secateur.network.families import FAMILIES
 from secateur.network.network import Layer, Network, Source
 from secateur.network.surgery import Cut, cut
-from secateur.network.units import UNITS, Halves, Reader, Slice, UnitGroup, unit_groups
+from secateur.network.unit_group import Halves, Reader, Slice, UnitGroup
+from secateur.network.units import UNITS, unit_groups
 from secateur.scores.unit_score import ALL_UNITS, WIDTHS, UnitScore, UnitStatistics, checked
 from secateur.scores.units import UNIT_SCORES, check_fit, scored, unit_score_named
 from tiny import VOCABULARY, tiny_model

@@ -15,7 +15,7 @@ from secateur.calibration.batches import Batch, Loss, default_loss
 from secateur.errors import UsageError
 from secateur.network.graph.costs import GraphCosts
 from secateur.network.graph.network import GraphNetwork
-from secateur.network.units import UnitGroup
+from secateur.network.unit_group import UnitGroup
 from secateur.recipe import Prune
 from secateur.structure.traced import TracedJob, prune_traced, time_ratio, traced_groups
 

@@ -13,8 +13,10 @@ from secateur.automl.stitched import Stitched
 from secateur.calibration.windows import Windows
 from secateur.errors import UsageError
 from secateur.evaluation.costs import costs, unit_costs
+from secateur.network.inner_units import head_dim
 from secateur.network.network import Network
-from secateur.network.units import Halves, UnitGroup, head_dim, unit_groups
+from secateur.network.unit_group import Halves, UnitGroup
+from secateur.network.units import unit_groups
 from secateur.progress import Progress
 from secateur.recipe import Prune, Recipe, Search, Stage
 from secateur.structure.fitting import adds_plainly

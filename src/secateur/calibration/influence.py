@@ -16,7 +16,7 @@ from secateur.calibration.stand_ins import skipped
 from secateur.calibration.windows import Windows
 from secateur.errors import CalibrationError, UsageError
 from secateur.network.network import Layer, Network
-from secateur.network.units import Halves, UnitGroup
+from secateur.network.unit_group import Halves, UnitGroup
 from secateur.progress import Progress
 
 DENSE_TOKENS = 2048  # tokens whose distributions in the dense model are held at once

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from secateur.network.inner_units import head_dim
 from secateur.network.network import Network
-from secateur.network.units import UnitGroup, head_dim
+from secateur.network.unit_group import UnitGroup
 
 
 @dataclass(frozen=True)

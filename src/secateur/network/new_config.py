@@ -11,9 +11,11 @@ from torch import Tensor
 
 from secateur.errors import UsageError
 from secateur.network.family import Layout, Projection, Stack
+from secateur.network.inner_units import head_dim
 from secateur.network.network import Network
 from secateur.network.plain import plain_config
-from secateur.network.units import UNITS, UnitGroup, head_dim
+from secateur.network.unit_group import UnitGroup
+from secateur.network.units import UNITS
 
 
 @dataclass(frozen=True)

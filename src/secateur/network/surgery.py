@@ -22,12 +22,9 @@ from secateur.network.network import Network
 from secateur.network.new_config import Cut, attributes_of, new_config
 from secateur.network.plain import plain_class, plain_config, reshaped_class, reshaped_config
 from secateur.network.quiet import quiet_transformers
-from secateur.network.units import (
-    Halves,
-    UnitGroup,
-    replacements,
-    unit_groups,
-)
+from secateur.network.unit_group import Halves, UnitGroup
+from secateur.network.units import unit_groups
+from secateur.network.whole_units import replacements
 
 
 def cut(network: Network, cuts: Sequence[Cut]) -> Network:

@@ -18,7 +18,8 @@ from secateur.layer_report import layer_kind
 from secateur.network.family import Layout
 from secateur.network.graph.network import Fixed
 from secateur.network.network import Layer, Network
-from secateur.network.units import UNITS, UnitGroup
+from secateur.network.unit_group import UnitGroup
+from secateur.network.units import UNITS
 from secateur.network.vision import Classifier
 from secateur.report.numbers import count, percent
 

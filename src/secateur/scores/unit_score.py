@@ -12,7 +12,7 @@ from torch import Tensor
 
 from secateur.calibration.statistics import Gradients, Needs, Statistics
 from secateur.errors import ConstantScoreError, ScoreError
-from secateur.network.units import UnitGroup
+from secateur.network.unit_group import UnitGroup
 
 WIDTHS = frozenset({"neuron", "head", "query-head", "channel", "filter", "hidden"})  # that layers with a matrix read
 DEPTHS = frozenset({"layer", "attention", "mlp"})  # units that are whole tensors

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from secateur.allocation.widths import Budget
 from secateur.evaluation.costs import Costs, costs, unit_costs
-from secateur.network.units import UnitGroup
+from secateur.network.unit_group import UnitGroup
 from secateur.recipe import Prune, bytes_of
 from secateur.structure.job import Job
 from secateur.structure.latency import latency_costs

@@ -16,9 +16,12 @@ from secateur.calibration.statistics import GRADIENTS, INPUTS, Needs, Statistics
 from secateur.calibration.targets import MomentSums
 from secateur.errors import UsageError
 from secateur.evaluation.costs import costs, linear_names, used
+from secateur.network.inner_units import head_dim
 from secateur.network.network import Layer, Network
 from secateur.network.surgery import Cut
-from secateur.network.units import INNER_COLUMNS, UnitGroup, head_dim, unit_groups
+from secateur.network.unit_group import UnitGroup
+from secateur.network.units import unit_groups
+from secateur.network.whole_units import INNER_COLUMNS
 from secateur.scores.units import scored
 from secateur.structure.budget import budget_of
 from secateur.structure.choosing import kept_by_score

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from secateur.allocation.amounts import Threshold
 from secateur.errors import UsageError
-from secateur.network.units import UnitGroup
+from secateur.network.unit_group import UnitGroup
 from secateur.structure.job import Job
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from secateur.calibration.loss import loss_gradients, output_sensitivity
 from secateur.calibration.statistics import GRADIENTS, INPUTS, Needs, Statistics
 from secateur.network.network import Layer
-from secateur.network.units import UnitGroup
+from secateur.network.unit_group import UnitGroup
 from secateur.structure.job import Job
 
 

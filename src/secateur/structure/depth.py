@@ -15,7 +15,8 @@ from secateur.calibration.influence import block_influence, leave_one_out
 from secateur.errors import NothingPrunedError, UsageError
 from secateur.layer_choice import amounts_of
 from secateur.network.surgery import Cut
-from secateur.network.units import Halves, UnitGroup, unit_groups
+from secateur.network.unit_group import Halves, UnitGroup
+from secateur.network.units import unit_groups
 from secateur.scores.units import scored
 from secateur.structure.budget import budget_of
 from secateur.structure.choosing import kept_by_score

@@ -8,7 +8,8 @@ from secateur.allocation.widths import Place, even_widths
 from secateur.calibration.experts import ExpertUsage
 from secateur.errors import NothingPrunedError, UsageError
 from secateur.network.surgery import Cut
-from secateur.network.units import UnitGroup, unit_groups
+from secateur.network.unit_group import UnitGroup
+from secateur.network.units import unit_groups
 from secateur.scores.units import scored
 from secateur.structure.budget import budget_of
 from secateur.structure.choosing import kept_by_score

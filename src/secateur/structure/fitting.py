@@ -9,7 +9,7 @@ from secateur.calibration.statistics import Statistics
 from secateur.calibration.targets import Moments
 from secateur.linear_algebra import DAMPING
 from secateur.network.network import Layer, Network
-from secateur.network.units import Reader
+from secateur.network.unit_group import Reader
 from secateur.solvers.removal import refit
 from secateur.structure.job import Job
 

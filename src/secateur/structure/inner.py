@@ -16,7 +16,8 @@ from secateur.calibration.statistics import Needs, Statistics
 from secateur.calibration.targets import Moments, output_moments
 from secateur.errors import NothingPrunedError, UsageError
 from secateur.network.surgery import Cut
-from secateur.network.units import Reader, UnitGroup, unit_groups
+from secateur.network.unit_group import Reader, UnitGroup
+from secateur.network.units import unit_groups
 from secateur.scores.units import scored
 from secateur.solvers.removal import elimination, refit
 from secateur.structure.choosing import kept_by_score

@@ -13,7 +13,7 @@ from secateur.allocation.widths import Budget, Place, cost_of, even_widths, ramp
 from secateur.calibration.statistics import Needs
 from secateur.errors import UsageError
 from secateur.layer_choice import amounts_of
-from secateur.network.units import UnitGroup
+from secateur.network.unit_group import UnitGroup
 from secateur.scores.units import scored
 from secateur.solvers.removal import elimination
 from secateur.structure.budget import budget_of

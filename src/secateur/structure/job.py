@@ -16,7 +16,7 @@ from secateur.calibration.windows import Windows
 from secateur.errors import CalibrationError
 from secateur.evaluation.costs import Costs
 from secateur.network.network import Layer, Network
-from secateur.network.units import UnitGroup
+from secateur.network.unit_group import UnitGroup
 from secateur.processes import ALONE, Processes
 from secateur.progress import Progress
 from secateur.recipe import Calibration, Prune

@@ -15,7 +15,7 @@ from secateur.calibration.windows import Windows
 from secateur.errors import UsageError
 from secateur.network.network import Network
 from secateur.network.surgery import Cut, cut
-from secateur.network.units import UnitGroup
+from secateur.network.unit_group import UnitGroup
 from secateur.structure.job import Job
 
 REPEATS = 7

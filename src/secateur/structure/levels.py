@@ -10,7 +10,7 @@ from torch import Tensor
 
 from secateur.calibration.statistics import Needs
 from secateur.errors import UsageError
-from secateur.network.units import UnitGroup
+from secateur.network.unit_group import UnitGroup
 from secateur.solvers.removal import elimination, refit
 from secateur.structure.dense import differentiate_loss, on_the_dense_model
 from secateur.structure.fitting import damping_of, moments_of, weighed, weights_of

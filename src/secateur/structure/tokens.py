@@ -10,7 +10,8 @@ from secateur.errors import NothingPrunedError, UsageError
 from secateur.network.network import Network
 from secateur.network.surgery import Cut
 from secateur.network.tokenizers import closure, remap_tokenizer
-from secateur.network.units import UnitGroup, unit_groups
+from secateur.network.unit_group import UnitGroup
+from secateur.network.units import unit_groups
 from secateur.network.vocabulary import kept_of, remap_ids
 from secateur.scores.units import scored
 from secateur.structure.budget import budget_of

@@ -25,7 +25,7 @@ from secateur.network.graph.behind import mean_free
 from secateur.network.graph.costs import GraphCosts
 from secateur.network.graph.network import GraphNetwork, cut_graph
 from secateur.network.graph.tracing import evaluating
-from secateur.network.units import UnitGroup
+from secateur.network.unit_group import UnitGroup
 from secateur.progress import Progress
 from secateur.recipe import TRACED_UNITS, Prune, bytes_of
 from secateur.result import GroupReport, StageReport

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from secateur.calibration.statistics import Statistics
 from secateur.linear_algebra import DAMPING
-from secateur.network.units import UnitGroup
+from secateur.network.unit_group import UnitGroup
 from secateur.scores.unit_score import checked
 from secateur.solvers.removal import Consumer, joint_elimination
 

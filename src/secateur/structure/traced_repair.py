@@ -25,7 +25,7 @@ from secateur.network.graph.behind import norm_behind, summand
 from secateur.network.graph.network import GraphNetwork
 from secateur.network.graph.tracing import traced
 from secateur.network.network import Layer
-from secateur.network.units import UnitGroup
+from secateur.network.unit_group import UnitGroup
 from secateur.processes import ALONE
 from secateur.progress import Progress
 from secateur.solvers.removal import refit

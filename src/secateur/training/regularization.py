@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import UsageError
-from secateur.network.units import UnitGroup
+from secateur.network.unit_group import UnitGroup
 from secateur.schedules import Schedule
 from secateur.training.sharded import own
 from secateur.training.unit_masks import UnitMasks

@@ -19,7 +19,8 @@ from secateur.network.family import Layout
 from secateur.network.graph.network import GraphNetwork
 from secateur.network.graph.rules import CONVOLUTIONS
 from secateur.network.network import Layer, Network, Source
-from secateur.network.units import UnitGroup, unit_groups
+from secateur.network.unit_group import UnitGroup
+from secateur.network.units import unit_groups
 from secateur.recipe import TRACED_UNITS
 from secateur.training.sharded import is_sharded
 

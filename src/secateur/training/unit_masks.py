@@ -17,7 +17,7 @@ from secateur.errors import UsageError
 from secateur.network.graph.network import GraphNetwork, cut_graph
 from secateur.network.network import Network
 from secateur.network.surgery import Cut, cut
-from secateur.network.units import UnitGroup
+from secateur.network.unit_group import UnitGroup
 from secateur.schedules import Schedule
 from secateur.scores.units import UnitStatistics, check_fit, scored, unit_score_named
 from secateur.training.weight_masks import check_shares, gradient_of

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from secateur.evaluation.costs import Costs
 from secateur.network.graph.network import GraphNetwork
 from secateur.network.graph.rules import CONVOLUTIONS
-from secateur.network.units import UnitGroup
+from secateur.network.unit_group import UnitGroup
 
 
 class GraphCosts:

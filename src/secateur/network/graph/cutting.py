@@ -13,7 +13,7 @@ from secateur.errors import UsageError
 from secateur.network.graph.tracing import traced
 from secateur.network.graph.walker import Edit
 from secateur.network.reshaped import describe
-from secateur.network.units import UnitGroup
+from secateur.network.unit_group import UnitGroup
 
 if TYPE_CHECKING:
     from secateur.network.graph.network import GraphNetwork

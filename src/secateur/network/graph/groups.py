@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from secateur.network.graph.rules import CONVOLUTIONS
 from secateur.network.graph.walker import Found
-from secateur.network.units import Reader, Slice, UnitGroup
+from secateur.network.unit_group import Reader, Slice, UnitGroup
 
 if TYPE_CHECKING:
     from secateur.network.graph.network import GraphNetwork

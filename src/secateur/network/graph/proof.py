@@ -14,7 +14,7 @@ from secateur.network.graph.cutting import cut_graph, gone_units, stay
 from secateur.network.graph.groups import Fixed
 from secateur.network.graph.tracing import evaluating
 from secateur.network.graph.values import tensors
-from secateur.network.units import UnitGroup
+from secateur.network.unit_group import UnitGroup
 
 if TYPE_CHECKING:
     from secateur.network.graph.network import GraphNetwork

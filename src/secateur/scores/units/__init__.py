@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from secateur.errors import UsageError, did_you_mean
-from secateur.network.units import UnitGroup
+from secateur.network.unit_group import UnitGroup
 from secateur.scores.l1 import L1
 from secateur.scores.l2 import L2
 from secateur.scores.mean_abs import MeanAbs

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import ScoreError
-from secateur.network.units import Slice, UnitGroup
+from secateur.network.unit_group import Slice, UnitGroup
 from secateur.scores.unit_score import UnitScore, UnitStatistics
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from secateur.calibration.statistics import Needs, Statistics
 from secateur.errors import ScoreError
-from secateur.network.units import UnitGroup
+from secateur.network.unit_group import UnitGroup
 from secateur.scores.unit_score import WIDTHS, UnitScore, UnitStatistics, distinct_inputs
 
 CONSTANT = 1e-5  # variance relative to the mean square, below which a feature is as good as a bias

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import UsageError, did_you_mean
-from secateur.network.units import Halves, UnitGroup
+from secateur.network.unit_group import Halves, UnitGroup
 from secateur.scores.base import Score
 from secateur.scores.unit_score import ALL_UNITS, UnitScore, UnitStatistics
 

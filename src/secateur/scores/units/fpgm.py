@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import ScoreError
-from secateur.network.units import UnitGroup
+from secateur.network.unit_group import UnitGroup
 from secateur.scores.unit_score import UnitScore, UnitStatistics
 
 ROWS = 1024  # units that are held against all others at a time

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from secateur.calibration.statistics import Needs
-from secateur.network.units import UnitGroup
+from secateur.network.unit_group import UnitGroup
 from secateur.scores.unit_score import UnitScore, UnitStatistics, need_part
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from secateur.calibration.statistics import Needs
-from secateur.network.units import UnitGroup
+from secateur.network.unit_group import UnitGroup
 from secateur.scores.unit_score import WIDTHS, Reading, UnitScore, UnitStatistics, need_part, readings
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from secateur.calibration.statistics import Needs, Statistics
 from secateur.errors import ScoreError
 from secateur.linear_algebra import damped_cholesky
-from secateur.network.units import UnitGroup
+from secateur.network.unit_group import UnitGroup
 from secateur.scores.unit_score import WIDTHS, UnitScore, UnitStatistics, readings
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from secateur.calibration.statistics import Needs
 from secateur.errors import ScoreError, SecateurError, UsageError, did_you_mean, first_line
 from secateur.import_path import function_at
-from secateur.network.units import UnitGroup
+from secateur.network.unit_group import UnitGroup
 from secateur.scores.unit_score import ALL_UNITS, UnitScore, UnitStatistics
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from secateur.calibration.statistics import Needs
-from secateur.network.units import UnitGroup
+from secateur.network.unit_group import UnitGroup
 from secateur.scores.ria import Ria as RiaOfWeights
 from secateur.scores.unit_score import WIDTHS, UnitScore, UnitStatistics, readings
 
