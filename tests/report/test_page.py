@@ -15,7 +15,8 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from report_records import NOT_FASTER, comparison, layers, metrics, result, stage
-from secateur.report.page import NO_ERRORS, block_numbers, comparison_page, kind_labels, write_page
+from secateur.report.page import NO_ERRORS, comparison_page, write_page
+from secateur.report.stage_plots import block_numbers, kind_labels
 from secateur.result import BlockReport, Comparison, LayerReport, Result, StageReport
 
 ALERT = "<script>alert(1)</script>"
