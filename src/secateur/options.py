@@ -201,7 +201,9 @@ Limited = Annotated[
 ExportTo = Annotated[str, typer.Option("--to", help="onnx, openvino, torch (a torch.export program) or gguf.")]
 GgufType = Annotated[
     str | None,
-    typer.Option("--type", help="Of a GGUF's matrices: f16 (default), q8_0, q4_0; of ONNX: float32 (default), int8."),
+    typer.Option(
+        "--type", help="Of a GGUF's matrices: f16 (default), q8_0, q4_0; of ONNX and OpenVINO: float32 (default), int8."
+    ),
 ]
 
 

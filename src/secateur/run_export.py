@@ -66,8 +66,8 @@ def export(
         model: A checkpoint, as for `load`; it is computed in float32.
         output: The folder to write.
         to: `onnx`, `openvino`, `torch` or `gguf`.
-        kind: Of a GGUF's matrices: `f16` (where nothing is said), `q8_0` or `q4_0`. Of ONNX: `float32`, or `int8`,
-            which quantizes weights, and activations as they come.
+        kind: Of a GGUF's matrices: `f16` (where nothing is said), `q8_0` or `q4_0`. Of ONNX and
+            OpenVINO: `float32`, or `int8`, which quantizes weights, and activations as they come.
         overwrite: Whether an export that is there may be replaced.
         seed: Of the inputs that the outputs are compared on.
         trust_remote_code: Whether code that comes with the checkpoint may run.
@@ -117,8 +117,8 @@ def _check(to: str, kind: str | None) -> None:
     kinds = KINDS if to == "gguf" else RUNTIMES[to].kinds
     if kind is not None and kind not in kinds:
         raise UsageError(f"{to} has no type '{kind}'.{did_you_mean(kind, kinds)} There are {', '.join(kinds)}.")
-    if kind == "int8" and (missing := RUNTIMES[to].missing_runtime):
-        raise UsageError(f"--type int8 is quantized by {missing}: pip install 'secateur[export]'.")
+    if kind == "int8":
+        RUNTIMES[to].check_quantizer()
     if to == "gguf":
         if find_spec("gguf") is None:
             raise UsageError("export --to gguf takes gguf: pip install 'secateur[export]'.")

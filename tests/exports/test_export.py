@@ -150,6 +150,30 @@ def test_int8_products_keep_what_is_zero(family: str, tmp_path: Path) -> None:
     assert all(one.shape[0] in (0, "batch") for one in session.get_inputs())
 
 
+def openvino_matrices(file: Path) -> list[np.ndarray]:
+    """The int8 matrices of an OpenVINO file."""
+    found = openvino.Core().read_model(file).get_ops()
+    constants = [one for one in found if one.get_type_name() == "Constant"]
+    return [one.data.copy() for one in constants if one.get_element_type().get_type_name() == "i8"]
+
+
+@pytest.mark.parametrize("family", ["llama", "bert", "gpt2"])
+def test_openvino_int8_keeps_what_is_zero(family: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    source, dense = tmp_path / "half", save_tiny(family, tmp_path / "m", tokenizer=True)
+    secateur.prune(dense, output=source, sparsity=0.5, score="l1", evaluate=False)
+    plain = secateur.export(source, output=tmp_path / "plain", to="openvino")
+    capfd.readouterr()
+    result = secateur.export(source, output=tmp_path / "out", to="openvino", kind="int8")
+    assert "Weight" not in capfd.readouterr().out  # the quantizer's own tables
+    assert result.difference is not None
+    assert result.difference < 1e-4
+    assert "matrices are int8, and what was zero is zero" in result.notes[0]
+    assert set(result.files) == {"model.xml", "model.bin"}
+    assert result.files["model.bin"] < 0.5 * plain.files["model.bin"]
+    sparse = [one for one in openvino_matrices(tmp_path / "out/model.xml") if (one == 0).mean() > 0.45]
+    assert len(sparse) == len(load(source).layers())
+
+
 def test_int8_that_loses_a_zero_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, dense = tmp_path / "half", save_tiny("llama", tmp_path / "m", tokenizer=True)
     secateur.prune(dense, output=source, sparsity=0.5, score="l1", evaluate=False)

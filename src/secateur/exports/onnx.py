@@ -21,6 +21,7 @@ class Onnx(Runtime):
     name = "onnx"
     writes_with = ("onnx", "onnxscript")
     runs_with = ("onnxruntime",)
+    quantizes_with = ("onnxruntime",)
     kinds = ("float32", "int8")
 
     def write(self, program: Program, folder: Path) -> None:

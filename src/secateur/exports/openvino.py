@@ -21,6 +21,8 @@ class OpenVino(Runtime):
     name = "openvino"
     writes_with = ("openvino",)
     runs_with = ("openvino",)
+    quantizes_with = ("openvino", "nncf")
+    kinds = ("float32", "int8")
 
     def write(self, program: Program, folder: Path) -> None:
         import openvino  # noqa: PLC0415 (an extra)
@@ -52,3 +54,8 @@ class OpenVino(Runtime):
             given = compiled(fed)
             found.append([torch.from_numpy(given[name].copy()) for name in program.outputs])
         return found
+
+    def quantize(self, program: Program, folder: Path) -> int:
+        from secateur.exports.openvino_int8 import to_int8  # noqa: PLC0415 (an extra)
+
+        return to_int8(folder / f"{program.name}.xml")

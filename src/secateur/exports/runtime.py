@@ -21,12 +21,14 @@ class Runtime(ABC):
         name: The name on the command line.
         writes_with: Packages that writing takes.
         runs_with: Packages that running takes.
+        quantizes_with: Packages that int8 takes, where `kinds` has it.
         kinds: What its products may be computed in, what is taken where nothing is said first.
     """
 
     name: ClassVar[str]
     writes_with: ClassVar[tuple[str, ...]] = ()
     runs_with: ClassVar[tuple[str, ...]] = ()
+    quantizes_with: ClassVar[tuple[str, ...]] = ()
     kinds: ClassVar[tuple[str, ...]] = ("float32",)
 
     @abstractmethod
@@ -54,6 +56,12 @@ class Runtime(ABC):
         missing = [name for name in self.writes_with if find_spec(name) is None]
         if missing:
             raise UsageError(f"export --to {self.name} takes {' and '.join(missing)}: pip install 'secateur[export]'.")
+
+    def check_quantizer(self) -> None:
+        """Raises UsageError if a package is missing that int8 takes."""
+        missing = [name for name in self.quantizes_with if find_spec(name) is None]
+        if missing:
+            raise UsageError(f"--type int8 is quantized by {' and '.join(missing)}: pip install 'secateur[export]'.")
 
     @property
     def missing_runtime(self) -> str | None:
