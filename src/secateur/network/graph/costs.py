@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from secateur.evaluation.costs import Costs
 from secateur.network.graph.network import GraphNetwork
 from secateur.network.graph.rules import CONVOLUTIONS
+from secateur.network.graph.unfollowed import unfollowed_macs
 from secateur.network.unit_group import UnitGroup
 
 
 class GraphCosts:
     """Counts parameters and multiply-accumulates of a network for any number of units per group.
 
-    Multiply-accumulates are those of convolutions, linear and recurrent layers for one example.
+    Multiply-accumulates are those of convolutions, linear and recurrent layers for one example. Those inside of modules
+    that aren't followed are counted in one forward pass, and stay as they are; recurrent ones there aren't counted.
     """
 
     def __init__(self, network: GraphNetwork) -> None:
@@ -36,6 +38,9 @@ class GraphCosts:
             )
             for name, positions, axes in network.found.applied
         ]
+        followed = {weight for weights, _, _ in self._applied for weight in weights}
+        weights = [network.tensor(name) for name in followed]
+        self._others = unfollowed_macs(network.model, network.inputs, weights) / network.found.examples
 
     def of(self, left: Mapping[str, int] | None = None) -> Costs:
         """Returns the costs if groups keep so many units, by name; those that aren't named keep all."""
@@ -54,6 +59,7 @@ class GraphCosts:
             * prod(size - sum(gone[group] * width for group, width in widths.items()) for size, widths in axes)
             for weights, positions, axes in self._applied
         )
+        macs += self._others
         parameters = sum(numbers.values())
         return Costs(parameters, round(macs), parameters * next(iter(self._sizes.values())).element_size(), 0)
 

@@ -94,6 +94,7 @@ class Found:
         sizes: Numbers that have to come from all of some units, as they are sizes of axes of theirs; else these are
             frozen for the reason.
         left: Modules whose units can't be cut: how many they are, and why.
+        examples: How many the example inputs are.
     """
 
     labels: Labels = field(default_factory=Labels)
@@ -109,6 +110,7 @@ class Found:
     parted: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
     sizes: list[tuple[Count | None, Tensor, str]] = field(default_factory=list)
     left: dict[str, tuple[int, str]] = field(default_factory=dict)
+    examples: int = 1
 
     def settle(self) -> None:
         """Freezes units whose number in the model's code isn't computed from theirs, when all is known."""
@@ -149,7 +151,6 @@ class Walker(fx.Interpreter):
         super().__init__(module)
         self.found = Found() if found is None else found
         self.choices = choices
-        self.examples = 1  # in the example inputs
         self.axes: dict[fx.Node, Any] = {}
         self._rule_of = rule_of
         self._names = names
@@ -157,7 +158,7 @@ class Walker(fx.Interpreter):
         self._layers = layers
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
-        self.examples = next((one.shape[0] for one in tensors(args) if one.ndim), 1)
+        self.found.examples = next((one.shape[0] for one in tensors(args) if one.ndim), 1)
         return super().run(*args, **kwargs)
 
     def run_node(self, n: fx.Node) -> Any:
@@ -329,4 +330,4 @@ class Walker(fx.Interpreter):
         others = [axis for axis in range(len(shape)) if axis != channels]
         plain = prod(shape[axis] for axis in others if axes[axis] is None)
         labelled = tuple(labels for axis in others if (labels := axes[axis]) is not None)
-        self.found.applied.append((module, plain / self.examples, labelled))
+        self.found.applied.append((module, plain / self.found.examples, labelled))
