@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from secateur.network.graph.walker import Edit
 
 SHAPES_FILE = "shapes.json"
 WEIGHTS_FILE = "model.safetensors"
-VERSION = 1
+VERSION = 2
 
 
 def save_shapes(network: GraphNetwork, small: nn.Module, keep: Mapping[str, Tensor], folder: Path) -> None:
@@ -47,6 +48,7 @@ def save_shapes(network: GraphNetwork, small: nn.Module, keep: Mapping[str, Tens
         "architecture": network.architecture,
         "weights": WEIGHTS_FILE,
         "shapes": {name: list(tensor.shape) for name, tensor in state.items()},
+        "axes": _axes_of_units(network),
         "fields": {
             module: {name: one for name, one in some.items() if one != dense[module][name]}
             for module, some in fields(small).items()
@@ -61,6 +63,16 @@ def save_shapes(network: GraphNetwork, small: nn.Module, keep: Mapping[str, Tens
     except SafetensorError as error:
         raise as_os_error(error, folder) from error
     (folder / SHAPES_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
+def _axes_of_units(network: GraphNetwork) -> dict[str, list[int]]:
+    """Returns the axes of each tensor that count units, by all names of the tensor: what a cut may make shorter."""
+    found: dict[str, set[int]] = defaultdict(set)
+    for group in network.groups:
+        for part in group.slices:
+            for name in network.aliases[part.name]:
+                found[name].add(part.axis)
+    return {name: sorted(axes) for name, axes in found.items()}
 
 
 def rebuild(model: nn.Module, file: str | Path) -> nn.Module:
@@ -95,9 +107,10 @@ def rebuild(model: nn.Module, file: str | Path) -> nn.Module:
             f"{'the model that was given' if unlike[0] in there else 'the file'}. Build the network as it was."
         )
     for name, tensor in state.items():
-        if there[name].ndim != tensor.ndim:
+        if not _fits(tuple(there[name].shape), tuple(tensor.shape), about["axes"].get(name, [])):
             raise ModelError(
-                f"{path}: {name} has {tensor.ndim} axes, and in the model that was given {there[name].ndim}."
+                f"{path} is of another network ({about['architecture']}): {name} has the shape {tuple(tensor.shape)} "
+                f"there, which a cut can't make of {tuple(there[name].shape)}. Build the network as it was."
             )
     replace_tensors(model, state)
     _describe(model, about["fields"])
@@ -108,6 +121,13 @@ def rebuild(model: nn.Module, file: str | Path) -> nn.Module:
         raise ModelError(f"{path} is of another network: its code has no step named {error}.") from error
 
 
+def _fits(dense: Sequence[int], cut: Sequence[int], axes: Sequence[int]) -> bool:
+    """Whether a tensor of one shape may have become one of another by a cut along some of its axes."""
+    if len(dense) != len(cut):
+        return False
+    return all(b <= a if axis in axes else a == b for axis, (a, b) in enumerate(zip(dense, cut, strict=True)))
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
@@ -115,7 +135,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} can't be read ({error.strerror}); give the folder that secateur wrote.") from error
     except ValueError as error:
         raise ModelError(f"{path} isn't what secateur wrote: {first_line(error)}.") from error
-    parts = ("version", "architecture", "weights", "shapes", "fields", "constants", "leaf_modules", "arguments")
+    parts = ("version", "architecture", "weights", "shapes", "axes", "fields", "constants", "leaf_modules", "arguments")
     if not isinstance(about, dict) or any(name not in about for name in parts):
         raise ModelError(f"{path} isn't what secateur wrote: it must have {', '.join(parts)}.")
     if about["version"] != VERSION:
