@@ -15,7 +15,8 @@ from secateur.mask import FILE as MASK_FILE
 from secateur.mask import Mask
 from secateur.network.graph.network import GraphNetwork
 from secateur.network.graph.saving import save_shapes
-from secateur.network.saving import check_output, complete_folder, save_network
+from secateur.network.pretrained import plain_kind, pretrained
+from secateur.network.saving import check_output, complete_folder, save_model, save_network
 from secateur.schedules import OneShot, Schedule, WhenRecovered
 from secateur.training.cutting import bare_optimizer, become, carry, check_cuttable, check_optimizer
 from secateur.training.regularization import Regularizer
@@ -136,6 +137,7 @@ class TrainingPruner:
             self._options |= {"min_units": min_units, "round_to": round_to}
         self._globs = (tuple(include), tuple(exclude))
         self._removed: dict[str, Tensor] = {}
+        self._small: nn.Module | None = None
         self.masks: WeightMasks | UnitMasks = self._find()
         if self.cut_during:
             check_cuttable(model)
@@ -192,6 +194,8 @@ class TrainingPruner:
             UsageError: The score needs gradients and there are none, or the model's parameters were swapped.
             ScoreError: A score came out as NaN, or says nothing.
         """
+        if self._small is not None:
+            raise UsageError("finish() has cut the units: go on training what it returned, without this pruner.")
         self.steps += 1
         self.masks.watch()
         if self.schedule.due(self.steps):
@@ -253,6 +257,8 @@ class TrainingPruner:
         Raises:
             NothingPrunedError: Nothing was pruned.
         """
+        if self._small is not None:
+            return self._small
         end = self.schedule.finished
         if self.sparsity == 0:
             raise NothingPrunedError(
@@ -271,10 +277,13 @@ class TrainingPruner:
         modes = {name: module.training for name, module in self.model.named_modules()}
         trained = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
         small = self.masks.cut()
+        if isinstance(self.masks.network, GraphNetwork) and plain_kind(small) is not None:
+            small = pretrained(small, self.masks.network.inputs)
         for name, module in small.named_modules():
             module.training = modes.get(name, self.model.training)
         for name, parameter in small.named_parameters():
             parameter.requires_grad_(trained[name])
+        self._small = small
         return small
 
     def mask(self) -> Mask:
@@ -292,7 +301,7 @@ class TrainingPruner:
 
         Args:
             output: The folder.
-            tokenizer: Saved beside the model.
+            tokenizer: Saved beside the model; of an image classifier its image processor.
             overwrite: Whether an existing output may be replaced.
 
         Returns:
@@ -308,19 +317,25 @@ class TrainingPruner:
         before = self.masks
         small = self.finish()
         network = described(small)
-        if network is None and not (isinstance(before, UnitMasks) and isinstance(before.network, GraphNetwork)):
+        plain = network is None and plain_kind(small) is not None
+        shaped = isinstance(before, UnitMasks) and isinstance(before.network, GraphNetwork)
+        if network is None and not plain and not shaped:
             raise UsageError("its shapes are those of the dense network: save its state_dict() as usual.")
         with complete_folder(folder) as scratch:
             if network is not None:
                 network.tokenizer = tokenizer
                 save_network(network, scratch)
-                if isinstance(before, WeightMasks):
-                    before.mask().save(scratch / MASK_FILE)
+            elif plain:
+                save_model(small, scratch)
+                if tokenizer is not None:
+                    tokenizer.save_pretrained(scratch)
             else:
                 assert isinstance(before, UnitMasks)
                 assert isinstance(before.network, GraphNetwork)
                 kept = {group.name: ~one.pruned for one in before.coupled for group in one.groups}
                 save_shapes(before.network, small, kept, scratch)
+            if isinstance(before, WeightMasks):
+                before.mask().save(scratch / MASK_FILE)
         return small
 
     def state_dict(self) -> dict[str, Any]:

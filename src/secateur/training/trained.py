@@ -14,11 +14,12 @@ from transformers.pytorch_utils import Conv1D
 
 from secateur.errors import ModelError, UsageError
 from secateur.layer_choice import chosen_layers
-from secateur.network.families import family_of
+from secateur.network.families import IMAGE_TYPES, family_of
 from secateur.network.family import Layout
 from secateur.network.graph.network import GraphNetwork
 from secateur.network.graph.rules import CONVOLUTIONS
 from secateur.network.network import Layer, Network, Source
+from secateur.network.pretrained import plain_kind
 from secateur.network.unit_group import UnitGroup
 from secateur.network.units import unit_groups
 from secateur.recipe import TRACED_UNITS
@@ -40,7 +41,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def described(model: nn.Module) -> Network | None:
     """Returns a transformers model with the description of its family; None if it is another kind of network."""
-    if not isinstance(model, transformers.PreTrainedModel):
+    if not isinstance(model, transformers.PreTrainedModel) or model.config.model_type in IMAGE_TYPES:
         return None
     known: Any = model
     try:
@@ -101,7 +102,7 @@ def trained_groups(
         raise UsageError(
             f"{type(model).__name__} is traced to find its units: give example_inputs, a tensor or a tuple."
         )
-    graph = GraphNetwork(model, example_inputs, leaf_modules)
+    graph = GraphNetwork(model, example_inputs, leaf_modules, keep_class=plain_kind(model) is not None)
     groups = [group for group in graph.groups if group.unit in units]
     missing = [unit for unit in units if unit not in {group.unit for group in groups}]
     if missing:
