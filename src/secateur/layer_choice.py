@@ -106,5 +106,4 @@ def _names(pattern: str, layer: Layer) -> bool:
 def check_pattern(layers: Sequence[Layer], stage: Prune) -> None:
     """Raises PatternError before any work is done if an N:M pattern doesn't fit a layer."""
     if stage.pattern is not None:
-        for layer in layers:
-            Pattern.parse(stage.pattern).check(layer.shape[1], layer.name)
+        Pattern.parse(stage.pattern).check_all({layer.name: layer.shape[1] for layer in layers})

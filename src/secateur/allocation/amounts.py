@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -41,6 +42,20 @@ class Pattern:
             raise PatternError(
                 f"pattern {self.n}:{self.m}: {layer} has {width} inputs, which {self.m} doesn't divide. "
                 f"Leave it out with --exclude '{layer}', or take another pattern."
+            )
+
+    def check_all(self, widths: Mapping[str, int]) -> None:
+        """Raises PatternError, which names them all, if M doesn't divide the inputs of some of these layers."""
+        wrong = [name for name, width in widths.items() if width % self.m]
+        if len(wrong) == 1:
+            self.check(widths[wrong[0]], wrong[0])
+        if wrong:
+            some = ", ".join(f"{name} ({widths[name]})" for name in wrong[:8])
+            more = f" and {len(wrong) - 8} others" if len(wrong) > 8 else ""
+            globs = " ".join(f"--exclude '{name}'" for name in wrong)
+            raise PatternError(
+                f"pattern {self.n}:{self.m}: {self.m} doesn't divide the inputs of {some}{more}. "
+                f"Leave them out with {globs}, or take another pattern."
             )
 
     def __str__(self) -> str:

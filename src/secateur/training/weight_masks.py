@@ -93,8 +93,7 @@ class WeightMasks:
         if regrow and (self.pattern is not None or self.threshold is not None or allocation != "uniform"):
             raise UsageError("regrow=True goes with a sparsity that is the same in every layer.")
         if self.pattern is not None:
-            for layer in layers:
-                self.pattern.check(layer.shape[1], layer.name)
+            self.pattern.check_all({layer.name: layer.shape[1] for layer in layers})
         if not isinstance(allocation, str):
             check_shares(allocation, [layer.name for layer in layers])
         found: dict[int, Held] = {}
