@@ -17,7 +17,7 @@ from secateur.calibration.windows import Windows
 from secateur.evaluation.costs import costs
 from secateur.evaluation.passages import Passage, passages, same_vocabulary, shared_tokens
 from secateur.evaluation.quality import Quality, measure, measure_passages
-from secateur.evaluation.speed import SAME_SPEED, Speed, greedy, measure_speed
+from secateur.evaluation.speed import NOISY, SAME_SPEED, Speed, greedy, measure_speed
 from secateur.network.loading import weight_bytes
 from secateur.network.network import Network
 from secateur.network.vocabulary import VOCABULARY_FILE
@@ -27,7 +27,6 @@ from secateur.result import Comparison, Metrics
 SAMPLE_PROMPT = 12
 SAMPLE_TOKENS = 40
 ZEROS_TAKE_TIME = "the dense kernels of torch multiply zeros like other numbers. Zeros pay with kernels made for them"
-NOISY = 0.1  # a spread from which on it is said
 
 
 def compare_networks(

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from secateur.calibration.batches import Batch, Loss
+from secateur.calibration.batches import Batch, Loss, loss_of
 from secateur.errors import CalibrationError, first_line
 from secateur.evaluation.costs import Costs
-from secateur.evaluation.speed import SAME_SPEED
+from secateur.evaluation.speed import NOISY, SAME_SPEED, spread_of
 from secateur.network.graph.tracing import evaluating
 from secateur.network.graph.values import tensors
 from secateur.progress import Progress
@@ -23,6 +23,7 @@ from secateur.result import Comparison, Metrics
 
 REPEATS = 5
 MANY = 64  # examples in a large batch
+LEAST_SECONDS, MOST_PASSES = 0.05, 100  # of one turn
 
 Metric = Callable[[Any, Any], Any]
 
@@ -81,6 +82,7 @@ def compare_examples(
     metrics = []
     for number, (network, own) in enumerate(zip(networks, sums, strict=True)):
         one, many = (None if known is None else known[number] for known in (speeds[1], speeds[MANY]))
+        spreads = [known.spread for known in (one, many) if known is not None]
         metrics.append(
             Metrics(
                 name=network.name,
@@ -89,8 +91,9 @@ def compare_examples(
                 zeros=0,
                 bytes_on_disk=network.bytes_on_disk,
                 macs_each=network.costs.macs,
-                batch_one=one,
-                batch_many=many,
+                batch_one=None if one is None else one.each,
+                batch_many=None if many is None else many.each,
+                speed_spread=max(spreads, default=None),
                 **own.figures(number > 0),
             )
         )
@@ -111,18 +114,17 @@ class _Sums:
         logits = next(tensors(output), None)
         classes = isinstance(target, Tensor) and not target.is_floating_point() and not target.is_complex()
         if logits is not None and logits.ndim > 1 and logits.shape[1] > 1:
-            best = logits.argmax(1)
-            other = next(tensors(dense)).argmax(1)
-            self._sum("top1_agreement", (best == other).float().mean(), batch.size)
+            best = _best(logits)
+            self._sum("top1_agreement", (best == _best(next(tensors(dense)))).float().mean(), batch.size)
             if classes and target.shape == best.shape:
                 self._sum("accuracy", (best == target.to(best.device)).float().mean(), batch.size)
         elif logits is not None:
             both = (logits.float().flatten(), next(tensors(dense)).float().flatten())
             self._sum("cosine", functional.cosine_similarity(*both, dim=0), batch.size)
         if metric is not None and target is not None:
-            self._sum("metric", _number(metric(output, target), "metric"), batch.size)
+            self._sum("metric", _metric(metric, output, target), batch.size)
         if loss is not None and target is not None:
-            self._sum("loss", _number(loss(output, target), "loss"), batch.size)
+            self._sum("loss", loss_of(loss, output, target), batch.size)
 
     def _sum(self, name: str, mean: Any, size: int) -> None:
         self._sums[name] = self._sums.get(name, 0.0) + float(mean) * size
@@ -136,33 +138,58 @@ class _Sums:
         return {**means, "examples": self._examples}
 
 
-def _number(value: Any, name: str) -> float:
+def _best(logits: Tensor) -> Tensor:
+    """Returns the likeliest class of each place; none, NaN, where there is NaN."""
+    best = logits.argmax(1).float()
+    return best.masked_fill(logits.isnan().any(1), torch.nan)
+
+
+def _metric(metric: Metric, output: Any, target: Any) -> float:
+    try:
+        value = metric(output, target)
+    except Exception as error:  # whatever a function of the user's own raises
+        raise CalibrationError(f"the metric can't be computed for a batch: {first_line(error)}") from error
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise CalibrationError(
-            f"the {name} must give one number for a batch but gave a {type(value).__name__}: {first_line(error)}."
+            f"the metric must give one number for a batch but gave a {type(value).__name__}: {first_line(error)}."
         ) from error
 
 
-def _speeds(models: Sequence[nn.Module], inputs: tuple[Any, ...], size: int, progress: Progress) -> list[float] | None:
-    """Returns examples per second at a batch size, or None if the network takes batches of its own size only."""
+@dataclass(frozen=True)
+class _Speed:
+    """Examples per second, the median of turns, and by how much turns differ."""
+
+    each: float
+    spread: float
+
+
+def _speeds(models: Sequence[nn.Module], inputs: tuple[Any, ...], size: int, progress: Progress) -> list[_Speed] | None:
+    """Returns speeds at a batch size, or None if the network takes batches of its own size only.
+
+    A turn of a small network is as many forward passes as take long enough to be timed.
+    """
     batch = tuple(_of_size(one, size) for one in inputs)
     times: list[list[float]] = [[] for _ in models]
+    passes = 1
     with torch.inference_mode():
         for turn in progress.track(range(REPEATS + 1), f"measuring speed, batch of {size}"):
             for model, own in zip(models, times, strict=True):
                 with evaluating(model):
                     start = time.perf_counter()
                     try:
-                        model(*batch)
+                        for _ in range(passes):
+                            model(*batch)
                     except (RuntimeError, ValueError, TypeError):  # sizes stand in its code
                         if turn:
                             raise
                         return None
-                if turn:  # the first turn warms up
-                    own.append(time.perf_counter() - start)
-    return [size / median(own) for own in times]
+                own.append((time.perf_counter() - start) / passes)
+            if not turn:  # it warms up
+                passes = max(1, min(MOST_PASSES, round(LEAST_SECONDS / min(map(min, times)))))
+                times = [[] for _ in models]
+    return [_Speed(size / median(own), spread_of(own)) for own in times]
 
 
 def _of_size(value: Any, size: int) -> Any:
@@ -175,6 +202,9 @@ def _of_size(value: Any, size: int) -> Any:
 def _notes(metrics: Sequence[Metrics], speed: bool) -> list[str]:
     """Says what isn't faster although it computes less."""
     dense, notes = metrics[0], []
+    noise = max((one.speed_spread or 0.0 for one in metrics), default=0.0)
+    if noise > NOISY:
+        notes.append(f"Other work disturbs the speeds: repeats of the same differ by {noise:.0%}.")
     for other in metrics[1:]:
         for words, name in (("of 1", "batch_one"), (f"of {MANY}", "batch_many")):
             before, after = getattr(dense, name), getattr(other, name)
@@ -184,8 +214,13 @@ def _notes(metrics: Sequence[Metrics], speed: bool) -> list[str]:
                 continue
             if after / before < 1 + SAME_SPEED:
                 share = (other.macs_each or 0) / (dense.macs_each or 1)
+                why = (
+                    "that can't be told from what repeats of the same differ by"
+                    if after / before > 1 - noise
+                    else "multiply-accumulates aren't what takes the time here. --round-to 8 may help"
+                )
                 notes.append(
                     f"Not faster at batches {words} ({after / before:.2f}x), with {100 * share:.0f} % of the "
-                    "multiply-accumulates: layers this small are bound by other things. --round-to 8 may help."
+                    f"multiply-accumulates: {why}."
                 )
     return notes

@@ -21,6 +21,7 @@ from secateur.network.quiet import quiet_transformers
 from secateur.progress import Progress
 
 REPEATS = 5
+NOISY = 0.1  # a spread from which on it is said
 SAME_SPEED = 0.05  # a ratio this near to 1 isn't called a difference
 PROMPT = 8  # tokens before decoding begins
 DECODED = 24
@@ -83,13 +84,14 @@ def _measured(networks: Sequence[Network], windows: Sequence[Windows], progress:
         Speed(
             length / median(one),
             (decoded - 1) / median(two) if generates and decoded > 1 else None,
-            max(_spread(times) for times in (one, two) if times),
+            max(spread_of(times) for times in (one, two) if times),
         )
         for one, two in zip(prefill, decode, strict=True)
     ]
 
 
-def _spread(times: Sequence[float]) -> float:
+def spread_of(times: Sequence[float]) -> float:
+    """Returns the interquartile range of repeats, relative to their median."""
     low, middle, high = quantiles(times, n=4, method="inclusive")
     return (high - low) / middle
 

@@ -29,10 +29,8 @@ def bench_table(bench: Bench) -> RenderableType:
         last = [] if not quality else ["" if one.perplexity is None else f"{one.perplexity:.2f}"]
         table.add_row(shorten(one.name, 24), one.runtime, *cells, size(one.peak), size(one.bytes), *last)
     told = bench.settings
-    how = (
-        f"{told['threads']} threads, {told['repeats']} turns, {told['prompt']} tokens read, {told['tokens']} written, "
-        f"batches of {told['batch']}."
-    )
+    tokens = f"{told['prompt']} tokens read, {told['tokens']} written, " if bench.models[0].kind == "text" else ""
+    how = f"{told['threads']} threads, {told['repeats']} turns, {tokens}batches of {told['batch']}."
     spread = max(one.spread for one in bench.models)
     return Group(table, Text(shorten(how, WIDTH)), Text(NOTE.format(spread=spread)))
 
