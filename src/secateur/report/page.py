@@ -23,13 +23,14 @@ from secateur.report.words import (
     measured_on,
     stage_lines,
 )
-from secateur.result import Comparison, LayerReport, Metrics, Result, StageReport
+from secateur.result import Comparison, Metrics, Result, StageReport
 
 NO_ERRORS = (
     "No reconstruction error was measured here: the method gathers no Gram matrix, and without one there is "
     "nothing to tell what a layer's outputs were before and after."
 )
-LAYER_COLUMNS: tuple[tuple[str, Callable[[LayerReport], float | None], Callable[[float], str]], ...] = (
+Column = tuple[str, Callable[[Any], Any], Callable[[Any], str]]  # its heading, a thing's value, that as text
+LAYER_COLUMNS: tuple[Column, ...] = (
     ("outputs", lambda x: x.rows, lambda v: f"{v:,}"),
     ("inputs", lambda x: x.columns, lambda v: f"{v:,}"),
     ("zeros before", lambda x: x.zeros_before or None, lambda v: f"{v:,}"),
@@ -42,6 +43,13 @@ LAYER_COLUMNS: tuple[tuple[str, Callable[[LayerReport], float | None], Callable[
     ("damping", lambda x: x.damping, small),
     ("threshold", lambda x: x.threshold, small),
     ("seconds", lambda x: x.seconds, lambda v: f"{v:.2f}"),
+)
+GROUP_COLUMNS: tuple[Column, ...] = (
+    ("units", lambda x: x.unit, str),
+    ("before", lambda x: x.before, lambda v: f"{v:,}"),
+    ("left", lambda x: x.left, lambda v: f"{v:,}"),
+    ("error without repair", lambda x: x.error_before, small),
+    ("error", lambda x: x.error, small),
 )
 
 
@@ -224,17 +232,22 @@ def _facts(result: Result) -> list[tuple[str, str]]:
 
 def _stage(number: int, stage: StageReport) -> dict[str, Any]:
     """Returns what the template shows of one stage."""
-    columns = [c for c in LAYER_COLUMNS if any(c[1](layer) is not None for layer in stage.layers)]
-    table = []
-    for layer in stage.layers:
-        values = [(value(layer), text) for _, value, text in columns]
-        table.append((layer.name, [("", "") if v is None else (v, text(v)) for v, text in values]))
+    tables = [_table("layers", stage.layers, LAYER_COLUMNS), _table("groups", stage.groups, GROUP_COLUMNS)]
     measured = any(x.error is not None or x.error_masked is not None for x in stage.layers)
     return {
         "number": number,
         "lines": stage_lines(stage)[1:],  # the first is the page's opening sentence
         "plots": stage_plots(number, stage),
         "unmeasured": NO_ERRORS if stage.layers and not measured else "",
-        "headers": [header for header, _, _ in columns],
-        "layers": table,
+        "tables": [table for table in tables if table["rows"]],
     }
+
+
+def _table(of: str, things: Sequence[Any], known: Sequence[Column]) -> dict[str, Any]:
+    """Returns a row per thing, and the columns that say something of any."""
+    columns = [column for column in known if any(column[1](one) is not None for one in things)]
+    rows = []
+    for one in things:
+        values = [(value(one), text) for _, value, text in columns]
+        rows.append((one.name, [("", "") if v is None else (v, text(v)) for v, text in values]))
+    return {"of": of, "headers": [header for header, _, _ in columns], "rows": rows}
