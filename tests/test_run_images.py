@@ -180,7 +180,7 @@ IMAGES = ("--images", "{place}/classes")
         (("{place}/resnet", "--unit", "filter", "--macs", 0.01, *IMAGES), "can't be met"),
         (("{place}/resnet", "--unit", "neuron", "--macs", 0.7, *IMAGES), "has no units of the kind 'neuron'"),
         (("{place}/resnet", "--unit", "head", "--macs", 0.7, *IMAGES), "has no units of the kind 'head'"),
-        (("{place}/resnet", "--sparsity", 0.5, *IMAGES), "not 'weight'"),
+        (("{place}/resnet", "--sparsity", 0.5, *IMAGES), "by secateur.TrainingPruner"),
         (("{place}/resnet", *FILTERS, *IMAGES, "--length", 16), "length says nothing of images"),
         (("{place}/resnet", *FILTERS, *IMAGES, "--windows", 3), "windows says nothing of images"),
         (("{place}/resnet", *FILTERS, *IMAGES, "--calibration", "x.txt"), "data says nothing of images"),

@@ -104,15 +104,19 @@ def prune(
 
 
 def _named(model: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """Returns the options with the score's import path in the place of a function.
+    """Returns the options as a recipe has them: a function's import path, kinds of units in one string.
 
     Raises:
         UsageError: The model is one that `load` returned, or the function can't be found by its name.
     """
     if isinstance(model, Network):
         raise UsageError("a run loads the model itself: give the name or folder that load() was given.")
-    score = options.get("score")
-    return {**options, "score": path_of(score)} if callable(score) else options
+    given = dict(options)
+    if callable(given.get("score")):
+        given["score"] = path_of(given["score"])
+    if isinstance(given.get("unit"), list | tuple):
+        given["unit"] = ",".join(given["unit"])
+    return given
 
 
 def _prune_network(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from secateur.calibration.batches import Batch, Loss, batches_of, default_loss
+from secateur.calibration.batches import Batch, Loss, batches_of, default_loss, try_out
 from secateur.calibration.statistics import GRADIENTS
 from secateur.errors import SaveError, UsageError
 from secateur.evaluation.costs import Costs
@@ -33,7 +33,7 @@ from secateur.report.structure import group_rows, units_table
 from secateur.report.terminal import to_text
 from secateur.result import Comparison, Result, StageReport
 from secateur.scores.units import unit_score_named
-from secateur.structure.traced import TracedJob, prune_traced
+from secateur.structure.traced import WEIGHTS_TRAINED, TracedJob, prune_traced
 from secateur.timing import timed
 
 if TYPE_CHECKING:
@@ -286,6 +286,10 @@ def prune_network(
     measured = [] if isinstance(evaluate, bool) else batches_of(evaluate, arguments)
     if metric is not None and not any(batch.target is not None for batch in measured):
         raise UsageError("a metric holds outputs against targets: give evaluate=, data that has them.")
+    by_gradients = bool(unit_score_named(stage.score or "obs", stage.combine).needs & GRADIENTS)
+    with evaluating(model):
+        try_out(model, batches, "calibration", (loss or default_loss) if by_gradients else None)
+        try_out(model, measured, "evaluation", loss)
     into, found = None if output is None else Path(output).expanduser(), None
     shown = progress or Progress()
     if searched is not None:
@@ -342,6 +346,8 @@ def _with_defaults(
 ) -> dict[str, Any]:
     """Fills in what depends on the network and the data: which units there are, and what can be known of them."""
     given = {name: value for name, value in options.items() if value is not None}
+    if given.get("unit") == "weight" or ("pattern" in given and "unit" not in given):
+        raise UsageError(WEIGHTS_TRAINED)
     if "unit" not in given:
         kinds = sorted({group.unit for group in network.groups})
         if not kinds:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from secateur.errors import CalibrationError
+from secateur.errors import CalibrationError, first_line
+from secateur.network.graph.values import tensors
 
 PER_BATCH = 64
 
@@ -51,6 +52,8 @@ def batches_of(data: Any, arguments: int, samples: int | None = None) -> list[Ba
         if samples is not None and seen >= samples:
             break
         batch = _batch(item, arguments)
+        if not batch.size:
+            raise CalibrationError("a batch has no examples.")
         found.append(batch)
         seen += batch.size
     if not found:
@@ -75,17 +78,61 @@ def _batch(item: Any, arguments: int) -> Batch:
     parts = tuple(item) if isinstance(item, tuple | list) else (item,)
     if len(parts) not in (arguments, arguments + 1) or not isinstance(parts[0], Tensor):
         raise CalibrationError(
-            f"a batch has {len(parts)} parts, and the network takes {arguments} arguments: a batch is the arguments, "
-            "perhaps with a target behind them."
+            f"a batch is a {type(item).__name__} of {len(parts)}, and the network takes {arguments} arguments: a batch "
+            "is a tensor, or a tuple of the arguments with perhaps a target behind them."
         )
     return Batch(parts[:arguments], parts[arguments] if len(parts) > arguments else None)
+
+
+def loss_of(loss: Loss, output: Any, target: Any) -> Tensor:
+    """Returns what a loss makes of a batch: one number.
+
+    Raises:
+        CalibrationError: It fails, or gives anything else.
+    """
+    try:
+        value = loss(output, target)
+    except CalibrationError:
+        raise
+    except Exception as error:  # whatever a function of the user's own raises
+        raise CalibrationError(f"the loss can't be computed for a batch: {first_line(error)}") from error
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        shape = f" of the shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+        raise CalibrationError(f"the loss must give one number for a batch but gave a {type(value).__name__}{shape}.")
+    return value.reshape(())
+
+
+@torch.no_grad()
+def try_out(model: nn.Module, batches: Sequence[Batch], what: str, loss: Loss | None = None) -> None:
+    """Sends the first batch through, so that data which doesn't fit is found before any work is done.
+
+    Args:
+        model: The network, in evaluation mode.
+        batches: What goes through; none is fine.
+        what: What the data is for, for the error.
+        loss: What is computed of the output, too.
+
+    Raises:
+        CalibrationError: The network can't take it, gives NaN, or the loss can't be computed.
+    """
+    batch = next(iter(batches), None)
+    if batch is None:
+        return
+    try:
+        output = model(*batch.inputs)
+    except Exception as error:  # whatever a network of the user's own raises
+        raise CalibrationError(f"the network doesn't take the {what} data: {first_line(error)}") from error
+    if any(bool(one.isnan().any()) for one in tensors(output)):
+        raise CalibrationError(f"the network gives NaN on the first batch of the {what} data.")
+    if loss is not None:
+        loss_of(loss, output, batch.target)
 
 
 def default_loss(output: Any, target: Any) -> Tensor:
     """Returns cross-entropy for classes, half the squared error for other targets, and for none half the output's size.
 
     Raises:
-        CalibrationError: The output isn't a tensor.
+        CalibrationError: The output isn't a tensor, or is of another shape than the target.
     """
     if isinstance(output, Mapping):  # a transformers model's, whose logits come first
         output = tuple(output.values())
@@ -96,5 +143,10 @@ def default_loss(output: Any, target: Any) -> Tensor:
     if isinstance(target, Tensor) and not target.is_floating_point() and output.ndim > target.ndim:
         return torch.nn.functional.cross_entropy(output, target)
     if isinstance(target, Tensor):
-        return 0.5 * torch.nn.functional.mse_loss(output, target)
+        if output.numel() != target.numel():
+            raise CalibrationError(
+                f"the targets of a batch have the shape {tuple(target.shape)}, and the outputs {tuple(output.shape)}: "
+                "give loss=, a function (output, target)."
+            )
+        return 0.5 * torch.nn.functional.mse_loss(output, target.reshape(output.shape))
     return 0.5 * output.float().square().mean()

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from secateur.calibration.batches import Batch, Loss
+from secateur.calibration.batches import Batch, Loss, loss_of
 from secateur.calibration.statistics import INPUTS, Gradients, Needs, Statistics
+from secateur.errors import CalibrationError
 from secateur.network.graph.own_layers import application, has_own_forward
 from secateur.network.network import Layer
 
@@ -136,7 +137,11 @@ def gather_gradients(
     loss: Loss,
     tick: Callable[[], None],
 ) -> dict[str, Gradients]:
-    """Returns gradients of the mean loss of each batch by the layers' weights, by name."""
+    """Returns gradients of the mean loss of each batch by the layers' weights, by name.
+
+    Raises:
+        CalibrationError: The loss can't be computed, isn't one number, or depends on none of the layers.
+    """
     if not layers:
         return {}
     found = {layer.name: Gradients.empty(layer.shape, needs, layer.parameter.device) for layer in layers}
@@ -147,8 +152,11 @@ def gather_gradients(
             parameter.requires_grad_(True)
         with torch.enable_grad():
             for batch in batches:
-                value = loss(model(*batch.inputs), batch.target)
-                for layer, gradient in zip(layers, torch.autograd.grad(value, parameters), strict=True):
+                value = loss_of(loss, model(*batch.inputs), batch.target)
+                if not value.requires_grad:
+                    raise CalibrationError("the loss depends on none of the layers whose units are scored.")
+                gradients = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+                for layer, gradient in zip(layers, gradients, strict=True):
                     found[layer.name].add(layer.as_matrix(gradient))
                 tick()
     finally:

@@ -90,6 +90,7 @@ def complete_folder(output: Path, scratch: Path | None = None) -> Iterator[Path]
         SaveError: The disk is full, or can't be written.
     """
     folder = scratch
+    new = [one for one in output.parents if not one.exists()]  # nearest first
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with _uninterrupted():
@@ -107,6 +108,9 @@ def complete_folder(output: Path, scratch: Path | None = None) -> Iterator[Path]
         if folder is not None:
             with _uninterrupted():
                 shutil.rmtree(folder, ignore_errors=True)
+                for one in new:
+                    with suppress(OSError):  # never with something in it
+                        one.rmdir()
 
 
 def _replace(scratch: Path, output: Path) -> None:

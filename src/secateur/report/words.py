@@ -10,6 +10,7 @@ from secateur.report.training import describe_recovery, training_line
 from secateur.result import Comparison, Result, StageReport
 
 SHARES = {"uniform": "the same share in every layer", "global": "wherever in the model they are least"}
+GRADIENTS_OF = {"block": "each block by itself", "loss": "the next-token loss"}
 GRADIENT_SCORES = ("taylor", "fisher", "snip")
 
 
@@ -69,7 +70,8 @@ def _scored(score: str, given: Mapping[str, Any]) -> str:
     """Names a score, and whose gradient it takes."""
     if score not in GRADIENT_SCORES:
         return score
-    return f"{score} of {'the next-token loss' if given.get('gradient') == 'loss' else 'each block by itself'}"
+    of = given.get("gradient", "block")
+    return f"{score} of {GRADIENTS_OF.get(of, of)}"
 
 
 def _allocated(given: Mapping[str, Any]) -> str:
@@ -80,7 +82,7 @@ def _allocated(given: Mapping[str, Any]) -> str:
 
 def units_in_words(unit: str, number: int = 2) -> str:
     """Returns what one or more of a kind of unit, or of several, are called: `neurons and heads`."""
-    named = {"attention": "attention half", "mlp": "MLP half", "query-head": "query head"}
+    named = {"attention": "attention half", "mlp": "MLP half", "query-head": "query head", "hidden": "hidden unit"}
     words = []
     for kind in unit.split(","):
         one = named.get(kind, kind)
@@ -102,7 +104,7 @@ def _describe_removal(unit: str, given: Mapping[str, Any]) -> str:
         "params": lambda v: f"{units} until {100 * v:g} % of the parameters were left",
         "macs": lambda v: f"{units} until {100 * v:g} % of the multiply-accumulates were left",
         "memory": lambda v: f"{units} until the weights took {v}",
-        "latency": lambda v: f"{units} until reading a window should take {100 * v:g} % of the time",
+        "latency": lambda v: f"{units} until a forward pass should take {100 * v:g} % of the time",
         "sparsity": lambda v: f"{100 * v:.4g} % of the {units}",
         "remove": lambda v: f"{v} {units_in_words(unit, v)}{every if inner else ''}",
         "threshold": lambda v: f"{units} whose score is below {v}",

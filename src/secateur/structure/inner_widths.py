@@ -42,7 +42,7 @@ def inner_widths(job: Job, groups: Sequence[UnitGroup]) -> dict[str, int] | None
     if stage.allocation in ("global", "error") or mixed:
         values = _values(job, groups, each)
     places = [
-        Place(group.name, group.count, float(cost.mean()), min(group.count, max(1, stage.min_units)), value)
+        Place(group.name, group.count, float(cost.mean()), _least(job, group), value)
         for group, cost, value in zip(groups, each, values, strict=True)
     ]
     if stage.allocation == "ramp":
@@ -75,6 +75,12 @@ def step_of(job: Job, groups: Sequence[UnitGroup]) -> int:
     return lcm(job.stage.round_to, ALIGNED) if experts else job.stage.round_to
 
 
+def _least(job: Job, group: UnitGroup) -> int:
+    """Returns how many units a group keeps at least: a multiple of what widths are rounded to, or all there are."""
+    step = step_of(job, [group])
+    return min(group.count, -(-max(1, job.stage.min_units) // step) * step)
+
+
 def _own_width(job: Job, group: UnitGroup) -> int:
     """Returns a group's width where its share or its number is its own: `sparsity` and `remove`."""
     stage = job.stage
@@ -101,7 +107,8 @@ def _evened(
     for group, width in zip(groups, widths, strict=True):
         total[group.unit].append(width)
     step = step_of(job, groups)
-    even = {kind: max(1, job.stage.min_units, sum(w) // len(w) // step * step) for kind, w in total.items()}
+    least = -(-max(1, job.stage.min_units) // step) * step
+    even = {kind: max(least, sum(w) // len(w) // step * step) for kind, w in total.items()}
 
     def kept(even: dict[str, int]) -> list[int]:
         return [min(group.count, even[group.unit]) for group in groups]

@@ -18,7 +18,7 @@ from secateur.allocation.amounts import Threshold
 from secateur.calibration.batches import Batch, Loss, default_loss
 from secateur.calibration.readings import gather, gather_gradients
 from secateur.calibration.statistics import GRADIENTS, INPUTS, Gradients, Needs, Statistics
-from secateur.errors import ConstantScoreError, NothingPrunedError, UsageError
+from secateur.errors import ConstantScoreError, NothingPrunedError, ScoreError, UsageError
 from secateur.evaluation.costs import Costs
 from secateur.layer_choice import amounts_of
 from secateur.network.graph.behind import mean_free
@@ -34,6 +34,12 @@ from secateur.structure.traced_obs import losses_in_rounds
 from secateur.structure.traced_repair import repair
 from secateur.timing import timed
 
+GRADIENT = "the loss on the calibration data"  # what gradient scores differentiate, for the report
+WEIGHTS_TRAINED = (
+    "single weights of networks other than language models are pruned while they train, by secateur.TrainingPruner. "
+    "Whole units go in one pass: --unit filter or another kind, a list of which inspect --units gives."
+)
+COARSE = 0.02  # more below the target than that is worth a note
 REPEATS = 5  # of timings for --latency
 
 
@@ -88,6 +94,8 @@ def check_stage(stage: Prune, calibrated: bool) -> None:
         stage: What to do.
         calibrated: Whether there is calibration data.
     """
+    if not stage.structured:
+        raise UsageError(WEIGHTS_TRAINED)
     unknown = [kind for kind in stage.kinds if kind not in TRACED_UNITS]
     if unknown:
         raise UsageError(
@@ -119,6 +127,12 @@ def _pruned(job: TracedJob) -> tuple[nn.Module, dict[str, Tensor], StageReport]:
     scores = _scores(job, groups)
     groups = [group for group in groups if group.name in scores]
     left = _widths(job, groups, scores, counter)
+    whole = [group.name for group in groups if _least(job, group) == group.count]
+    if whole and left is not None:
+        job.notes.append(
+            f"{', '.join(whole)}: left whole, as they have no more units than --round-to {stage.round_to} and "
+            f"--min-units {stage.min_units} keep."
+        )
     keep = _kept(job, groups, scores, left)
     if all(bool(one.all()) for one in keep.values()):
         raise NothingPrunedError("nothing was pruned: every group keeps all of its units. Ask for more.")
@@ -140,9 +154,24 @@ def _pruned(job: TracedJob) -> tuple[nn.Module, dict[str, Tensor], StageReport]:
         for group in groups
     )
     after = counter.of({name: int(one.sum()) for name, one in keep.items()})
+    _note_coarse(job, job.first or before, after)
     budget = {"first": vars(job.first or before), "before": vars(before), "after": vars(after)}
-    settings = {"prune": stage.model_dump(mode="json")}
+    settings = {"prune": {**stage.model_dump(mode="json"), "gradient": GRADIENT}}
     return small, keep, StageReport(settings, (), dict(job.seconds), tuple(job.notes), (), reports, budget)
+
+
+def _note_coarse(job: TracedJob, first: Costs, after: Costs) -> None:
+    """Notes it if what is left is far below the target."""
+    stage = job.stage
+    for option, what in (("params", "parameters"), ("macs", "macs")):
+        asked, left = getattr(stage, option), getattr(after, what) / getattr(first, what)
+        if asked is not None and left < asked - COARSE:
+            job.notes.append(
+                f"--{option} {asked:g}: {left:.3f} is left; whole units of groups that all lose the same share don't "
+                "come nearer. --allocation global may."
+                if stage.allocation == "uniform"
+                else f"--{option} {asked:g}: {left:.3f} is left; whole units don't come nearer."
+            )
 
 
 def traced_groups(job: TracedJob) -> list[UnitGroup]:
@@ -197,6 +226,12 @@ def _scores(job: TracedJob, groups: Sequence[UnitGroup]) -> dict[str, Tensor]:
         with job.timed("gradients"):
             bar = job.progress.bar("gradients of the loss", len(job.batches))
             gradients = gather_gradients(job.network.model, layers, needs, job.batches, job.loss, bar)
+        deaf = [one.name for one in groups if all(gradients[reader.layer.name].nothing for reader in one.readers)]
+        if len(deaf) == len(groups):
+            raise ScoreError(f"the gradients of the loss are zero everywhere, so '{score.name}' says nothing.")
+        if deaf:
+            job.notes.append(f"{', '.join(deaf)}: left whole, as the loss doesn't depend on what reads them.")
+        groups = [group for group in groups if group.name not in deaf]
     found, alike = {}, dict[str, ConstantScoreError]()
     free = mean_free(job.network) if job.stage.solver == "obs" else set()
     with job.timed("score"):
@@ -234,7 +269,9 @@ def _inputs(
 
 
 def _least(job: TracedJob, group: UnitGroup) -> int:
-    return min(group.count, max(1, job.stage.min_units))
+    """Returns how many units a group keeps at least: a multiple of `round_to`, or all that there are."""
+    step = job.stage.round_to
+    return min(group.count, -(-max(1, job.stage.min_units) // step) * step)
 
 
 def _widths(
@@ -280,6 +317,8 @@ def _even(job: TracedJob, groups: Sequence[UnitGroup]) -> tuple[int, Callable[[i
 
 def _own(job: TracedJob, group: UnitGroup) -> int:
     stage = job.stage
+    if _least(job, group) == group.count:
+        return group.count
     gone = stage.remove if stage.remove is not None else round(group.count * (stage.sparsity or 0))
     left = (group.count - gone) // stage.round_to * stage.round_to
     if left < _least(job, group):

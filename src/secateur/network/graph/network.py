@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from secateur.errors import UsageError
 from secateur.network.family import Layout
 from secateur.network.graph.cutting import cut_graph
 from secateur.network.graph.groups import Fixed, free, groups_of
@@ -57,6 +58,7 @@ class GraphNetwork:
             UsageError: The network doesn't take the example inputs.
             ModelError: It can't be traced; the message says where.
         """
+        _check_network(model, leaf_modules)
         self.model = model
         self.inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
         self.device = next(model.parameters()).device
@@ -159,6 +161,22 @@ class GraphNetwork:
     def parameters(self) -> int:
         """Returns the number of parameters."""
         return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+def _check_network(model: nn.Module, leaf_modules: Sequence[type[nn.Module] | str]) -> None:
+    """Raises UsageError if a network can't be computed as it is, or leaf modules are named that it doesn't have."""
+    name = type(model).__name__
+    if torch.is_inference_mode_enabled():
+        raise UsageError("a network is traced and cut with its gradients at hand: leave torch.inference_mode().")
+    parameters = list(model.parameters())
+    if not parameters:
+        raise UsageError(f"{name} has no parameters: there is nothing to prune.")
+    if any(one.is_meta for one in parameters):
+        raise UsageError(f"{name} is on the meta device, without weights: load them first.")
+    known = {path for path, _ in model.named_modules()}
+    for leaf in leaf_modules:
+        if isinstance(leaf, str) and leaf not in known:
+            raise UsageError(f"leaf_modules: {name} has no module '{leaf}'; they go by their names in named_modules().")
 
 
 def _aliases(state: Mapping[str, Tensor]) -> dict[str, list[str]]:

@@ -73,9 +73,11 @@ def _graph(
         with in_mode(model, training):
             graph = tracer.trace(model)
         for node in graph.nodes:
+            node.type = None  # an annotation, which needn't be there where a saved module is loaded
             named = next((name for name in ("input", "tensors") if name in node.kwargs and not node.args), None)
             if named is not None:  # what an operation reads stands first
                 node.args, node.kwargs = (node.kwargs[named],), {n: v for n, v in node.kwargs.items() if n != named}
+        graph._tracer_cls = None  # whoever loads a saved module has no such tracer
         return fx.GraphModule(tracer.root, graph), tracer.decisions
     except Exception as error:  # whatever the model's own code makes of a proxy
         raise ModelError(
@@ -118,9 +120,13 @@ def check_inputs(model: nn.Module, inputs: tuple[Any, ...]) -> None:
         with torch.no_grad():
             model(*inputs)
     except Exception as error:
-        shapes = ", ".join(str(tuple(one.shape)) if isinstance(one, torch.Tensor) else repr(one) for one in inputs)
+        kinds = ", ".join(
+            f"a tensor of the shape {tuple(one.shape)}" if isinstance(one, torch.Tensor) else f"a {type(one).__name__}"
+            for one in inputs
+        )
         raise UsageError(
-            f"{type(model).__name__} doesn't take example inputs of the shapes {shapes}: {first_line(error)}"
+            f"{type(model).__name__} doesn't take these example inputs ({kinds}): {first_line(error)} Give a "
+            "tensor, or a tuple of its arguments."
         ) from error
 
 
