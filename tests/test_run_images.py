@@ -274,3 +274,19 @@ def test_a_model_in_memory_is_saved_as_a_checkpoint_too(place: Path, tmp_path: P
     again = transformers.ViTForImageClassification.from_pretrained(tmp_path / "out")
     torch.testing.assert_close(again(noise(3)).logits, result.model(noise(3)).logits)
     assert "Processor" not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_widths_of_a_classifier_are_searched_for(place: Path) -> None:
+    searched = ("search", place / "resnet", "-o", place / "found", "--unit", "filter", "--macs", "0.8")
+    data = ("--images", place / "classes", "--no-evaluate", "--json")
+    done = secateur(*searched, *data, "--trials", 12, "--strategy", "random")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["search"]["trials"] == 12
+    budget = found["stages"][0]["budget"]
+    assert budget["after"]["macs"] <= 0.8 * budget["first"]["macs"]
+    assert (place / "found" / "study.db").is_file()
+    assert "amounts" in (place / "found" / "recipe.yaml").read_text()
+    more = secateur(*searched, *data, "--trials", 3, "--levels", place / "levels", "--overwrite")
+    assert more.code == 2
+    assert "for language models" in more.err

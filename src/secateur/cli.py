@@ -151,6 +151,8 @@ def _settings(context: typer.Context) -> dict[str, Any]:
 
     secateur search MODEL -o OUT --params 0.75 --strategy policy --trials 500
 
+    secateur search RESNET -o OUT --unit filter --macs 0.7 --images train/ --trials 100
+
     secateur search MODEL -o OUT --sparsity 0.7 --storage postgresql://host/db"""
 )
 def search(
@@ -159,6 +161,7 @@ def search(
     output: options.Output,
     sparsity: options.Sparsity = None,
     params: options.Params = None,
+    macs: options.Macs = None,
     unit: options.Unit = "weight",
     round_to: options.RoundTo = None,
     min_units: options.MinUnits = None,
@@ -185,6 +188,7 @@ def search(
     damping: options.Damping = None,
     reconstruct: options.Reconstruct = False,
     calibration: options.Calibration = "self",
+    images: options.Images = None,
     samples: options.Samples = None,
     length: options.Length = None,
     compute: options.Compute = None,

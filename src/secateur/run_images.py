@@ -16,8 +16,9 @@ from secateur.network.saving import check_output
 from secateur.network.vision import Classifier, load_classifier
 from secateur.progress import Progress
 from secateur.recipe import Recipe
+from secateur.recipe.base import changed
 from secateur.result import Comparison, Result
-from secateur.run_network import NetworkRun, graph_network
+from secateur.run_network import NetworkRun, graph_network, search_widths
 from secateur.structure.traced import check_stage
 
 HELD_OUT = 1024  # images at most that quality is measured on, where no folder is named for it
@@ -44,9 +45,14 @@ def run_images(recipe: Recipe, progress: Progress, resume: bool) -> Result:
     notes: list[str] = []
     calibration, evaluation = _images(recipe, found, notes)
     batches = list(progress.track(calibration, "reading images"))
+    network, stages, searched = graph_network(found.model, batches[0].inputs[0][:2]), recipe.prunes, None
+    if recipe.search is not None:
+        given = {name: getattr(recipe.search, name) for name in changed(recipe.search)}
+        stage, searched = search_widths(network, stages[0], batches, None, recipe.seed, given, output, progress, resume)
+        stages = (stage,)
     run = NetworkRun(
-        network=graph_network(found.model, batches[0].inputs[0][:2]),
-        stages=recipe.prunes,
+        network=network,
+        stages=stages,
         calibration=batches,
         evaluation=evaluation,
         evaluate=recipe.evaluate is not None,
@@ -62,8 +68,12 @@ def run_images(recipe: Recipe, progress: Progress, resume: bool) -> Result:
         data=str(recipe.calibration.images),
         speed=recipe.evaluate is not None and recipe.evaluate.speed,
         notes=list(dict.fromkeys(notes)),
+        found=searched,
     )
-    return run.carry_out()
+    result = run.carry_out()
+    if searched is not None:
+        searched.forget()
+    return result
 
 
 def compare_classifiers(
@@ -113,7 +123,7 @@ def _check_place(stream: bool | None, device: str) -> None:
 
 def _check(recipe: Recipe, resume: bool) -> None:
     """Raises UsageError if a recipe asks for what isn't there for image classifiers."""
-    if resume:
+    if resume and recipe.search is None:
         raise UsageError("an image classifier is pruned in one go: there is nothing to resume.")
     _check_place(recipe.stream, recipe.device)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -295,7 +295,7 @@ def prune_network(
     if searched is not None:
         if into is not None:
             check_output(into, overwrite)
-        stage, found = _searched(network, stage, batches, loss, seed, searched, into, shown, resume)
+        stage, found = search_widths(network, stage, batches, loss, seed, searched, into, shown, resume)
     work = NetworkRun(
         network=network,
         stages=(stage,),
@@ -317,7 +317,7 @@ def prune_network(
     return result
 
 
-def _searched(
+def search_widths(
     network: GraphNetwork,
     stage: Prune,
     batches: Sequence[Batch],
@@ -328,7 +328,26 @@ def _searched(
     progress: Progress,
     resume: bool,
 ) -> tuple[Prune, Found]:
-    """Returns the stage that a search finds, and what it came to."""
+    """Searches for how many units each group of a network gives.
+
+    Args:
+        network: The network.
+        stage: What is pruned; its target is the budget.
+        batches: Calibration data, on half of which candidates are judged.
+        loss: What they are judged by; None takes `default_loss`.
+        seed: Of everything that draws.
+        searched: Settings of `Search` by name.
+        output: Beside which the study is kept; None keeps it in memory.
+        progress: Shows progress.
+        resume: Whether trials that the study has are gone on from.
+
+    Returns:
+        The stage that a search finds, and what it came to.
+
+    Raises:
+        UsageError: A setting is for language models, or the target can't be met.
+        SearchError: The study can't be used, or no candidate could be judged.
+    """
     from secateur.automl.networks import NetworkSearch  # noqa: PLC0415
     from secateur.run_search import find_widths  # noqa: PLC0415 (Optuna's import takes a second)
 

@@ -60,7 +60,7 @@ def test_a_study_in_memory_and_what_is_refused(learnt: nn.Module) -> None:
     assert result.search["reward"] == "minus the mean loss on 128 examples"
     with pytest.raises(UsageError, match="goes by --params or --macs"):
         secateur.search(learnt, sparsity=0.5, calibration=data(256, 1), **given)
-    with pytest.raises(UsageError, match="two batches"):
-        secateur.search(learnt, macs=0.5, calibration=data(32, 1), **given)
+    with pytest.raises(UsageError, match="two examples"):
+        secateur.search(learnt, macs=0.5, calibration=data(1, 1), **given)
     with pytest.raises(UsageError, match="'halves' is for language models"):
         secateur.search(learnt, macs=0.5, halves=False, calibration=data(256, 1), **given)

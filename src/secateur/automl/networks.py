@@ -50,8 +50,10 @@ class NetworkSearch:
         measure = next((what for name, what in MEASURES.items() if getattr(stage, name) is not None), None)
         if measure is None:
             raise UsageError("a search of a network's widths goes by --params or --macs.")
+        if len(batches) == 1:
+            batches = _halved(batches[0])
         if len(batches) < 2:
-            raise UsageError("a search needs two batches of calibration data: some to fit on, some to judge on.")
+            raise UsageError("a search needs two examples of calibration data: some to fit on, some to judge on.")
         self.network, self.stage, self.loss, self.seed = network, stage, loss or default_loss, seed
         half = (len(batches) + 1) // 2
         self.fitted, self.judged = list(batches[:half]), [self._answered(batch) for batch in batches[half:]]
@@ -132,3 +134,16 @@ def _amounts(group: UnitGroup, stage: Prune) -> tuple[int, ...]:
     most = group.count - max(1, stage.min_units)
     amounts = range(0, most + 1, step)
     return tuple(amount for amount in amounts if (group.count - amount) % stage.round_to == 0 or amount == 0)
+
+
+def _halved(batch: Batch) -> list[Batch]:
+    """Returns a batch's two halves; of one example itself."""
+    half = (batch.size + 1) // 2
+    parts = [slice(0, half), slice(half, None)] if batch.size > 1 else [slice(None)]
+    return [
+        Batch(
+            tuple(one[part] if isinstance(one, Tensor) else one for one in batch.inputs),
+            batch.target[part] if isinstance(batch.target, Tensor) else batch.target,
+        )
+        for part in parts
+    ]

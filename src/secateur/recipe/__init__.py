@@ -115,6 +115,8 @@ class Recipe(Settings):
                 "search: the recipe has one stage, which prunes; what is found can be recovered afterwards."
             )
         prune = self.stages[0].prune
+        if self.calibration.images is not None:
+            return self  # a traced network's search knows its own limits
         if prune.unit not in ("weight", "neuron") or (prune.params if prune.structured else prune.sparsity) is None:
             raise UsageError(
                 "search: it is for single weights with --sparsity, or for --unit neuron (and halves of layers) with "
@@ -122,8 +124,6 @@ class Recipe(Settings):
             )
         if prune.allocation != "uniform":
             raise UsageError("search: it finds the allocation itself; leave --allocation out.")
-        if self.calibration.images is not None:
-            raise UsageError("search: image classifiers are searched in memory: secateur.search(model, ...).")
         idle = {"level_solver"} if prune.structured else {"halves", "weigh", "limit", "front"}
         fixed = {"score", "protect_first", "protect_last", "repair", "gradient"} if prune.structured else {"per"}
         for settings, names in ((self.search, idle), (prune, fixed)):
