@@ -124,9 +124,10 @@ def check_inputs(model: nn.Module, inputs: tuple[Any, ...]) -> None:
             f"a tensor of the shape {tuple(one.shape)}" if isinstance(one, torch.Tensor) else f"a {type(one).__name__}"
             for one in inputs
         )
+        why = first_line(error).rstrip(".")
         raise UsageError(
-            f"{type(model).__name__} doesn't take these example inputs ({kinds}): {first_line(error)} Give a "
-            "tensor, or a tuple of its arguments."
+            f"{type(model).__name__} doesn't take these example inputs ({kinds}): {why}. Give a tensor, or a tuple of "
+            "its arguments."
         ) from error
 
 
