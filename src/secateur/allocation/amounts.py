@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -52,14 +53,21 @@ class Pattern:
         if wrong:
             some = ", ".join(f"{name} ({widths[name]})" for name in wrong[:8])
             more = f" and {len(wrong) - 8} others" if len(wrong) > 8 else ""
-            globs = " ".join(f"--exclude '{name}'" for name in wrong)
+            globs = dict.fromkeys(_glob(name, wrong, widths) for name in wrong)
+            excluded = " ".join(f"--exclude '{glob}'" for glob in globs)
             raise PatternError(
                 f"pattern {self.n}:{self.m}: {self.m} doesn't divide the inputs of {some}{more}. "
-                f"Leave them out with {globs}, or take another pattern."
+                f"Leave them out with {excluded}, or take another pattern."
             )
 
     def __str__(self) -> str:
         return f"{self.n}:{self.m}"
+
+
+def _glob(name: str, wrong: Sequence[str], every: Iterable[str]) -> str:
+    """Returns a glob for a layer and its like in other blocks if all of these are wrong; else the layer's name."""
+    glob = re.sub(r"\.\d+\.", ".*.", name)
+    return glob if set(fnmatch.filter(every, glob)) <= set(wrong) else name
 
 
 @dataclass(frozen=True)
