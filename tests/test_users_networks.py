@@ -193,6 +193,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "the loss must give one number",
     ),
     "evaluation": ({"evaluate": torch.randn(8, 3, 2, 2)[:, :2]}, "doesn't take the evaluation data"),
+    "targets": ({"evaluate": (torch.randn(8, 3, 8, 8), torch.randn(8, 3))}, "the targets of a batch have the shape"),
     "metric": (
         {"evaluate": (torch.randn(8, 3, 8, 8), Y), "metric": lambda output, target: output[99]},
         "the metric can't be computed",
@@ -201,9 +202,12 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_data_that_does_not_fit_is_refused_before_any_work(case: str, tmp_path: Path) -> None:
+def test_data_that_does_not_fit_is_refused_before_any_work(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options, words = BAD[case]
     model, x = made()
+    monkeypatch.setattr("secateur.run_network.prune_traced", None)  # which does the work
     with pytest.raises(CalibrationError, match=words):
         secateur.prune(model, example_inputs=x, macs=0.7, output=tmp_path / "new" / "a" / "b", **LEAF, **options)
     assert not (tmp_path / "new").exists()

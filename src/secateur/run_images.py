@@ -10,7 +10,6 @@ from typing import Any
 from secateur.calibration.images import ImageBatches, Pictures, find_pictures, parted
 from secateur.errors import UsageError
 from secateur.evaluation.examples import Measured, compare_examples
-from secateur.network.graph.costs import GraphCosts
 from secateur.network.loading import weight_bytes
 from secateur.network.saving import check_output
 from secateur.network.vision import Classifier, load_classifier
@@ -107,7 +106,7 @@ def compare_classifiers(
     batches = batches_of_images(found[0], pictures, found[0].processor())
     example = batches[0].inputs[0][:2]
     networks = [
-        Measured(name, one.model, GraphCosts(graph_network(one.model, example)).of(), weight_bytes(one.source.path))
+        Measured(name, one.model, graph_network(one.model, example).costs.of(), weight_bytes(one.source.path))
         for name, one in zip(models, found, strict=True)
     ]
     return compare_examples(networks, batches, (example,), progress, speed=speed)

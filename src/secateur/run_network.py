@@ -6,18 +6,18 @@ import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from secateur.calibration.batches import Batch, Loss, batches_of, default_loss, try_out
+from secateur.calibration.batches import Batch, Judge, Loss, batches_of, default_loss, loss_of, try_out
 from secateur.calibration.statistics import GRADIENTS
 from secateur.errors import SaveError, UsageError
 from secateur.evaluation.costs import Costs
-from secateur.evaluation.examples import Measured, Metric, compare_examples
+from secateur.evaluation.examples import Measured, Metric, compare_examples, metric_of
 from secateur.evaluation.reloading import model_difference
-from secateur.network.graph.costs import GraphCosts
 from secateur.network.graph.network import Fixed, GraphNetwork
 from secateur.network.graph.saving import difference, rebuild, save_shapes
 from secateur.network.graph.tracing import evaluating
@@ -142,7 +142,7 @@ class NetworkRun:
             check_output(self.output, self.overwrite, None if self.source is None else self.source.path)
         with timed(self.seconds, "prune"):
             last, small, keep, reports = self._pruned()
-        after = GraphCosts(last).of({name: int(stays.sum()) for name, stays in keep.items()})
+        after = last.costs.of({name: int(stays.sum()) for name, stays in keep.items()})
         peak = peak_memory()
         if self.output is None:
             return self._result(small, reports, self._compare(small, after, None), None, peak)
@@ -158,7 +158,7 @@ class NetworkRun:
         """Carries the stages out; returns the network before the last one, and what that one left of it."""
         network, small, reports = self.network, self.network.model, []
         keep: dict[str, Tensor] = {}
-        first = GraphCosts(network).of()
+        first = network.costs.of()
         for number, stage in enumerate(self.stages):
             if number:
                 network = graph_network(small, network.inputs, network.leaf_modules)
@@ -205,12 +205,10 @@ class NetworkRun:
             None if folder is None else weight_bytes(folder),
         ]
         networks = [
-            Measured("dense", self.network.model, GraphCosts(self.network).of(), sizes[0] if folder else None),
+            Measured("dense", self.network.model, self.network.costs.of(), sizes[0] if folder else None),
             Measured("pruned", small, after, sizes[1]),
         ]
-        target = self.evaluation[0].target if self.evaluation else None
-        classes = isinstance(target, Tensor) and not target.is_floating_point()
-        loss = self.loss or (None if classes or self.metric is not None else default_loss)
+        loss = _measured_loss(self.evaluation, self.loss, self.metric)
         given = (self.evaluation, self.network.inputs, self.progress, self.metric, loss, self.speed)
         with timed(self.seconds, "evaluate"):
             return compare_examples(networks, *given)
@@ -247,6 +245,24 @@ class NetworkRun:
             search=None if self.found is None else self.found.told,
             network=small,
         )
+
+
+def _measured_loss(evaluation: Sequence[Batch], loss: Loss | None, metric: Metric | None) -> Loss | None:
+    """Returns the loss that is measured: the user's, or where neither classes nor a metric tell more the usual one."""
+    target = evaluation[0].target if evaluation else None
+    classes = isinstance(target, Tensor) and not target.is_floating_point()
+    return loss or (None if classes or metric is not None else default_loss)
+
+
+def _judges(evaluation: Sequence[Batch], loss: Loss | None, metric: Metric | None) -> list[Judge]:
+    """Returns what is measured of evaluation data that has targets."""
+    if not evaluation or evaluation[0].target is None:
+        return []
+    measured = _measured_loss(evaluation, loss, metric)
+    return [
+        *([] if measured is None else [partial(loss_of, measured)]),
+        *([] if metric is None else [partial(metric_of, metric)]),
+    ]
 
 
 def prune_network(
@@ -288,8 +304,8 @@ def prune_network(
         raise UsageError("a metric holds outputs against targets: give evaluate=, data that has them.")
     by_gradients = bool(unit_score_named(stage.score or "obs", stage.combine).needs & GRADIENTS)
     with evaluating(model):
-        try_out(model, batches, "calibration", (loss or default_loss) if by_gradients else None)
-        try_out(model, measured, "evaluation", loss)
+        try_out(model, batches, "calibration", [partial(loss_of, loss or default_loss)] if by_gradients else ())
+        try_out(model, measured, "evaluation", _judges(measured, loss, metric))
     into, found = None if output is None else Path(output).expanduser(), None
     shown = progress or Progress()
     if searched is not None:

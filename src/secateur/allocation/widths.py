@@ -52,6 +52,11 @@ class Budget:
         return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
+def least_width(count: int, min_units: int, round_to: int) -> int:
+    """Returns how many of `count` units stay at least: a multiple of `round_to`, or all that there are."""
+    return min(count, -(-max(1, min_units) // round_to) * round_to)
+
+
 def even_widths(places: Sequence[Place], budget: Budget, round_to: int = 1) -> list[int]:
     """Returns how many units each group keeps if all keep the same share: the largest that the budget allows.
 

@@ -13,7 +13,6 @@ from secateur.automl.reward import Reward, Worth
 from secateur.automl.space import Levels, Place, Space
 from secateur.calibration.batches import Batch, Loss, default_loss
 from secateur.errors import UsageError
-from secateur.network.graph.costs import GraphCosts
 from secateur.network.graph.network import GraphNetwork
 from secateur.network.unit_group import UnitGroup
 from secateur.recipe import Prune
@@ -58,7 +57,7 @@ class NetworkSearch:
         half = (len(batches) + 1) // 2
         self.fitted, self.judged = list(batches[:half]), [self._answered(batch) for batch in batches[half:]]
         groups = traced_groups(TracedJob(network, stage, batches))
-        self.counter, self.counts = GraphCosts(network), {group.name: group.count for group in groups}
+        self.counter, self.counts = network.costs, {group.name: group.count for group in groups}
         dense = self.counter.of()
         self.dense = {what: int(getattr(dense, what)) for what in MEASURES.values()}
         whole = self.dense[measure]

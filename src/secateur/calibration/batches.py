@@ -15,6 +15,7 @@ from secateur.network.graph.values import tensors
 PER_BATCH = 64
 
 Loss = Callable[[Any, Any], Tensor]  # of (output, target): the mean over a batch
+Judge = Callable[[Any, Any], Any]  # of (output, target)
 
 
 @dataclass(frozen=True)
@@ -103,17 +104,17 @@ def loss_of(loss: Loss, output: Any, target: Any) -> Tensor:
 
 
 @torch.no_grad()
-def try_out(model: nn.Module, batches: Sequence[Batch], what: str, loss: Loss | None = None) -> None:
+def try_out(model: nn.Module, batches: Sequence[Batch], what: str, judges: Sequence[Judge] = ()) -> None:
     """Sends the first batch through, so that data which doesn't fit is found before any work is done.
 
     Args:
         model: The network, in evaluation mode.
         batches: What goes through; none is fine.
         what: What the data is for, for the error.
-        loss: What is computed of the output, too.
+        judges: What is computed of the output and the target, too.
 
     Raises:
-        CalibrationError: The network can't take it, gives NaN, or the loss can't be computed.
+        CalibrationError: The network can't take it, gives NaN, or a judge can't be computed.
     """
     batch = next(iter(batches), None)
     if batch is None:
@@ -124,8 +125,8 @@ def try_out(model: nn.Module, batches: Sequence[Batch], what: str, loss: Loss | 
         raise CalibrationError(f"the network doesn't take the {what} data: {first_line(error)}") from error
     if any(bool(one.isnan().any()) for one in tensors(output)):
         raise CalibrationError(f"the network gives NaN on the first batch of the {what} data.")
-    if loss is not None:
-        loss_of(loss, output, batch.target)
+    for judge in judges:
+        judge(output, batch.target)
 
 
 def default_loss(output: Any, target: Any) -> Tensor:

@@ -17,7 +17,7 @@ from secateur.calibration.windows import Windows
 from secateur.evaluation.costs import costs
 from secateur.evaluation.passages import Passage, passages, same_vocabulary, shared_tokens
 from secateur.evaluation.quality import Quality, measure, measure_passages
-from secateur.evaluation.speed import NOISY, SAME_SPEED, Speed, greedy, measure_speed
+from secateur.evaluation.speed import SAME_SPEED, Speed, greedy, measure_speed, noise_notes
 from secateur.network.loading import weight_bytes
 from secateur.network.network import Network
 from secateur.network.vocabulary import VOCABULARY_FILE
@@ -252,8 +252,7 @@ def comparison_notes(networks: Sequence[Network], metrics: Sequence[Metrics]) ->
     if any(network.store for network in networks):
         notes.append("Speed and samples were left out: the model is streamed from its files block by block.")
     noise = max((one.speed_spread or 0.0 for one in metrics), default=0.0)
-    if noise > NOISY:
-        notes.append(f"Other work disturbs the speeds: repeats of the same differ by {noise:.0%}.")
+    notes += noise_notes(noise)
     for network, other in zip(networks[1:], metrics[1:], strict=True):
         name = f"{other.name}: " if len(metrics) > 2 else ""
         same_shapes = other.parameters >= dense.parameters

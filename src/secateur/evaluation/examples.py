@@ -15,7 +15,7 @@ from torch.nn import functional
 from secateur.calibration.batches import Batch, Loss, loss_of
 from secateur.errors import CalibrationError, first_line
 from secateur.evaluation.costs import Costs
-from secateur.evaluation.speed import NOISY, SAME_SPEED, spread_of
+from secateur.evaluation.speed import SAME_SPEED, noise_notes, spread_of
 from secateur.network.graph.tracing import evaluating
 from secateur.network.graph.values import tensors
 from secateur.progress import Progress
@@ -122,7 +122,7 @@ class _Sums:
             both = (logits.float().flatten(), next(tensors(dense)).float().flatten())
             self._sum("cosine", functional.cosine_similarity(*both, dim=0), batch.size)
         if metric is not None and target is not None:
-            self._sum("metric", _metric(metric, output, target), batch.size)
+            self._sum("metric", metric_of(metric, output, target), batch.size)
         if loss is not None and target is not None:
             self._sum("loss", loss_of(loss, output, target), batch.size)
 
@@ -144,7 +144,12 @@ def _best(logits: Tensor) -> Tensor:
     return best.masked_fill(logits.isnan().any(1), torch.nan)
 
 
-def _metric(metric: Metric, output: Any, target: Any) -> float:
+def metric_of(metric: Metric, output: Any, target: Any) -> float:
+    """Returns what a metric of the user's own makes of a batch.
+
+    Raises:
+        CalibrationError: It fails, or gives anything but a number.
+    """
     try:
         value = metric(output, target)
     except Exception as error:  # whatever a function of the user's own raises
@@ -203,8 +208,7 @@ def _notes(metrics: Sequence[Metrics], speed: bool) -> list[str]:
     """Says what isn't faster although it computes less."""
     dense, notes = metrics[0], []
     noise = max((one.speed_spread or 0.0 for one in metrics), default=0.0)
-    if noise > NOISY:
-        notes.append(f"Other work disturbs the speeds: repeats of the same differ by {noise:.0%}.")
+    notes += noise_notes(noise)
     for other in metrics[1:]:
         for words, name in (("of 1", "batch_one"), (f"of {MANY}", "batch_many")):
             before, after = getattr(dense, name), getattr(other, name)

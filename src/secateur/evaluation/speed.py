@@ -90,6 +90,11 @@ def _measured(networks: Sequence[Network], windows: Sequence[Windows], progress:
     ]
 
 
+def noise_notes(noise: float) -> list[str]:
+    """Says that other work disturbs the speeds, if repeats of the same differ by that much."""
+    return [f"Other work disturbs the speeds: repeats of the same differ by {noise:.0%}."] if noise > NOISY else []
+
+
 def spread_of(times: Sequence[float]) -> float:
     """Returns the interquartile range of repeats, relative to their median."""
     low, middle, high = quantiles(times, n=4, method="inclusive")

@@ -9,7 +9,7 @@ from math import lcm
 import torch
 from torch import Tensor
 
-from secateur.allocation.widths import Budget, Place, cost_of, even_widths, ramp, ranked_widths
+from secateur.allocation.widths import Budget, Place, cost_of, even_widths, least_width, ramp, ranked_widths
 from secateur.calibration.statistics import Needs
 from secateur.errors import UsageError
 from secateur.layer_choice import amounts_of
@@ -37,12 +37,12 @@ def inner_widths(job: Job, groups: Sequence[UnitGroup]) -> dict[str, int] | None
     if stage.remove is not None or (stage.sparsity is not None and stage.allocation == "uniform"):
         return {group.name: _own_width(job, group) for group in groups}
     budget, each = budget_of(job, groups)
-    mixed = len(stage.kinds) > 1
+    mixed, step = len(stage.kinds) > 1, step_of(job, groups)
     values: list[tuple[float, ...]] = [()] * len(groups)
     if stage.allocation in ("global", "error") or mixed:
         values = _values(job, groups, each)
     places = [
-        Place(group.name, group.count, float(cost.mean()), _least(job, group), value)
+        Place(group.name, group.count, float(cost.mean()), least_width(group.count, stage.min_units, step), value)
         for group, cost, value in zip(groups, each, values, strict=True)
     ]
     if stage.allocation == "ramp":
@@ -75,12 +75,6 @@ def step_of(job: Job, groups: Sequence[UnitGroup]) -> int:
     return lcm(job.stage.round_to, ALIGNED) if experts else job.stage.round_to
 
 
-def _least(job: Job, group: UnitGroup) -> int:
-    """Returns how many units a group keeps at least: a multiple of what widths are rounded to, or all there are."""
-    step = step_of(job, [group])
-    return min(group.count, -(-max(1, job.stage.min_units) // step) * step)
-
-
 def _own_width(job: Job, group: UnitGroup) -> int:
     """Returns a group's width where its share or its number is its own: `sparsity` and `remove`."""
     stage = job.stage
@@ -107,14 +101,14 @@ def _evened(
     for group, width in zip(groups, widths, strict=True):
         total[group.unit].append(width)
     step = step_of(job, groups)
-    least = -(-max(1, job.stage.min_units) // step) * step
-    even = {kind: max(least, sum(w) // len(w) // step * step) for kind, w in total.items()}
+    most = {kind: max(group.count for group in groups if group.unit == kind) for kind in total}
+    least = {kind: least_width(count, job.stage.min_units, step) for kind, count in most.items()}
+    even = {kind: max(least[kind], sum(w) // len(w) // step * step) for kind, w in total.items()}
 
     def kept(even: dict[str, int]) -> list[int]:
         return [min(group.count, even[group.unit]) for group in groups]
 
     each = {group.unit: place.cost for group, place in zip(groups, places, strict=True)}
-    most = {kind: max(group.count for group in groups if group.unit == kind) for kind in even}
     for kind in sorted(even, key=lambda kind: -each[kind]):
         for width in range(even[kind] + step, most[kind] + step, step):
             wider = {**even, kind: width}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.allocation.amounts import Threshold
+from secateur.allocation.widths import least_width
 from secateur.calibration.batches import Batch, Loss, default_loss
 from secateur.calibration.readings import gather, gather_gradients
 from secateur.calibration.statistics import GRADIENTS, INPUTS, Gradients, Needs, Statistics
@@ -122,7 +123,7 @@ def _pruned(job: TracedJob) -> tuple[nn.Module, dict[str, Tensor], StageReport]:
     stage, network = job.stage, job.network
     check_stage(stage, bool(job.batches))
     groups = traced_groups(job)
-    counter = GraphCosts(network)
+    counter = network.costs
     before = counter.of()
     scores = _scores(job, groups)
     groups = [group for group in groups if group.name in scores]
@@ -269,9 +270,7 @@ def _inputs(
 
 
 def _least(job: TracedJob, group: UnitGroup) -> int:
-    """Returns how many units a group keeps at least: a multiple of `round_to`, or all that there are."""
-    step = job.stage.round_to
-    return min(group.count, -(-max(1, job.stage.min_units) // step) * step)
+    return least_width(group.count, job.stage.min_units, job.stage.round_to)
 
 
 def _widths(

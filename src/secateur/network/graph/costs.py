@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from secateur.evaluation.costs import Costs
-from secateur.network.graph.network import GraphNetwork
 from secateur.network.graph.rules import CONVOLUTIONS
 from secateur.network.graph.unfollowed import unfollowed_macs
 from secateur.network.unit_group import UnitGroup
+
+if TYPE_CHECKING:
+    from secateur.network.graph.network import GraphNetwork
 
 
 class GraphCosts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from secateur.errors import UsageError
 from secateur.network.family import Layout
+from secateur.network.graph.costs import GraphCosts
 from secateur.network.graph.cutting import cut_graph
 from secateur.network.graph.groups import Fixed, free, groups_of
 from secateur.network.graph.proof import tried
@@ -124,6 +126,11 @@ class GraphNetwork:
         kinds = tuple(leaf for leaf in self.leaf_modules if isinstance(leaf, type))
         named = [leaf for leaf in self.leaf_modules if isinstance(leaf, str)]
         return named + [name for name, module in self.model.named_modules() if kinds and isinstance(module, kinds)]
+
+    @cached_property
+    def costs(self) -> GraphCosts:
+        """What it costs, whole and with fewer units; counted once."""
+        return GraphCosts(self)
 
     @property
     def architecture(self) -> str:
