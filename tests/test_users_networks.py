@@ -263,10 +263,18 @@ def test_a_traced_result_is_saved_and_loaded_by_torch() -> None:
     assert torch.equal(torch.load(file, weights_only=False)(x), small(x))
 
 
-@pytest.mark.parametrize(("name", "unit"), [("resnet", "filter"), ("vit", "neuron"), ("resnet", "weight")])
-def test_image_classifiers_are_pruned_while_they_train(name: str, unit: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "unit", "cut"),
+    [
+        ("resnet", "filter", "end"),
+        ("resnet", "filter", "during"),
+        ("vit", "neuron", "end"),
+        ("resnet", "weight", "end"),
+    ],
+)
+def test_image_classifiers_are_pruned_while_they_train(name: str, unit: str, cut: str, tmp_path: Path) -> None:
     model, x = classifier(name), noise(4)
-    given = {} if unit == "weight" else {"example_inputs": x}
+    given: dict[str, Any] = {} if unit == "weight" else {"example_inputs": x, "cut": cut}
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     pruner = secateur.TrainingPruner(model, OneShot(0.5, begin=1), unit=unit, optimizer=optimizer, **given)
     for _ in range(2):

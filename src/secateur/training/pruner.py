@@ -272,13 +272,17 @@ class TrainingPruner:
                 stacklevel=2,
             )
         self.masks.hold()
-        if isinstance(self.masks, WeightMasks) or not self.masks.pruned():
+        if isinstance(self.masks, WeightMasks):
+            return self.model
+        traced = self.masks.network if isinstance(self.masks.network, GraphNetwork) else None
+        classifier = traced is not None and plain_kind(self.model) is not None
+        if not self.masks.pruned() and not classifier:
             return self.model
         modes = {name: module.training for name, module in self.model.named_modules()}
         trained = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
-        small = self.masks.cut()
-        if isinstance(self.masks.network, GraphNetwork) and plain_kind(small) is not None:
-            small = pretrained(small, self.masks.network.inputs)
+        small = self.masks.cut() if self.masks.pruned() else self.model  # cut while it trained
+        if traced is not None and classifier:
+            small = pretrained(small, traced.inputs)
         for name, module in small.named_modules():
             module.training = modes.get(name, self.model.training)
         for name, parameter in small.named_parameters():
