@@ -72,6 +72,10 @@ ROWS |= {
         {"unit": "token", "params": 0.94},
         {**LOSS, "params": 0.8, "reconstruct": True},
     ],
+    "vocabulary 96 %, then neurons 80 %, reconstruct": [
+        {"unit": "token", "params": 0.96},
+        {**LOSS, "params": 0.8, "reconstruct": True},
+    ],
     "vocabulary of the calibration text": [{"unit": "token"}],
 }
 
