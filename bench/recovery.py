@@ -1,16 +1,17 @@
 """What training wins back: SST-2 with MiniLM, SmolLM2 distilled, GPT-2 and XLNet from scratch, and what a step costs.
 
-    python bench/recovery.py --data DATA [--only TASK]
+    python bench/recovery.py --data DATA [--only TASK [--row ROW]] [--keep FOLDER]
     python bench/recovery.py --table
 
 sst2: MiniLM-L6 (an encoder of 22 million parameters) is fine-tuned on 12,000 rows of SST-2 for two epochs; the dense
-classifier is then pruned in several ways, each trained for two epochs or eight minutes, whichever ends first. Accuracy
-is on the 7,607 rows of dev and test. smollm2: the protocol of bench/protocol.py, then distillation for thirty minutes
+classifier is then pruned in several ways, each trained for two epochs, all with products in bf16. Accuracy is on the
+7,607 rows of dev and test. smollm2: the protocol of bench/protocol.py, then distillation for thirty minutes
 on documents of C4 that calibration didn't take; WikiText isn't trained on. scratch: examples/from_scratch.py, dense and
 half of the blocks' weights zero in the end. overhead: what `pruner.step()` takes of a training step of MiniLM.
 
 Figures go to bench/results/recovery.json, and with --table the tables of docs/recovery.md are printed from them. Rows
-that were measured before stay unless --again is given.
+that were measured before stay unless --again is given. What rows of a task begin with (the dense classifier) is made
+anew unless --keep names a folder that has it.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from secateur.schedules import Cubic
 
 RESULTS = HERE / "results" / "recovery.json"
 TASKS = ("sst2", "smollm2", "scratch", "overhead")
-ROWS_TRAINED, LENGTH, BATCH, EPOCHS, RATE, MINUTES = 12_000, 64, 32, 2, 1e-4, 8
+ROWS_TRAINED, LENGTH, BATCH, EPOCHS, RATE = 12_000, 64, 32, 2, 1e-4
 AMOUNTS = (0.5, 0.7, 0.9)
 
 
@@ -60,7 +61,7 @@ def run(stages: list[dict[str, Any]], model: str, out: Path, **more: Any) -> Any
 class Sst2:
     """The rows on SST-2."""
 
-    def __init__(self, data: Path, scratch: Path) -> None:
+    def __init__(self, data: Path, scratch: Path, keep: Path) -> None:
         self.folder, self.scratch = data / "classification/sst2", scratch
         self.train = str(self.folder / "train.tsv")
         self.judged = scratch / "judged.tsv"
@@ -69,15 +70,15 @@ class Sst2:
         self.texts = scratch / "texts.jsonl"
         sentences = [line.rsplit("\t", 1)[0] for line in Path(self.train).read_text(encoding="utf-8").splitlines()[1:]]
         self.texts.write_text("\n".join(json.dumps({"text": one}) for one in sentences[:ROWS_TRAINED]))
-        self.dense = scratch / "sst2-dense"
+        self.dense = keep / "sst2-dense"
 
     def rows(self) -> dict[str, Callable[[], Row]]:
         """Returns what is measured, the dense model first."""
         finetune = {"finetune": self._training()}
-        found: dict[str, Callable[[], Row]] = {"dense": lambda: self._recipe([finetune], "demo:minilm-l6", self.dense)}
+        found: dict[str, Callable[[], Row]] = {"dense": self._train_dense}
         for amount in AMOUNTS:
             cut = {"prune": {"sparsity": amount}}
-            name = f"weights {amount:.0%}"
+            name = f"weights {100 * amount:.0f} %"
             found[f"{name}, one-shot"] = lambda cut=cut: self._recipe([cut])
             found[f"{name}, one-shot, then fine-tuning"] = lambda cut=cut: self._recipe([cut, finetune])
             found[f"{name}, gradual fine-tuning"] = lambda amount=amount: self._gradual(amount, False)
@@ -92,9 +93,14 @@ class Sst2:
 
     def _training(self) -> dict[str, Any]:
         given = {"data": self.train, "samples": ROWS_TRAINED, "length": LENGTH, "batch": BATCH, "rate": RATE}
-        return {**given, "epochs": EPOCHS, "minutes": MINUTES, "held_out": 256, "judged": 4}
+        return {**given, "epochs": EPOCHS, "compute": "bfloat16", "held_out": 256, "judged": 4}
+
+    def _train_dense(self) -> Row:
+        return self._recipe([{"finetune": self._training()}], "demo:minilm-l6", self.dense)
 
     def _recipe(self, stages: list[dict[str, Any]], model: str = "", out: Path | None = None) -> Row:
+        if not model and not self.dense.is_dir():
+            self._train_dense()
         calibration = {"data": str(self.texts), "samples": 64, "length": 128}
         evaluate = {"text": str(self.judged), "length": LENGTH, "speed": False}
         told = {"calibration": calibration, "evaluate": evaluate}
@@ -105,12 +111,14 @@ class Sst2:
         return _figures(other, seconds, trained.get("steps", 0))
 
     def _gradual(self, amount: float, distilled: bool) -> Row:
+        if not self.dense.is_dir():
+            self._train_dense()
         torch.manual_seed(0)
         out = self.scratch / "out"
         tokenizer = AutoTokenizer.from_pretrained(self.dense)
         model, teacher = (AutoModelForSequenceClassification.from_pretrained(self.dense) for _ in range(2))
         steps = EPOCHS * -(-ROWS_TRAINED // BATCH)
-        schedule = Cubic(amount, begin=steps // 10, end=steps * 7 // 10, every=steps // 30)
+        schedule = Cubic(amount, begin=steps // 10, end=steps * 7 // 10, every=max(1, steps // 30))
         callback = library.PruningCallback(schedule, score="movement" if amount > 0.6 else "l1")
         trainer = Taught(
             model=model,
@@ -124,6 +132,8 @@ class Sst2:
                 save_strategy="no",
                 report_to=[],
                 disable_tqdm=True,
+                use_cpu=True,
+                bf16=True,
                 seed=0,
             ),
             data_collator=DataCollatorWithPadding(tokenizer),
@@ -227,7 +237,7 @@ def overhead(data: Path, scratch: Path) -> dict[str, Callable[[], Row]]:
     """What pruning takes of a step, as the share of the time that all else takes."""
 
     def measured() -> Row:
-        sst2 = Sst2(data, scratch)
+        sst2 = Sst2(data, scratch, scratch)
         network = library.load("demo:minilm-l6")
         encoder = AutoModelForSequenceClassification.from_pretrained(network.source.path, num_labels=2)
         collate = DataCollatorWithPadding(network.tokenizer)
@@ -283,27 +293,34 @@ def table(results: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measures and writes the results, row by row."""
-    arguments = parser_of(__doc__, TASKS).parse_args()
+    parser = parser_of(__doc__, TASKS)
+    parser.add_argument("--row", action="append", help="Run only this row of the task; repeatable.")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="Where checkpoints stay for further runs.")
+    arguments = parser.parse_args()
     if printed(arguments, RESULTS, table):
         return
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": {}}
     check_texts(arguments.data)
     results["command"] = "python bench/recovery.py --data DATA"
     with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
+        scratch, keep = Path(folder), arguments.keep or Path(folder)
+        keep.mkdir(parents=True, exist_ok=True)
         tasks = {
-            "sst2": Sst2(arguments.data, scratch).rows,
+            "sst2": Sst2(arguments.data, scratch, keep).rows,
             "smollm2": lambda: smollm2(arguments.data, scratch),
             "scratch": lambda: scratch_rows(arguments.data, scratch),
             "overhead": lambda: overhead(arguments.data, scratch),
         }
         for task in arguments.only or TASKS:
             known = results["rows"].setdefault(task, {})
-            for name, measure in tasks[task]().items():
-                needed = name == "dense"  # the other rows begin with what it leaves
-                if name not in known or arguments.again or needed:
-                    known[name] = measure()
+            rows = tasks[task]()
+            for name in arguments.row or rows:
+                if name not in rows:
+                    parser.error(f"{task} has no row {name!r}, but {', '.join(map(repr, rows))}")
+                if name not in known or arguments.again:
+                    known[name] = rows[name]()
                     print(task, name, known[name], flush=True)
+                    results["rows"][task] = {one: known[one] for one in rows if one in known}
                     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -238,12 +239,17 @@ def test_a_saved_model_is_loaded_by_transformers(tmp_path: Path) -> None:
     assert secateur.Mask.load(tmp_path / "masked").sparsity == pytest.approx(0.5, abs=1e-3)
     with pytest.raises(UsageError, match="exists"):
         masked.save(tmp_path / "masked")
+    masked.save(tmp_path / "masked", overwrite=True)
+    told = json.loads((tmp_path / "masked/secateur.json").read_text())
+    assert told["training"]["schedule"] == "OneShot"
+    assert told["sparsity"] == pytest.approx(0.5, abs=1e-3)
 
 
 def test_a_saved_network_is_rebuilt(tmp_path: Path) -> None:
     model = network()
     pruner = train(model, 14, schedule=GRADUAL, unit="filter", example_inputs=data()[0])
     small = pruner.save(tmp_path / "out").eval()
+    pruner.save(tmp_path / "out", overwrite=True)
     again = secateur.rebuild(network(seed=5), tmp_path / "out").eval()
     assert torch.equal(again(data()[0]), small(data()[0]))
 

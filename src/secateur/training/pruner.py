@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,12 +12,14 @@ from torch import Tensor, nn
 
 from secateur.allocation.amounts import Pattern
 from secateur.errors import NothingPrunedError, UsageError, did_you_mean
+from secateur.files import save_text
 from secateur.mask import FILE as MASK_FILE
 from secateur.mask import Mask
 from secateur.network.graph.network import GraphNetwork
 from secateur.network.graph.saving import save_shapes
 from secateur.network.pretrained import plain_kind, pretrained
-from secateur.network.saving import check_output, complete_folder, save_model, save_network
+from secateur.network.saving import RESULT_FILE, check_output, complete_folder, save_model, save_network
+from secateur.outcome import versions
 from secateur.schedules import OneShot, Schedule, WhenRecovered
 from secateur.training.cutting import bare_optimizer, become, carry, check_cuttable, check_optimizer
 from secateur.training.regularization import Regularizer
@@ -340,6 +343,8 @@ class TrainingPruner:
                 save_shapes(before.network, small, kept, scratch)
             if isinstance(before, WeightMasks):
                 before.mask().save(scratch / MASK_FILE)
+            told = {"training": {**self._about(), "steps": self.steps}, "sparsity": self.sparsity}
+            save_text(json.dumps({**told, "versions": versions()}, indent=1, default=str), scratch / RESULT_FILE)
         return small
 
     def state_dict(self) -> dict[str, Any]:
