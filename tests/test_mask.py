@@ -57,6 +57,17 @@ def test_evaluate_says_whether_the_mask_is_held(half: Path, tmp_path: Path) -> N
     assert secateur.evaluate(half.parent / "dense", **options).mask is None
 
 
+def test_a_pruned_checkpoint_is_pruned_on_and_each_is_held_against_its_own_mask(half: Path, tmp_path: Path) -> None:
+    more = secateur.prune(half, pattern="1:4", score="l1", output=tmp_path / "more", speed=False).comparison
+    assert more is not None
+    assert more.dense.mask == "2:4 in 100 % of groups, 50.00 %; held"
+    assert more.others[0].mask == "1:4 in 100 % of groups, 75.00 %; held"
+    cut = secateur.prune(half, unit="neuron", sparsity=0.5, output=tmp_path / "cut", speed=False).comparison
+    assert cut is not None
+    assert cut.dense.mask == "2:4 in 100 % of groups, 50.00 %; held"
+    assert cut.others[0].mask is None
+
+
 def test_what_two_masks_both_keep() -> None:
     one = Mask({"a": MaskedLayer.of(torch.tensor([[True, True, False]])), "b": MaskedLayer.of(torch.ones(2, 9) > 0)})
     two = Mask({"a": MaskedLayer.of(torch.tensor([[False, True, True]])), "c": MaskedLayer.of(torch.ones(1, 1) > 0)})

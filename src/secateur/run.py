@@ -28,7 +28,7 @@ from secateur.lock import only_run
 from secateur.mask import FILE as MASK_FILE
 from secateur.mask import save_mask
 from secateur.network.classifier import is_sequence_classifier
-from secateur.network.loading import load, streamable, weight_bytes
+from secateur.network.loading import load, streamable
 from secateur.network.network import Network
 from secateur.network.saving import (
     RESULT_FILE,
@@ -341,10 +341,10 @@ def _evaluate(work: Run, network: Network, windows: Windows | None, folder: Path
     if evaluate is None:
         return None
     dense = _load(work.recipe, work.progress, network.store is not None)
-    sizes = [weight_bytes(dense.source.path), weight_bytes(folder) if folder else None]
+    folders = [dense.source.path, folder]
     names = [work.recipe.model, work.recipe.output or "pruned"]
     if work.table is not None or is_sequence_classifier(network) != is_sequence_classifier(dense):
-        none = compare_networks([dense, network], None, work.progress, False, sizes, names, work.storage)
+        none = compare_networks([dense, network], None, work.progress, False, folders, names, work.storage)
         if work.table is None:
             work.notes.append("Quality wasn't measured: the dense model tells no classes apart; evaluate on a table.")
             return none
@@ -355,7 +355,7 @@ def _evaluate(work: Run, network: Network, windows: Windows | None, folder: Path
             "output vectors to the dense model's."
         )
     both = [dense, network]
-    found = compare_networks(both, windows, work.progress, evaluate.speed, sizes, names, work.storage)
+    found = compare_networks(both, windows, work.progress, evaluate.speed, folders, names, work.storage)
     if evaluate.text is not None and dense.family.inputs == "audio":
         found = add_error_rate(found, both, evaluate.text, evaluate.windows, work.progress)
     return found

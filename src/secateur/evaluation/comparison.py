@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ def compare_networks(
     windows: Windows | None,
     progress: Progress,
     speed: bool = True,
-    sizes: Sequence[int | None] | None = None,
+    folders: Sequence[Path | None] | None = None,
     names: Sequence[str] | None = None,
     storage: Storage = IN_MEMORY,
 ) -> Comparison:
@@ -48,14 +49,14 @@ def compare_networks(
         windows: Text for quality and speed; None leaves both out.
         progress: Shows progress.
         speed: Whether to measure speed.
-        sizes: Bytes on disk; None takes those of the models' sources.
+        folders: Where their checkpoints lie, None for one that has none yet; left out, they are the models' sources.
         names: What to call them; None takes their sources' names.
         storage: Where streamed networks' hidden states may be kept.
     """
-    for network in networks:
-        if (network.source.path / mask.FILE).is_file():
-            mask.Mask.load(network.source.path)  # a damaged one is an error before any work
-    sizes = sizes or [weight_bytes(network.source.path) for network in networks]
+    folders = folders or [network.source.path for network in networks]
+    for folder in folders:
+        if folder is not None and (folder / mask.FILE).is_file():
+            mask.Mask.load(folder)  # a damaged one is an error before any work
     names = names or [network.source.name for network in networks]
     speeds: list[Speed | None] = [None] * len(networks)
     alone: list[Speed | None] = [None] * len(networks)
@@ -98,8 +99,8 @@ def compare_networks(
                 alone = list(measure_speed(networks, begins, progress, threads=1))
     length = None if windows is None else windows.length
     metrics = [
-        _metrics(network, name, size, one, pair, length, reference=networks[0])
-        for network, name, size, one, *pair in zip(networks, names, sizes, measured, speeds, alone, strict=True)
+        _metrics(network, name, folder, one, pair, length, reference=networks[0])
+        for network, name, folder, one, *pair in zip(networks, names, folders, measured, speeds, alone, strict=True)
     ]
     return Comparison(metrics[0], tuple(metrics[1:]), tuple(notes + comparison_notes(networks, metrics)))
 
@@ -157,7 +158,7 @@ def _vocabulary_notes(networks: Sequence[Network], qualities: Sequence[Quality],
 def _metrics(
     network: Network,
     name: str,
-    size: int | None,
+    folder: Path | None,
     measured: _Measured | None,
     speeds: Sequence[Speed | None],
     length: int | None,
@@ -191,18 +192,18 @@ def _metrics(
         parameters=network.parameters(),
         weights=sum(layer.weights for layer in layers),
         zeros=sum(zeros.values()),
-        bytes_on_disk=size,
-        mask=mask_status(network),
+        bytes_on_disk=None if folder is None else weight_bytes(folder),
+        mask=None if folder is None else mask_status(network, folder),
         sparsity_by_layer={layer.name: zeros[layer.name] / layer.weights for layer in layers},
         **figures,  # type: ignore[arg-type]
     )
 
 
-def mask_status(network: Network) -> str | None:
+def mask_status(network: Network, folder: Path) -> str | None:
     """Holds a network's weights against the mask file in its checkpoint folder; None without one."""
-    if not (network.source.path / mask.FILE).is_file():
+    if not (folder / mask.FILE).is_file():
         return None
-    known = mask.Mask.load(network.source.path)
+    known = mask.Mask.load(folder)
     broken = known.violations(network)
     held = "held" if not broken else f"BROKEN: {sum(broken.values())} weights in {len(broken)} layers aren't zero"
     return f"{known.describe()}; {held}"
