@@ -86,7 +86,7 @@ def test_what_was_quantized_is_plain_once_it_is_pruned_again(told: dict[str, Any
         ([{"quantize": {}}, {"finetune": {"steps": 1}}], UsageError, "quantize comes last: finetune after it"),
         ([{"quantize": {"bits": 5}}], UsageError, "bits"),
         ([{"quantize": {"group": 32, "per": "channel"}}], UsageError, "group goes with per: group"),
-        ([{"quantize": {"bits": 4}}], UsageError, "neither of 128, 64 and 32"),
+        ([{"quantize": {"bits": 4}}], UsageError, "none of 128, 64 and 32 divides"),
         ([{"quantize": {"bits": 4, "group": 24}}], UsageError, "groups of 24 don't divide the 32 inputs"),
         ([{"quantize": {"sparsity": 0.5, "method": "nearest"}}], UsageError, "go with method gptq"),
         ([{"quantize": {"pattern": "2:5"}}], PatternError, "2:5"),

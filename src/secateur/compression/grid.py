@@ -96,7 +96,8 @@ def group_for(columns: dict[str, int], group: int | None) -> int:
         if wrong is None:
             return size
     assert wrong is not None
-    tried = f"groups of {group} don't" if group is not None else "neither of 128, 64 and 32 does"
+    tried = f"groups of {group} don't divide" if group is not None else "none of 128, 64 and 32 divides"
     raise UsageError(
-        f"quantize: {tried} divide the {columns[wrong]} inputs of {wrong}; give another group, or per: channel."
+        f"quantize: {tried} the {columns[wrong]} inputs of {wrong}; give another group, or per: channel, or cut units "
+        "in multiples (round_to: 32)."
     )
