@@ -93,6 +93,8 @@ def chosen_layers(
     for layer in inside + named:
         if not any(fnmatchcase(layer.name, pattern) for pattern in exclude):
             chosen.setdefault(layer.identity, layer)  # a tied weight is pruned once
+    if not chosen and not include and not exclude:
+        raise UsageError("the blocks have no linear layer to prune; what is factorized has to be pruned before that.")
     if not chosen:
         raise UsageError("--include and --exclude leave no layer to prune.")
     return list(chosen.values())

@@ -195,6 +195,8 @@ def test_units_of_a_factorized_model_and_bare_weights_are_refused(told: dict[str
         run(told, {"prune": {"unit": "neuron", "params": 0.8}}, **more)
     with pytest.raises(UsageError, match="factorized already"):
         run(told, {"factorize": {"rank": 2}}, **more)
+    with pytest.raises(UsageError, match="no linear layer to prune; what is factorized"):
+        run(told, {"prune": {"sparsity": 0.5}}, **more)
     xlnet = str(save_tiny("xlnet", tmp_path / "xlnet", tokenizer=True))
     with pytest.raises(UsageError, match="a bare weight"):
         run(told, {"factorize": {"rank": 2}}, model=xlnet)
