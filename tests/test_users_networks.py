@@ -44,7 +44,7 @@ class Odd(nn.Module):
         return self.conv(x) if float(x.sum()) > -1e9 else x
 
 
-LEAF = {"leaf_modules": ["odd"]}
+LEAF: dict[str, Any] = {"leaf_modules": ["odd"]}
 Y = torch.arange(8) % 4
 
 
@@ -313,3 +313,22 @@ def test_single_weights_of_an_image_classifier_are_refused_with_the_way_out(tmp_
     assert done.code == 2
     assert "TrainingPruner" in done.err
     assert "--unit filter" in done.err
+
+
+@pytest.mark.parametrize("chosen", [{"exclude": ["2", "5"]}, {"include": ["0"]}, {"include": ["0.weig*"]}])
+def test_layers_that_are_left_out_keep_their_filters(chosen: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 4))
+    x = torch.randn(8, 3, 8, 8)
+    small = secateur.prune(model, example_inputs=x, calibration=x, unit="filter", sparsity=0.5, **chosen).model
+    trained = secateur.TrainingPruner(model, OneShot(0.5), unit="filter", example_inputs=x, **chosen).finish()
+    for one in (small, trained):
+        assert (one[0].out_channels, one[2].out_channels) == (4, 6)
+
+
+def test_globs_that_choose_nothing_are_refused() -> None:
+    model, x = made()
+    with pytest.raises(UsageError, match=r"'three' matches no layer and no group of units.*'one' and 'one/filter'"):
+        secateur.prune(model, example_inputs=x, calibration=x, unit="filter", macs=0.7, exclude=["three"], **LEAF)
+    with pytest.raises(UsageError, match="leave no group"):
+        secateur.TrainingPruner(model, OneShot(0.5), unit="filter", example_inputs=x, exclude=["*"], **LEAF)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import chain
 
 from secateur.allocation import ALLOCATORS
 from secateur.allocation.amounts import Pattern
 from secateur.calibration.statistics import GRADIENTS, Needs
 from secateur.errors import UsageError, did_you_mean
 from secateur.network.network import Layer, Network
+from secateur.network.unit_group import UnitGroup
 from secateur.recipe import Prune
 from secateur.scores import score_named
 from secateur.solvers import chain_named, needs_of_chain
@@ -98,6 +100,40 @@ def chosen_layers(
     if not chosen:
         raise UsageError("--include and --exclude leave no layer to prune.")
     return list(chosen.values())
+
+
+def chosen_groups(groups: Sequence[UnitGroup], include: Sequence[str], exclude: Sequence[str]) -> list[UnitGroup]:
+    """Returns the groups that globs choose, by their own names or those of layers whose outputs are units of theirs.
+
+    Raises:
+        UsageError: A glob matches nothing, or nothing is left.
+    """
+    names = [_names_of(group) for group in groups]
+    known = {*chain(*names), *(name for group in groups[:1] for name, _ in group.network.model.named_modules() if name)}
+    for pattern in (*include, *exclude):
+        if not _fits(pattern, known):
+            raise UsageError(
+                f"'{pattern}' matches no layer and no group of units; names look like '{names[0][-1]}' and "
+                f"'{names[0][0]}' (secateur inspect --units lists groups)."
+            )
+    chosen = [
+        group
+        for group, some in zip(groups, names, strict=True)
+        if (not include or any(_fits(pattern, some) for pattern in include))
+        and not any(_fits(pattern, some) for pattern in exclude)
+    ]
+    if not chosen:
+        raise UsageError("--include and --exclude leave no group of units to prune.")
+    return chosen
+
+
+def _names_of(group: UnitGroup) -> list[str]:
+    parts = [part.name for part in group.produces]
+    return [group.name, *parts, *(module for module in (part.rpartition(".")[0] for part in parts) if module)]
+
+
+def _fits(pattern: str, names: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names)
 
 
 def _names(pattern: str, layer: Layer) -> bool:

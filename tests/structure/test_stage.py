@@ -209,6 +209,18 @@ def test_protected_blocks_keep_everything(text: str, tmp_path: Path) -> None:
     assert result.model.model.layers[0].mlp.down_proj.in_features == 44
 
 
+@pytest.mark.parametrize("chosen", [{"exclude": ["*layers.0.*"]}, {"include": ["*layers.1.mlp.up_proj"]}])
+def test_globs_choose_groups_of_units(chosen: dict[str, Any], text: str, tmp_path: Path) -> None:
+    model = save_tiny("llama", tmp_path / "dense", tokenizer=True)
+    result = prune(model, text, unit="neuron,head", remove=1, **chosen)
+    names = [group.name for group in result.stages[0].groups]
+    assert "model.layers.1/neuron" in names
+    assert ("model.layers.1/head" in names) == ("exclude" in chosen)
+    assert not any("layers.0" in name for name in names)
+    assert result.model.model.layers[0].mlp.down_proj.in_features == 44
+    assert result.model.model.layers[1].mlp.down_proj.in_features == 43
+
+
 def test_a_threshold_takes_what_scores_below_it(text: str, tmp_path: Path) -> None:
     model = save_tiny("llama", tmp_path / "dense", tokenizer=True)
     result = prune(model, text, unit="neuron", threshold="p25", score="l2")
@@ -379,7 +391,9 @@ def test_damping_changes_what_channels_are_fitted_to(text: str, tmp_path: Path) 
         ({"unit": "neuron", "params": 0.9, "solver": "admm"}, "obs, greedy and none"),
         ({"unit": "neuron", "params": 0.9, "solver": "greedy"}, "layers, or halves of them"),
         ({"unit": "neuron", "params": 0.9, "pattern": "2:4"}, "exactly one"),
-        ({"unit": "neuron", "params": 0.9, "include": ["*"]}, "--include goes with --unit weight"),
+        ({"unit": "layer", "remove": 1, "include": ["*"]}, "--include says nothing about --unit layer"),
+        ({"unit": "neuron", "params": 0.9, "exclude": ["*.9.*"]}, "matches no layer and no group of units"),
+        ({"unit": "neuron", "params": 0.9, "exclude": ["*"]}, "leave no group of units"),
         ({"unit": "neuron", "params": 0.9, "allocation": "owl"}, "is for weights"),
         ({"unit": "neuron", "params": 0.9, "uniform": True, "pad": True}, "one of them"),
         ({"sparsity": 0.5, "round_to": 8}, "units that are removed"),

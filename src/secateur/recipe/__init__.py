@@ -125,7 +125,11 @@ class Recipe(Settings):
         if prune.allocation != "uniform":
             raise UsageError("search: it finds the allocation itself; leave --allocation out.")
         idle = {"level_solver"} if prune.structured else {"halves", "weigh", "limit", "front"}
-        fixed = {"score", "protect_first", "protect_last", "repair", "gradient"} if prune.structured else {"per"}
+        fixed = (
+            {"score", "include", "exclude", "protect_first", "protect_last", "repair", "gradient"}
+            if prune.structured
+            else {"per"}
+        )
         for settings, names in ((self.search, idle), (prune, fixed)):
             if misplaced := names & changed(settings):
                 raise UsageError(f"search: {listed(sorted(misplaced))} says nothing with --unit {prune.unit}.")

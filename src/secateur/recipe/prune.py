@@ -34,13 +34,15 @@ DEFAULT_SCORES = {
 STRUCTURED_ONLY = {"repair", "combine", "round_to", "min_units", "uniform", "pad", "protect_first", "protect_last"}
 DEPTH_UNITS = {"layer", "attention", "mlp"}
 UNIT_OPTIONS = {  # which units an option says something about
+    "include": INNER_UNITS,
+    "exclude": INNER_UNITS,
     "protect_first": INNER_UNITS | DEPTH_UNITS,
     "protect_last": INNER_UNITS | DEPTH_UNITS,
     "round_to": INNER_UNITS | {"channel", "expert"},
     "pad": INNER_UNITS,
     "damping": INNER_UNITS | {"channel"},
 }
-WEIGHTS_ONLY = {"per", "min_per_output", "include", "exclude", "block_size", "pattern"}
+WEIGHTS_ONLY = {"per", "min_per_output", "block_size", "pattern"}
 
 
 class Prune(Settings):
@@ -86,7 +88,8 @@ class Prune(Settings):
         per: `layer` or `output`: what a weight's score is compared with.
         min_per_output: Weights that every output keeps; if positive, every input keeps one too (with a pattern
             inputs that die are only counted).
-        include, exclude: Globs on layer names; the embedding and the head only if named.
+        include, exclude: Globs on layer names; the embedding and the head only if named. Of units, globs on the names
+            of groups, or of layers whose outputs are their units.
         damping: Added to the Gram matrix's diagonal, relative to its mean; None is each solver's own (0.01, admm 0.1).
         block_size: Columns that sparsegpt handles at once.
     """

@@ -92,7 +92,7 @@ def units_in_words(unit: str, number: int = 2) -> str:
 
 
 def _protects(given: Mapping[str, Any]) -> bool:
-    return any(given.get(f"protect_{side}") for side in ("first", "last"))
+    return any(given.get(name) for name in ("protect_first", "protect_last", "include", "exclude"))
 
 
 def _describe_removal(unit: str, given: Mapping[str, Any]) -> str:

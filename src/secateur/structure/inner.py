@@ -15,6 +15,7 @@ from secateur.calibration.runner import BlockRunner
 from secateur.calibration.statistics import Needs, Statistics
 from secateur.calibration.targets import Moments, output_moments
 from secateur.errors import NothingPrunedError, UsageError
+from secateur.layer_choice import chosen_groups
 from secateur.network.surgery import Cut
 from secateur.network.unit_group import Reader, UnitGroup
 from secateur.network.units import unit_groups
@@ -53,7 +54,7 @@ def _groups(job: Job) -> list[UnitGroup]:
     groups = [group for group in found if group.block is not None and first <= group.block < last]
     if not groups:
         raise UsageError("--protect-first and --protect-last leave no block to prune.")
-    return groups
+    return chosen_groups(groups, stage.include, stage.exclude)
 
 
 def _shared(job: Job, groups: Sequence[UnitGroup], counts: dict[str, int] | None) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from secateur.calibration.readings import gather, gather_gradients
 from secateur.calibration.statistics import GRADIENTS, INPUTS, Gradients, Needs, Statistics
 from secateur.errors import ConstantScoreError, NothingPrunedError, ScoreError, UsageError
 from secateur.evaluation.costs import Costs
-from secateur.layer_choice import amounts_of
+from secateur.layer_choice import amounts_of, chosen_groups
 from secateur.network.graph.behind import mean_free
 from secateur.network.graph.costs import GraphCosts
 from secateur.network.graph.network import GraphNetwork, cut_graph
@@ -189,6 +189,7 @@ def traced_groups(job: TracedJob) -> list[UnitGroup]:
             f"{job.network.architecture} has no units of the kind '{job.stage.unit}' that can be cut; it has "
             f"{', '.join(known) or 'none at all'}.{reasons}"
         )
+    groups = chosen_groups(groups, job.stage.include, job.stage.exclude)
     first, last = job.stage.protect_first, job.stage.protect_last
     if first + last >= len(groups):
         raise UsageError(f"protect_first and protect_last leave none of the {len(groups)} groups to prune.")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from secateur.allocation.amounts import Pattern
 from secateur.errors import NothingPrunedError, UsageError, did_you_mean
 from secateur.files import save_text
+from secateur.layer_choice import chosen_groups
 from secateur.mask import FILE as MASK_FILE
 from secateur.mask import Mask
 from secateur.network.graph.network import GraphNetwork
@@ -90,7 +91,8 @@ class TrainingPruner:
             pattern: N:M of single weights; the schedule's final sparsity is then 1 - N/M.
             allocation: `uniform`, `global` (the lowest scores wherever they are; of units relative to their group's
                 mean), or each layer's or group's share at the end.
-            include, exclude: Globs on the names of layers, for single weights.
+            include, exclude: Globs on the names of layers; of units, on the names of groups, or of layers whose
+                outputs are their units.
             regrow: Whether pruned weights may come back: by the largest gradients (RigL, Evci et al. 2020, arXiv
                 1911.11134), or, with the score `movement`, when their score has risen.
             cut: When units are removed: at the `end`, or `during` training.
@@ -118,8 +120,6 @@ class TrainingPruner:
         else:
             misplaced = {
                 "pattern": pattern is not None,
-                "include": bool(include),
-                "exclude": bool(exclude),
                 "regrow": regrow,
             }
         if wrong := [name for name, given in misplaced.items() if given]:
@@ -161,6 +161,7 @@ class TrainingPruner:
             names = {id(parameter): name for name, parameter in self.model.named_parameters()}
             return WeightMasks(weight_layers(self.model, *self._globs), names, **self._options)
         network, groups = trained_groups(self.model, self.units, self._inputs, self._leaves)
+        groups = chosen_groups(groups, *self._globs)
         removed = {name: int(gone.sum()) for name, gone in self._removed.items()}
         return UnitMasks(network, groups, **self._options, removed=removed)
 
