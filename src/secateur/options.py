@@ -109,10 +109,12 @@ Allocation = Annotated[
 ]
 Per = Annotated[str, typer.Option(help="Compare weights within a layer or within an output.", rich_help_panel=CHOSEN)]
 Include = Annotated[
-    list[str] | None, typer.Option(help="Glob on names of layers or groups of units; repeatable.", rich_help_panel=CHOSEN)
+    list[str] | None,
+    typer.Option(help="Glob on names of layers or groups of units; repeatable.", rich_help_panel=CHOSEN),
 ]
 Exclude = Annotated[
-    list[str] | None, typer.Option(help="Glob on names of layers or groups of units; repeatable.", rich_help_panel=CHOSEN)
+    list[str] | None,
+    typer.Option(help="Glob on names of layers or groups of units; repeatable.", rich_help_panel=CHOSEN),
 ]
 ProtectFirst = Annotated[
     int | None, typer.Option(help="Units: blocks at the beginning that keep all.", rich_help_panel=CHOSEN)
