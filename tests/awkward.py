@@ -269,6 +269,17 @@ def hooked(kind: Callable[[nn.Module], nn.Module]) -> Callable[[], nn.Module]:
 
 A8, C = (("a", 8),), nn.Conv2d
 CUT = {
+    # torch's own transformers
+    "a transformer's encoder": Case(
+        net(lambda m, x: m.z(m.t(m.a(x)).mean(1)), a=nn.Linear(6, 8), z=nn.Linear(8, 4),
+        t=nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 12, 0.0, batch_first=True), 2)),
+        tokens, (("t.layers.0.linear1", 12), ("t.layers.1.linear1", 12)),
+    ),
+    "a transformer with a decoder": Case(
+        net(lambda m, x: m.z(m.t(m.a(x), m.a(x))), a=nn.Linear(6, 8), z=nn.Linear(8, 4),
+        t=nn.Transformer(8, 2, 1, 1, 12, 0.0, activation="gelu", batch_first=True)),
+        tokens, (("t.encoder.layers.0.linear1", 12), ("t.decoder.layers.0.linear1", 12)),
+    ),
     # the same tensors again
     "a layer used twice": Case(
         of_image(lambda m, y: m.b(m.b(y).relu()), b=C(8, 8, 3, padding=1)), image, (("a", 8),)
@@ -613,9 +624,14 @@ FIXED = {
     "an embedding of bounded rows": Case(
         net(lambda m, x: m.z(m.a(x)), a=nn.Embedding(11, 6, max_norm=1.0), z=nn.Linear(6, 4)), ids, reason="scales rows"
     ),
+    "a transformer that looks at its mask": Case(
+        of_vector(lambda m, y: m.t(y, nn.Transformer.generate_square_subsequent_mask(y.shape[1])),
+        t=nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), 1)),
+        tokens, reason="can be followed",
+    ),
     "multi-head attention": Case(
         of_vector(lambda m, y: m.m(y, y, y)[0], m=nn.MultiheadAttention(8, 2, batch_first=True)),
-        tokens, reason="can be followed",
+        tokens, reason="is as wide as its heads together, and all of them stay",
     ),
     "bilinear": Case(
         net(lambda m, x: m.z(m.b(m.a(x), x)), a=nn.Linear(6, 8), b=nn.Bilinear(8, 6, 5), z=nn.Linear(5, 4)),

@@ -14,7 +14,7 @@ from secateur.network.graph.walker import Walker, sized
 
 FACTS = (
     *("dtype", "device", "ndim", "dim", "ndimension", "is_cuda", "layout", "requires_grad", "is_floating_point"),
-    *("is_complex", "is_contiguous", "element_size", "itemsize", "get_device"),
+    *("is_complex", "is_contiguous", "element_size", "itemsize", "get_device", "is_nested"),
 )  # of a tensor, that don't depend on its shape
 
 

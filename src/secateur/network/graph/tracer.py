@@ -31,6 +31,14 @@ HARMLESS = (
     "device",
     "requires_grad",
     "layout",
+    "is_nested",
+)
+OPEN = (  # modules of torch.nn that are looked into if their code can be traced, unlike its others
+    nn.Transformer,
+    nn.TransformerEncoder,
+    nn.TransformerDecoder,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoderLayer,
 )
 
 
@@ -115,7 +123,7 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         named = module_qualified_name in self._names or isinstance(m, self._kinds)
-        return named or super().is_leaf_module(m, module_qualified_name)
+        return named or (super().is_leaf_module(m, module_qualified_name) and not isinstance(m, OPEN))
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         return forward(*args, **kwargs) if self._running else super().call_module(m, forward, args, kwargs)

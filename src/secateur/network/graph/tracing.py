@@ -12,7 +12,7 @@ from torch import fx, nn
 from secateur.errors import ModelError, UsageError, first_line
 from secateur.network.graph.own_layers import own_layers
 from secateur.network.graph.places import line_of
-from secateur.network.graph.tracer import Decision, Tracer, evaluating, in_mode
+from secateur.network.graph.tracer import OPEN, Decision, Tracer, evaluating, in_mode
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,11 @@ def traced(model: nn.Module, inputs: tuple[Any, ...], leaves: Sequence[type[nn.M
     else:
         layers = frozenset()
     leaves = (*leaves, *layers)
-    module, decisions = _graph(model, inputs, leaves, training=False)
+    try:
+        module, decisions = _graph(model, inputs, leaves, training=False)
+    except ModelError:
+        leaves = (*leaves, *OPEN)
+        module, decisions = _graph(model, inputs, leaves, training=False)
     try:
         training, others = _graph(model, inputs, leaves, training=True)
     except ModelError:

@@ -197,6 +197,8 @@ class Walker(fx.Interpreter):
         """Raises Unfollowed if a module is none of those that the rules are about, though it may be of their kind."""
         if name in self._leaves:
             raise Unfollowed("isn't looked into")
+        if isinstance(module, nn.MultiheadAttention):
+            raise Unfollowed("is as wide as its heads together, and all of them stay")
         if parametrize.is_parametrized(module) or any(isinstance(one, Tensor) for one in vars(module).values()):
             raise Unfollowed("computes its weight from others (weight norm, a mask): have it be a plain one first")
 
