@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow bench docs lint clean
+.PHONY: demo test test-slow bench docs gallery lint clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -31,6 +31,10 @@ bench: .venv/ready
 # The documentation site, into site/.
 docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
+
+# The reports of docs/gallery.md, into out/gallery, from where `make docs` takes them.
+gallery: .venv/ready
+	$(BIN)/python docs/gallery.py out/gallery
 
 clean:
 	rm -rf .venv out site build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

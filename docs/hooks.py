@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gallery
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -20,6 +21,7 @@ from secateur.solvers import SOLVERS
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
 EXAMPLES = ROOT / "examples"
+GALLERY = ROOT / "out" / "gallery"
 # What somebody wants, what to say, the file and the row (and column) that say what it costs.
 CHOICES = (
     ("half of the weights zero", "--sparsity 0.5", "solvers", ("admm", "50 %")),
@@ -144,6 +146,15 @@ def _unit_page(name: str) -> str:
     return "\n".join(lines)
 
 
+def gallery_list() -> str:
+    """Returns the reports of docs/gallery.md: links to those that were made, and how each is made."""
+    lines = []
+    for name, (title, command) in gallery.REPORTS.items():
+        made = (GALLERY / f"{name}.html").is_file()
+        lines.append(f"- {f'[{title}](gallery/{name}.html)' if made else title}: `secateur {command}`")
+    return "\n".join(lines)
+
+
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Puts the made pages behind the one that tells of all of their kind."""
     sections = {"Single weights": "solvers", "Units": "units", "Search": "strategies"}
@@ -159,11 +170,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the made pages."""
     for name, text in pages().items():
         files.append(File.generated(config, name, content=text))
+    for path in GALLERY.glob("*.html"):
+        files.append(File.generated(config, f"gallery/{path.name}", abs_src_path=str(path)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Names files of the project that aren't pages, instead of linking to them."""
+    """Fills in the gallery; names files of the project that aren't pages, instead of linking to them."""
+    markdown = markdown.replace("<!-- reports -->", gallery_list())
     return re.sub(r"\[[^\]]*\]\(\.\./((?:examples|bench)/[^)]*)\)", r"`\1`", markdown)
 
 

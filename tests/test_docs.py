@@ -89,6 +89,8 @@ def test_every_command_and_option_in_the_readme_exists() -> None:
     commands = get_command(app).commands
     lines = re.findall(r"^ {4}secateur (\w+)(.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert lines
+    reports = runpy.run_path(str(ROOT / "docs/gallery.py"))["REPORTS"]
+    lines += [command.split(maxsplit=1) for _, command in reports.values()]
     for name, rest in lines:
         options = {text for option in commands[name].params for text in option.opts}
         for option in re.findall(r"(?<=\s)(--?[a-z][\w-]*)", rest):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -51,3 +54,20 @@ def test_every_page_is_in_the_navigation() -> None:
     nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
     named = re.findall(r"\w+\.md", str(nav))
     assert sorted(named) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.slow
+def test_reports_of_the_gallery_are_made_and_linked(tmp_path: Path) -> None:
+    """As `make gallery docs` does, in a copy of what that takes."""
+    for name in ("docs", "bench/results", "examples", "src"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    for name in ("mkdocs.yml", "README.md", "README.zh-CN.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    subprocess.run([sys.executable, "docs/gallery.py", "out/gallery"], cwd=tmp_path, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", "site"], cwd=tmp_path, check=True
+    )
+    page = (tmp_path / "site/gallery/index.html").read_text()
+    made = [path.name for path in (tmp_path / "site/gallery").glob("*.html") if path.name != "index.html"]
+    assert len(made) == 4
+    assert all(f'href="{name}"' in page for name in made)
