@@ -7,13 +7,13 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from secateur.compression.low_rank import Factors
+from secateur.compression.low_rank import Decomposition
 from secateur.network.network import Network
 from secateur.network.plain import plain_class, reshaped_class, reshaped_config
 from secateur.network.surgery import built
 
 
-def with_factors(network: Network, factors: Mapping[str, Factors]) -> Network:
+def with_factors(network: Network, factors: Mapping[str, Decomposition]) -> Network:
     """Returns a model with factors in place of some layers; the one that was given isn't to be used afterwards.
 
     Args:

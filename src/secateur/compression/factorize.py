@@ -16,7 +16,7 @@ from secateur.calibration.statistics import Needs, Statistics
 from secateur.calibration.windows import Windows
 from secateur.compression.factored import with_factors
 from secateur.compression.low_rank import (
-    Factors,
+    Decomposition,
     break_even,
     energies,
     low_rank,
@@ -146,7 +146,7 @@ class _Work:
 
     def __post_init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
-        self.factors: dict[str, Factors] = {}
+        self.factors: dict[str, Decomposition] = {}
         self.reports: dict[str, LayerReport] = {}
         self.budget = _budget(self.network, self.stage, self.layers)
         self.ranks: dict[str, int | None] | None = None
@@ -211,7 +211,7 @@ class _Work:
         told = report_of(layer, zeros, start)
         self.reports[layer.name] = replace(told, error_masked=error, error=error, rank=factors.rank)
 
-    def _found(self, layer: Layer, W: Tensor, G: Tensor) -> Factors | None:
+    def _found(self, layer: Layer, W: Tensor, G: Tensor) -> Decomposition | None:
         """Returns a layer's factors; None if it stays whole."""
         stage, most = self.stage, break_even(layer.shape)
         if self.ranks is not None:
@@ -233,4 +233,4 @@ class _Work:
         if rank > most:
             return None
         U = U[:, :rank].contiguous()
-        return Factors(U, U.T @ W)
+        return Decomposition(U, U.T @ W)

@@ -21,7 +21,7 @@ SLIGHT = 1e-6  # damping that only lets a factorisation succeed
 
 
 @dataclass(frozen=True)
-class Factors:
+class Decomposition:
     """What stands for a weight: up · down, and the single weights beside it.
 
     Attributes:
@@ -65,7 +65,7 @@ def energies(W: Tensor, G: Tensor) -> tuple[Tensor, Tensor]:
     return values.flip(0).clamp(min=0), U
 
 
-def low_rank(W: Tensor, G: Tensor, rank: int) -> Factors:
+def low_rank(W: Tensor, G: Tensor, rank: int) -> Decomposition:
     """Returns the best factors of a rank.
 
     Args:
@@ -75,10 +75,10 @@ def low_rank(W: Tensor, G: Tensor, rank: int) -> Factors:
     """
     _, U = energies(W, G)
     U = U[:, :rank].contiguous()
-    return Factors(U, U.T @ W)
+    return Decomposition(U, U.T @ W)
 
 
-def sparse_and_low_rank(W: Tensor, G: Tensor, rank: int, kept: int, rounds: int) -> Factors:
+def sparse_and_low_rank(W: Tensor, G: Tensor, rank: int, kept: int, rounds: int) -> Decomposition:
     """Returns W as single weights and factors that are fitted to each other in turns.
 
     The alternation is that of OATS (Zhang and Papyan 2024, arXiv 2409.13652, algorithm 1), with two changes: factors
@@ -101,7 +101,7 @@ def sparse_and_low_rank(W: Tensor, G: Tensor, rank: int, kept: int, rounds: int)
         places.view(-1)[(rest * scale).abs().flatten().topk(kept).indices] = True
         single = refit(rest, rest * places, places, H)
         factors = low_rank(W - single, G, rank)
-        found = Factors(factors.up, factors.down, refit(W - factors.W, single, places, H))
+        found = Decomposition(factors.up, factors.down, refit(W - factors.W, single, places, H))
         error = relative_error(W, found.W, G)
         if error >= least:
             break
