@@ -259,7 +259,7 @@ def compare(
     *,
     text: str | None = "self",
     images: str | Path | None = None,
-    windows: int = 8,
+    windows: int | None = None,
     length: int | None = None,
     speed: bool = True,
     tasks: Sequence[str] = (),
@@ -277,7 +277,7 @@ def compare(
             hear a folder of .wav files, and for their word error rate what is said in a .txt beside each. Of models
             that tell classes apart a table of text and label (.tsv, .csv, .jsonl), all of which is measured on.
         images: For image classifiers instead of a text: a folder of images, flat or with a subfolder per class.
-        windows: Windows of text.
+        windows: Windows of text; None takes 8. A table is measured on whole.
         length: Tokens per window; None takes 1024, or what all models hold.
         speed: Whether to measure speed.
         tasks: Zero-shot tasks of lm-eval's, by name, and .yaml files of tasks in its format.
@@ -306,12 +306,15 @@ def compare(
     if tasks:
         check_tasks(networks, tasks)
     if text is not None and is_table(text):
+        if windows is not None:
+            raise UsageError(f"{text} is a table of text and label, and all of its rows are read: leave windows out.")
         check_classes(networks, text)
         table = read_table(text, None, class_names(networks[0]))
         sizes = compare_networks(networks, None, progress, False)
         return add_accuracy(sizes, networks, table, length, progress)
     if text is None:
         return add_tasks(compare_networks(networks, None, progress, False), networks, tasks, limit, seed, progress)
+    windows = windows or 8
     size = min(window_length(network, length) for network in networks)
     dense = networks[0]
     chosen: Windows = (
@@ -338,7 +341,9 @@ def evaluate(
     """
     if (text is None) == (images is None) and not (text is None and options.get("tasks")):
         raise UsageError("give a text to measure on (--text), tasks, or for an image classifier images (--images).")
-    what = {"windows": 20, "text": text} if images is None else {"images": images}
+    what: dict[str, Any] = {"images": images} if images is not None else {"text": text}
+    if text is not None and not is_table(text):
+        what["windows"] = 20
     return compare([model], **{**what, **options}).dense
 
 

@@ -23,6 +23,7 @@ from secateur.network.classifier import class_names, is_sequence_classifier, wit
 from secateur.network.network import Network
 from secateur.progress import Progress
 from secateur.recipe import Factorize, Prune, Quantize, Recipe, Reconstruct, Training
+from secateur.recipe.base import changed
 from secateur.structure.stage import needs_windows
 
 MOST = 4096  # windows that are trained on, where nothing is said
@@ -72,6 +73,11 @@ class RunWindows:
         """Returns the rows that the models are measured on."""
         if self.judged_on is None:
             return None
+        if self.recipe.evaluate is not None and "windows" in changed(self.recipe.evaluate):
+            raise UsageError(
+                f"evaluate: {self.judged_on} is a table of text and label, all rows of which are read; leave windows "
+                "out."
+            )
         check_classes([network], self.judged_on)
         return read_table(self.judged_on, None, class_names(network))
 

@@ -126,3 +126,12 @@ def test_models_that_tell_no_classes_apart_are_named(folder: Path, tmp_path: Pat
     llama = str(save_tiny("llama", tmp_path / "llama", tokenizer=True))
     with pytest.raises(UsageError, match="that is for encoders"):
         run(folder, {"finetune": {**SHORT, "data": str(folder / "rows.tsv")}}, model=llama)
+
+
+def test_a_number_of_windows_says_nothing_about_a_table(folder: Path) -> None:
+    table = str(folder / "rows.tsv")
+    with pytest.raises(UsageError, match="all of its rows are read"):
+        secateur.evaluate(folder / "bert", text=table, windows=4)
+    stages = ({"finetune": {**SHORT, "data": table}},)
+    with pytest.raises(UsageError, match="all rows of which are read"):
+        run(folder, *stages, evaluate={"text": table, "windows": 4, "length": 32})
