@@ -101,6 +101,8 @@ def rewritten(command: str, names: dict[str, str]) -> list[str]:
         words[place + 1] = FEWER.get(word, words[place + 1])
     audible = names.get("WHISPER") in words or "--images" in words
     more = [] if audible else [one for one in TAKES.get(words[0], ()) if one not in words]
+    if "dev.tsv" in words:  # a table is read whole
+        more = [one for one in more if one != "--windows"]
     if find_spec("llama_cpp") is None and words[0] == "bench":
         words = [word for word in words if not word.endswith("-gguf")]
     return [*words, *(part for one in more for part in (one, FEWER[one]))]

@@ -91,5 +91,5 @@ def test_groups_have_to_divide_the_inputs() -> None:
     assert group_for({"a": 48}, 16) == 16
     with pytest.raises(UsageError, match=r"groups of 100 don't divide the 576 inputs of a"):
         group_for({"a": 576}, 100)
-    with pytest.raises(UsageError, match="neither of 128, 64 and 32"):
+    with pytest.raises(UsageError, match="none of 128, 64 and 32 divides"):
         group_for({"a": 44}, None)
