@@ -112,10 +112,7 @@ Include = Annotated[
     list[str] | None,
     typer.Option(help="Glob on names of layers or groups of units; repeatable.", rich_help_panel=CHOSEN),
 ]
-Exclude = Annotated[
-    list[str] | None,
-    typer.Option(help="Glob on names of layers or groups of units; repeatable.", rich_help_panel=CHOSEN),
-]
+Exclude = Include
 ProtectFirst = Annotated[
     int | None, typer.Option(help="Units: blocks at the beginning that keep all.", rich_help_panel=CHOSEN)
 ]
