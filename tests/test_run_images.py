@@ -149,6 +149,27 @@ def test_inspect_shows_what_can_be_cut_and_what_cannot(place: Path) -> None:
         ("filter", 16), ("head", 2), ("neuron", 24), ("head", 2), ("neuron", 24),
     ]  # fmt: skip
     assert found["fixed"][-1]["name"] == "classifier"
+    every = secateur("inspect", place / "vit", "--units", "--layers").out
+    assert all(f"vit.layers.{number}.mlp.fc1/neuron" in every for number in (0, 1))
+
+
+def test_uniform_is_a_plain_checkpoint_or_an_error(place: Path, tmp_path: Path) -> None:
+    given = ("--images", place / "flat", "--unit", "neuron", "--params", 0.9, "--uniform")
+    even = secateur("prune", place / "vit", "-o", tmp_path / "even", *given)
+    assert even.code == 0, even.err
+    assert not (tmp_path / "even" / "modeling_secateur.py").exists()
+    ragged = secateur("prune", place / "vit", "-o", tmp_path / "ragged", *given, "--allocation", "global")
+    assert ragged.code == 2
+    assert "--uniform: the config of ViTForImageClassification can't say these widths" in ragged.err
+    assert not (tmp_path / "ragged").exists()
+
+
+def test_too_few_images_for_a_fit_are_named(place: Path) -> None:
+    given = {"images": str(place / "flat"), "unit": "neuron", "remove": 1, "score": "l1", "evaluate": False}
+    few = library.prune(str(place / "vit"), **given, samples=1)
+    assert any("more calibration data would make a better repair" in note for note in few.stages[0].notes)
+    enough = library.prune(str(place / "vit"), **given)
+    assert not any("more calibration data" in note for note in enough.stages[0].notes)
 
 
 def test_quality_is_not_measured_where_there_is_nothing_to_measure_it_on(place: Path, tmp_path: Path) -> None:

@@ -138,6 +138,7 @@ def nan(group: Any, statistics: Any) -> Tensor:
         ({"params": 0.5, "score": "obs"}, UsageError, "calibration"),
         ({"params": 0.5, "repair": True}, UsageError, "repair reads calibration data"),
         ({"params": 0.5, "reconstruct": True}, UsageError, "reconstruct"),
+        ({"params": 0.5, "uniform": True}, UsageError, "bring their shapes along"),
         ({"params": 0.5, "pad": True}, UsageError, "pad"),
         ({"params": 0.5, "allocation": "error"}, UsageError, "uniform or global"),
         ({"params": 0.5, "parms": 0.5}, UsageError, "parms is not a known field"),

@@ -497,7 +497,9 @@ def _folder(path: Path) -> Path:
 )
 def inspect(
     model: options.Model,
-    layers: Annotated[bool, typer.Option("--layers", help="List every layer by its full name.")] = False,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="List every layer, or group of units, by its full name.")
+    ] = False,
     units: Annotated[bool, typer.Option("--units", help="List the units that can be removed.")] = False,
     stream: options.Stream = None,
     dtype: options.Dtype = None,
@@ -522,7 +524,7 @@ def inspect(
     _print(
         found,
         as_json,
-        lambda: units_table(found["units"], fixed) if units else structure_table(found, every_layer=layers),
+        lambda: units_table(found["units"], fixed, layers) if units else structure_table(found, every_layer=layers),
     )
 
 

@@ -162,10 +162,14 @@ class NetworkRun:
         for number, stage in enumerate(self.stages):
             if number:
                 network = graph_network(small, network.inputs, network.leaf_modules)
+            if stage.uniform and plain_kind(network.model) is None:
+                raise UsageError("'uniform' is for transformers models; other networks bring their shapes along.")
             given = (network, stage, self.calibration, self.loss or default_loss, self.seed, self.progress, first)
             small, keep, report = prune_traced(TracedJob(*given))
             if plain_kind(small) is not None:
                 small = pretrained(small, network.inputs)
+            if stage.uniform:
+                _check_plain(small)
             reports.append(report)
         return network, small, keep, tuple(reports)
 
@@ -244,6 +248,16 @@ class NetworkRun:
             notes=tuple(self.notes),
             search=None if self.found is None else self.found.told,
             network=small,
+        )
+
+
+def _check_plain(small: nn.Module) -> None:
+    """Raises UsageError if a transformers model won't be a plain checkpoint when it is saved."""
+    if hasattr(type(small), "plain"):
+        raise UsageError(
+            f"--uniform: the config of {plain_kind(small).__name__} can't say these widths, so the checkpoint would "
+            "need the modeling file that secateur writes beside it. Leave --uniform out, take --allocation uniform, or "
+            "cut other units."
         )
 
 

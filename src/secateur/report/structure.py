@@ -140,19 +140,22 @@ def group_rows(groups: Iterable[UnitGroup]) -> list[dict[str, Any]]:
     return found
 
 
-def units_table(found: list[dict[str, Any]], fixed: Sequence[Fixed] = ()) -> RenderableType:
-    """Returns a table of what `units` gave, where groups that are alike share a row, and of what can't be cut."""
+def units_table(found: list[dict[str, Any]], fixed: Sequence[Fixed] = (), every_group: bool = False) -> RenderableType:
+    """Returns a table of what `units` gave, and of what can't be cut; those that are alike share a row unless asked."""
     table = Table("group", "unit", "groups", "units each", "parameters per unit", box=box.SIMPLE_HEAD)
     rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for one in found:
-        rows.setdefault((re.sub(r"\.\d+/", ".*/", one["group"]), one["unit"]), []).append(one)
+        name = one["group"] if every_group else re.sub(r"\.\d+/", ".*/", one["group"])
+        rows.setdefault((name, one["unit"]), []).append(one)
     for (name, unit), groups in rows.items():
         spans = (_span(group[what] for group in groups) for what in ("count", "parameters_each"))
         table.add_row(Text(name, overflow="fold"), unit, str(len(groups)), *spans)
     if not fixed:
         return table
     rest = Table("stays as it is", "places", "units each", "why", box=box.SIMPLE_HEAD)
-    alike = Counter((re.sub(r"\.\d+\.", ".*.", one.name), one.count, one.reason) for one in fixed)
+    alike = Counter(
+        (one.name if every_group else re.sub(r"\.\d+\.", ".*.", one.name), one.count, one.reason) for one in fixed
+    )
     for (name, number, reason), places in alike.items():
         rest.add_row(Text(name, overflow="fold"), str(places), f"{number:,}", Text(reason, overflow="fold"))
     return Group(table, rest)

@@ -105,7 +105,7 @@ def check_stage(stage: Prune, calibrated: bool) -> None:
         )
     if stage.allocation not in ("uniform", "global"):
         raise UsageError(f"allocation '{stage.allocation}' is for language models; give uniform or global.")
-    for option in ("reconstruct", "pad", "uniform"):
+    for option in ("reconstruct", "pad"):
         if getattr(stage, option):
             raise UsageError(f"'{option}' is for language models; leave it out.")
     score = _score(stage)

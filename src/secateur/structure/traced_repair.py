@@ -92,6 +92,7 @@ class _Repair:
         for group in cut:
             for reader in group.readers:
                 self._readers[reader.layer.name].append(group)
+        self._thin: dict[str, tuple[int, int]] = {}  # by module: fewer positions that it was fitted on than inputs
         self._gone: dict[str, set[int]] = defaultdict(set)  # outputs, by module
         for group in cut:
             for part in group.slices:
@@ -110,6 +111,13 @@ class _Repair:
             self._dense.leave(node)
             self._cut.leave(twin)
             bar()
+        if self._thin:
+            name, (count, inputs) = min(self._thin.items(), key=lambda one: one[1][0] / one[1][1])
+            more = f" (and {len(self._thin) - 1} more)" if len(self._thin) > 1 else ""
+            self._notes.append(
+                f"{name}{more} reads {inputs:,} inputs and was fitted on {count:,} vectors of them: more calibration "
+                "data would make a better repair."
+            )
 
     def _fit(self, node: fx.Node, name: str) -> None:
         module = self._small.get_submodule(name)
@@ -143,7 +151,10 @@ class _Repair:
         if b is None and norm is not None:
             b = torch.zeros(len(W), device=W.device)  # the norm takes it up
         every = torch.ones(W.shape[1], dtype=torch.bool)
-        done = refit(W, b, sums.total(ALONE), every, self._damping)
+        moments = sums.total(ALONE)
+        if moments.count < W.shape[1]:
+            self._thin[name] = (moments.count, W.shape[1])
+        done = refit(W, b, moments, every, self._damping)
         with torch.no_grad():
             layer.matrix().copy_(done.W)
             if bias is not None and done.bias is not None:
