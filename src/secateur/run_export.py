@@ -15,16 +15,17 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateur.errors import ExportError, SaveError, UsageError, did_you_mean, first_line
 from secateur.exports.gguf import FILE as GGUF_FILE
 from secateur.exports.gguf import KINDS, check_gguf, uneven, write_gguf
 from secateur.exports.onnx import Onnx
 from secateur.exports.openvino import OpenVino
-from secateur.exports.programs import Exportable, Program, exportable
+from secateur.exports.programs import Exportable, Program, exportable, exportable_network
 from secateur.exports.runtime import Runtime
 from secateur.exports.torch_program import TorchProgram
+from secateur.network.graph.tracing import evaluating
 from secateur.network.network import Network
 from secateur.network.quiet import quiet_transformers
 from secateur.network.saving import RESULT_FILE, check_output, complete_folder
@@ -50,24 +51,27 @@ PROBE = 24  # tokens that a GGUF is held against torch on
 
 
 def export(
-    model: str | Path,
+    model: str | Path | nn.Module,
     *,
     output: str | Path,
     to: str,
     kind: str | None = None,
+    example_inputs: Any = None,
     overwrite: bool = False,
     seed: int = 0,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
-    """Exports a checkpoint.
+    """Exports a checkpoint, or a network in memory.
 
     Args:
-        model: A checkpoint, as for `load`; it is computed in float32.
+        model: A checkpoint, as for `load`, which is computed in float32; or any network in float32.
         output: The folder to write.
         to: `onnx`, `openvino`, `torch` or `gguf`.
         kind: Of a GGUF's matrices: `f16` (where nothing is said), `q8_0` or `q4_0`. Of ONNX and
             OpenVINO: `float32`, or `int8`, which quantizes weights, and activations as they come.
+        example_inputs: Of a network in memory: what it takes, a tensor or a tuple of tensors whose first axes count
+            examples. The export takes any number of them.
         overwrite: Whether an export that is there may be replaced.
         seed: Of the inputs that the outputs are compared on.
         trust_remote_code: Whether code that comes with the checkpoint may run.
@@ -86,9 +90,29 @@ def export(
     folder = Path(output).expanduser()
     _check(to, kind)
     check_output(folder, overwrite)
+    if isinstance(model, nn.Module):
+        if to == "gguf":
+            raise UsageError("export --to gguf is for checkpoints of language models; save the model first.")
+        with evaluating(model):
+            return _export(exportable_network(model, example_inputs), folder, to, kind, seed, {}, progress)
+    if example_inputs is not None:
+        raise UsageError("example_inputs= is for networks in memory; a checkpoint says what its model takes.")
     seconds: dict[str, float] = {}
     with timed(seconds, "load"):
         source = exportable(str(model), "float32", trust_remote_code, progress, seed, programs=to != "gguf")
+    return _export(source, folder, to, kind, seed, seconds, progress)
+
+
+def _export(
+    source: Exportable,
+    folder: Path,
+    to: str,
+    kind: str | None,
+    seed: int,
+    seconds: dict[str, float],
+    progress: Progress,
+) -> Exported:
+    """Writes an export, and holds it against torch."""
     if to == "gguf":
         check_gguf(source.network)
     tick = progress.bar(f"exporting to {to}", 2 * max(1, len(source.programs)))
@@ -287,7 +311,10 @@ def _keep_failed(scratch: Path, folder: Path) -> None:
 
 def _copy_beside(source: Exportable, folder: Path) -> None:
     """Writes what a user needs beside an export: the config, the tokenizer's files, or the images' settings."""
-    source.model.config.save_pretrained(folder)
+    if isinstance(source.model, transformers.PreTrainedModel):
+        source.model.config.save_pretrained(folder)
+    if source.source is None:
+        return
     if not source.source.is_dir():
         if source.tokenizer is not None:
             source.tokenizer.save_pretrained(folder)

@@ -22,6 +22,7 @@ from secateur.exports import onnx_int8
 from secateur.exports.onnx import Onnx
 from secateur.network.loading import load
 from tiny import save_tiny
+from zoo import ZOO
 
 TEXT = "What is cut off is gone; what is left must carry on as if nothing had happened. " * 40
 
@@ -227,6 +228,59 @@ def test_misuse_is_named(family: str, given: dict[str, Any], says: str, tmp_path
     with pytest.raises(UsageError, match=says):
         secateur.export(source, output=tmp_path / "out", **given)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino", "torch"])
+def test_a_network_in_memory_is_exported_after_it_was_pruned(to: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    build, example = ZOO["resnet20"]
+    x = example()
+    result = secateur.prune(build(), example_inputs=x, unit="filter", macs=0.6)
+    small = result.model.train()
+    told = secateur.export(small, example_inputs=x[:1], output=tmp_path / "out", to=to)
+    assert told.difference < 1e-3
+    assert small.training
+    if to == "onnx":
+        session = onnxruntime.InferenceSession(tmp_path / "out/model.onnx")
+        found = torch.from_numpy(session.run(["output"], {session.get_inputs()[0].name: x.numpy()})[0])
+        with torch.no_grad():
+            torch.testing.assert_close(found, small.eval()(x), atol=1e-4, rtol=1e-3)
+    if to != "torch":
+        timed = secateur.bench([tmp_path / "out"], repeats=1, batch=2, threads=1).models[0]
+        assert (timed.kind, timed.decode) == ("images", None)
+        assert timed.batch > 0
+
+
+def test_a_network_of_several_inputs_and_outputs_keeps_their_names(tmp_path: Path) -> None:
+    class Both(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = torch.nn.Linear(4, 3), torch.nn.Linear(5, 3)
+
+        def forward(self, left: torch.Tensor, right: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"sum": self.one(left) + self.two(right), "left": self.one(left)}
+
+    secateur.export(Both(), example_inputs=(torch.randn(2, 4), torch.randn(2, 5)), output=tmp_path / "out", to="onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "out/model.onnx")
+    assert [(one.name, one.shape) for one in session.get_inputs()] == [("left", ["batch", 4]), ("right", ["batch", 5])]
+    assert [one.name for one in session.get_outputs()] == ["output.0", "output.1"]
+
+
+@pytest.mark.parametrize(
+    ("network", "given", "says"),
+    [
+        (torch.nn.Linear(4, 3), {}, "example_inputs= takes a tensor"),
+        (torch.nn.Linear(4, 3), {"example_inputs": torch.randn(2, 5)}, "Linear doesn't take the example inputs"),
+        (torch.nn.Linear(4, 3).bfloat16(), {"example_inputs": torch.randn(2, 4)}, r"give model\.float\(\)"),
+        (torch.nn.Linear(4, 3), {"example_inputs": torch.randn(2, 4), "to": "gguf"}, "for checkpoints of language"),
+    ],
+)
+def test_misuse_of_networks_in_memory_is_named(
+    network: torch.nn.Module, given: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        secateur.export(network, output=tmp_path / "out", **{"to": "onnx", **given})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

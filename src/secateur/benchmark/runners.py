@@ -28,7 +28,7 @@ class Runner(ABC):
 
     Attributes:
         name: Of the runtime.
-        kind: `text` (generates), `encoder` (reads text), `images` or `sound`.
+        kind: `text` (generates), `encoder` (reads text), `sound`, or `images` (or what else is a network's only input).
     """
 
     name: ClassVar[str]
@@ -116,23 +116,24 @@ class _ByNames(Runner):
     vocabulary: int
 
     def _settle(self, folder: Path) -> None:
+        if "input_ids" not in self.inputs:
+            if len(self.inputs) > 1:
+                raise UsageError(f"bench: {folder} takes {', '.join(self.inputs)}; networks of one input are timed.")
+            self.kind = "images"
+            return
         config = json.loads((folder / "config.json").read_text())
         self.vocabulary = int(config.get("vocab_size", 2))
-        if "pixel_values" in self.inputs:
-            self.kind = "images"
-        else:
-            self.kind = "text" if any(name.startswith("past_key_values") for name in self.inputs) else "encoder"
+        self.kind = "text" if any(name.startswith("past_key_values") for name in self.inputs) else "encoder"
 
     def example(self, batch: int, length: int, seed: int) -> Any:
         if self.kind == "images":
-            return (
-                np.random.default_rng(0).standard_normal((batch, *self.inputs["pixel_values"][1:])).astype(np.float32)
-            )
+            ((_, *axes),) = self.inputs.values()
+            return np.random.default_rng(seed).standard_normal((batch, *axes)).astype(np.float32)
         return _tokens(self.vocabulary, batch, length, seed).numpy()
 
     def read(self, inputs: Any) -> State:
         if self.kind == "images":
-            return self.ask({"pixel_values": inputs})
+            return self.ask(dict.fromkeys(self.inputs, inputs))
         if self.kind == "encoder":
             return self.ask({"input_ids": inputs, "attention_mask": np.ones_like(inputs)})
         empty = {

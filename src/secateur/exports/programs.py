@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from secateur.errors import UsageError
+from secateur.errors import UsageError, first_line
+from secateur.network.graph.values import tensors
 from secateur.network.loading import load
 from secateur.network.network import Network
 from secateur.network.vision import is_classifier, load_classifier
@@ -56,14 +58,14 @@ class Exportable:
     """A model that is exported.
 
     Attributes:
-        source: Its folder.
+        source: Its folder; None of networks in memory.
         programs: What a runtime gets.
-        model: The transformers model.
+        model: The model.
         tokenizer: Its tokenizer, or None.
-        network: Its description; None of image classifiers.
+        network: Its description; None of image classifiers, and of networks in memory.
     """
 
-    source: Path
+    source: Path | None
     programs: tuple[Program, ...]
     model: Any
     tokenizer: Any
@@ -178,6 +180,67 @@ class Looking(nn.Module):
     def forward(self, pixel_values: Tensor) -> Any:
         """Returns (batch, classes) logits from (batch, channels, height, width)."""
         return (self.model(pixel_values=pixel_values, return_dict=False)[0],)
+
+
+class NetworkInMemory(nn.Module):
+    """Any network: the tensors in what it gives."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """Returns all tensors of the network's output, in order."""
+        return tuple(tensors(self.model(*inputs)))
+
+
+def exportable_network(model: nn.Module, example_inputs: Any) -> Exportable:
+    """Says what is exported of a network in memory.
+
+    Args:
+        model: In eval mode, in float32.
+        example_inputs: What it takes: a tensor, or a tuple of tensors. Their first axes count examples, and may have
+            any length in the export.
+
+    Raises:
+        UsageError: It doesn't take the inputs, or isn't computed in float32 on the processor.
+    """
+    inputs = example_inputs if isinstance(example_inputs, tuple | list) else (example_inputs,)
+    if not inputs or not all(isinstance(one, Tensor) and one.ndim and len(one) for one in inputs):
+        raise UsageError(
+            "export: example_inputs= takes a tensor, or a tuple of tensors, whose first axes count examples."
+        )
+    floats = [one for one in model.parameters() if one.is_floating_point()]
+    other = [one for one in floats if (one.dtype, one.device.type) != (torch.float32, "cpu")]
+    if other:
+        raise UsageError(
+            f"export: a network in memory is exported in float32 on the processor, and this one is {other[0].dtype} on "
+            f"{other[0].device}; give model.float().cpu()."
+        )
+    module = NetworkInMemory(model).eval()
+    two, one, three = (tuple(_so_many(tensor, number) for tensor in inputs) for number in (2, 1, 3))
+    try:
+        with torch.inference_mode():
+            given: tuple[Tensor, ...] = module(*two)
+    except Exception as error:  # whatever the network raises
+        raise UsageError(
+            f"export: {type(model).__name__} doesn't take the example inputs: {first_line(error)}"
+        ) from error
+    names = [
+        parameter.name
+        for parameter in signature(model.forward).parameters.values()
+        if parameter.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    ][: len(inputs)]
+    names += [f"input.{number}" for number in range(len(names), len(inputs))]
+    outputs = ("output",) if len(given) == 1 else tuple(f"output.{number}" for number in range(len(given)))
+    free: tuple[Free, ...] = ({0: "batch"},) * len(inputs)
+    program = Program("model", module, tuple(names), outputs, free, (two, one, three))
+    return Exportable(None, (program,), model, None, None)
+
+
+def _so_many(tensor: Tensor, number: int) -> Tensor:
+    """Returns a number of examples, the first ones once more where there are fewer."""
+    return tensor.repeat(-(-number // len(tensor)), *[1] * (tensor.ndim - 1))[:number].detach().clone()
 
 
 def exportable(
