@@ -40,6 +40,17 @@ def test_what_reads_or_hears_is_timed_as_such(family: str, kind: str, tmp_path: 
     assert (one.real_time is None) == (kind == "encoder")
 
 
+def test_exports_of_a_model_that_hears_are_timed_beside_it(tmp_path: Path) -> None:
+    source = save_tiny("whisper", tmp_path / "m")
+    for to in ("onnx", "openvino"):
+        secateur.export(source, output=tmp_path / to, to=to)
+    found = secateur.bench([source, tmp_path / "onnx", tmp_path / "openvino"], **FEW)
+    assert [(one.runtime, one.kind) for one in found.models] == [
+        ("torch", "sound"), ("onnxruntime", "sound"), ("openvino", "sound"),
+    ]  # fmt: skip
+    assert all(one.real_time is not None and one.real_time > 0 for one in found.models)
+
+
 def test_the_command_line_shows_a_table_and_writes_a_page(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("What is cut off is gone; what is left carries on. " * 80)
     models = [save_tiny("llama", tmp_path / name, tokenizer=True) for name in ("one", "two")]

@@ -108,30 +108,47 @@ class TorchRunner(Runner):
             cache, last = output.past_key_values, output.logits[:, -1:].argmax(-1)
 
 
+Ask = Callable[[dict[str, Any]], dict[str, Any]]
+Axes = dict[str, list[Any]]  # by name of an input, the sizes of its axes; what isn't a whole number is free
+
+
 class _ByNames(Runner):
     """A runtime that is asked by names, for files that `secateur export` wrote."""
 
-    ask: Callable[[dict[str, Any]], dict[str, Any]]
-    inputs: dict[str, list[Any]]  # by name, the sizes of the axes; what isn't a whole number is free
-    vocabulary: int
+    suffix: ClassVar[str]
 
-    def _settle(self, folder: Path) -> None:
-        if "input_ids" not in self.inputs:
-            if len(self.inputs) > 1:
-                raise UsageError(f"bench: {folder} takes {', '.join(self.inputs)}; networks of one input are timed.")
-            self.kind = "images"
+    def __init__(self, folder: str) -> None:
+        place = Path(folder).expanduser()
+        about = place / "config.json"  # networks in memory have none
+        self.config = json.loads(about.read_text()) if about.is_file() else {}
+        hearing = place / f"encoder_model{self.suffix}"
+        if hearing.is_file():
+            self.kind = "sound"
+            self.hear, self.inputs = self.opened(hearing)
+            self.ask, _ = self.opened(place / f"decoder_model{self.suffix}")
             return
-        config = json.loads((folder / "config.json").read_text())
-        self.vocabulary = int(config.get("vocab_size", 2))
-        self.kind = "text" if any(name.startswith("past_key_values") for name in self.inputs) else "encoder"
+        self.ask, self.inputs = self.opened(place / f"model{self.suffix}")
+        if "input_ids" in self.inputs:
+            self.kind = "text" if any(name.startswith("past_key_values") for name in self.inputs) else "encoder"
+        elif len(self.inputs) == 1:
+            self.kind = "images"
+        else:
+            raise UsageError(f"bench: {folder} takes {', '.join(self.inputs)}; networks of one input are timed.")
+
+    @abstractmethod
+    def opened(self, file: Path) -> tuple[Ask, Axes]:
+        """Returns what asks a file, and the shapes of its inputs."""
 
     def example(self, batch: int, length: int, seed: int) -> Any:
-        if self.kind == "images":
+        if self.kind in ("images", "sound"):
             ((_, *axes),) = self.inputs.values()
             return np.random.default_rng(seed).standard_normal((batch, *axes)).astype(np.float32)
-        return _tokens(self.vocabulary, batch, length, seed).numpy()
+        return _tokens(int(self.config.get("vocab_size", 2)), batch, length, seed).numpy()
 
     def read(self, inputs: Any) -> State:
+        if self.kind == "sound":
+            (heard,) = self.hear(dict.fromkeys(self.inputs, inputs)).values()
+            return np.full((len(inputs), 1), int(self.config["decoder_start_token_id"]), np.int64), heard
         if self.kind == "images":
             return self.ask(dict.fromkeys(self.inputs, inputs))
         if self.kind == "encoder":
@@ -152,6 +169,12 @@ class _ByNames(Runner):
         return found["logits"][:, -1:].argmax(-1), past, seen + length
 
     def write(self, state: State, tokens: int) -> None:
+        if self.kind == "sound":  # it has no cache: all that was written is read again
+            ids, heard = state
+            for _ in range(tokens):
+                logits = self.ask({"input_ids": ids, "encoder_hidden_states": heard})["logits"]
+                ids = np.concatenate([ids, logits[:, -1:].argmax(-1)], 1)
+            return
         for _ in range(tokens):
             state = self._step(*state)
 
@@ -160,41 +183,41 @@ class OnnxRunner(_ByNames):
     """ONNX Runtime."""
 
     name = "onnxruntime"
+    suffix = ".onnx"
 
-    def __init__(self, folder: str) -> None:
+    def opened(self, file: Path) -> tuple[Ask, Axes]:
         import onnxruntime  # noqa: PLC0415 (an extra)
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        session = onnxruntime.InferenceSession(Path(folder) / "model.onnx", options, providers=["CPUExecutionProvider"])
-        self.inputs = {one.name: list(one.shape) for one in session.get_inputs()}
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         outputs = [one.name for one in session.get_outputs()]
-        self.ask = lambda told: dict(zip(outputs, session.run(None, told), strict=True))
-        self._settle(Path(folder))
+        axes = {one.name: list(one.shape) for one in session.get_inputs()}
+        return lambda told: dict(zip(outputs, session.run(None, told), strict=True)), axes
 
 
 class OpenVinoRunner(_ByNames):
     """OpenVINO, in the precision that it chooses by itself."""
 
     name = "openvino"
+    suffix = ".xml"
 
-    def __init__(self, folder: str) -> None:
+    def opened(self, file: Path) -> tuple[Ask, Axes]:
         import openvino  # noqa: PLC0415 (an extra)
 
         settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
-        compiled = openvino.Core().compile_model(Path(folder) / "model.xml", "CPU", settings)
-        self.inputs = {
+        compiled = openvino.Core().compile_model(file, "CPU", settings)
+        names = [one.any_name for one in compiled.outputs]
+        axes = {
             one.any_name: [axis.get_length() if axis.is_static else None for axis in one.partial_shape]
             for one in compiled.inputs
         }
-        names = [one.any_name for one in compiled.outputs]
 
         def ask(told: dict[str, Any]) -> dict[str, Any]:
             found = compiled(told, share_outputs=False)
             return {name: found[name] for name in names}
 
-        self.ask = ask
-        self._settle(Path(folder))
+        return ask, axes
 
 
 class LlamaRunner(Runner):
@@ -230,7 +253,9 @@ def _tokens(vocabulary: int, batch: int, length: int, seed: int) -> Tensor:
 
 FILES: dict[str, tuple[type[Runner], str | None]] = {
     "model.onnx": (OnnxRunner, "onnxruntime"),
+    "encoder_model.onnx": (OnnxRunner, "onnxruntime"),
     "model.xml": (OpenVinoRunner, "openvino"),
+    "encoder_model.xml": (OpenVinoRunner, "openvino"),
     GGUF_FILE: (LlamaRunner, "llama_cpp"),
 }
 
@@ -244,6 +269,6 @@ def runner_of(folder: str) -> tuple[type[Runner], str | None]:
     for name, found in FILES.items():
         if (Path(folder).expanduser() / name).is_file():
             return found
-    if any(Path(folder).expanduser().glob("*.onnx")) or any(Path(folder).expanduser().glob("*.pt2")):
+    if any(Path(folder).expanduser().glob("*.pt2")):
         raise UsageError(f"bench: {folder} is an export that isn't timed; time the checkpoint that it was made of.")
     return TorchRunner, None
