@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from secateur.benchmark.bench import Bench, Timed
-from secateur.report.numbers import shorten, size
+from secateur.report.numbers import number_of, shorten, size
 from secateur.report.page import plots_page
 from secateur.report.plots import COLOURS, Plot
 from secateur.report.terminal import WIDTH, plain_table
@@ -30,7 +30,8 @@ def bench_table(bench: Bench) -> RenderableType:
         table.add_row(shorten(one.name, 24), one.runtime, *cells, size(one.peak), size(one.bytes), *last)
     told = bench.settings
     tokens = f"{told['prompt']} tokens read, {told['tokens']} written, " if bench.models[0].kind == "text" else ""
-    how = f"{told['threads']} threads, {told['repeats']} turns, {tokens}batches of {told['batch']}."
+    turns = f"{number_of(told['threads'], 'thread')}, {number_of(told['repeats'], 'turn')}"
+    how = f"{turns}, {tokens}batches of {told['batch']}."
     spread = max(one.spread for one in bench.models)
     return Group(table, Text(shorten(how, WIDTH)), Text(NOTE.format(spread=spread)))
 

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from secateur.recipe import Prune
+from secateur.report.numbers import number_of
 from secateur.report.terminal import figure_rows
 from secateur.report.words import all_notes, describe_stage, measured_on
 from secateur.result import Result
@@ -66,10 +67,10 @@ def calibration_sentence(calibration: dict[str, Any] | None) -> str:
     data = calibration.get("data", "self")
     words = "text that the model wrote itself" if data == "self" else str(data)
     if "examples" in calibration:
-        return f"Calibrated on {words}: {calibration['examples']:,} examples."
-    windows = f" {calibration['windows']:,} windows" if "windows" in calibration else ""
-    length = f" of {calibration['length']:,} tokens" if windows and "length" in calibration else ""
-    tokens = f", {calibration['tokens']:,} tokens in all" if "tokens" in calibration else ""
+        return f"Calibrated on {words}: {number_of(calibration['examples'], 'example')}."
+    windows = f" {number_of(calibration['windows'], 'window')}" if "windows" in calibration else ""
+    length = f" of {number_of(calibration['length'], 'token')}" if windows and "length" in calibration else ""
+    tokens = f", {number_of(calibration['tokens'], 'token')} in all" if "tokens" in calibration else ""
     held_out = f"; {calibration['held_out']:,} windows were held out" if calibration.get("held_out") else ""
     return f"Calibrated on {words}{':' if windows else ''}{windows}{length}{tokens}{held_out}."
 

@@ -22,6 +22,11 @@ def count(value: float) -> str:
     return scaled(value, ("", "k", "M", "B", "T"))
 
 
+def number_of(value: int, thing: str) -> str:
+    """Returns a number of things with the thing's name: `1 window`, `20 windows`."""
+    return f"{value:,} {thing}{'' if value == 1 else 's'}"
+
+
 def size(value: float) -> str:
     """Returns a number of bytes, in powers of 1000: `538.1 MB`."""
     return scaled(value, ("bytes", "kB", "MB", "GB", "TB"))

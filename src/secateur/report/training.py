@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from secateur.recipe import Quantize
+from secateur.report.numbers import number_of
 from secateur.result import StageReport, TrainingReport
 
 COLUMNS = ("stage", "kind", "step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm")
@@ -68,18 +69,17 @@ def _grouped(given: Mapping[str, Any]) -> bool:
 
 
 def _length(given: Mapping[str, Any]) -> str:
-    limits = [f"{given['steps']:,} steps"] if "steps" in given else []
-    limits += [f"{given['minutes']:g} minutes"] if "minutes" in given else []
+    limits = [number_of(given["steps"], "step")] if "steps" in given else []
+    limits += [f"{given['minutes']:g} minute{'' if given['minutes'] == 1 else 's'}"] if "minutes" in given else []
     return f" for at most {' or '.join(limits)}" if limits else ""
 
 
 def training_line(training: TrainingReport) -> str:
     """Returns what training came to, in a line of words."""
     kept = "as it was" if training.best == 0 else f"after step {training.best:,}"
-    return (
-        f"{training.steps:,} steps on {training.trained:,} examples of {training.data}; loss on {training.judged:,} "
-        f"others {training.before:.4f} before, {training.after:.4f} {kept}."
-    )
+    learnt = f"{number_of(training.steps, 'step')} on {number_of(training.trained, 'example')} of {training.data}"
+    losses = f"{training.before:.4f} before, {training.after:.4f} {kept}"
+    return f"{learnt}; loss on {number_of(training.judged, 'other')} {losses}."
 
 
 def training_table(stages: Sequence[StageReport]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from secateur.report.numbers import count, duration, percent, size, small
+from secateur.report.numbers import count, duration, number_of, percent, size, small
 from secateur.report.training import describe_recovery, training_line
 from secateur.result import Comparison, Result, StageReport
 
@@ -18,11 +18,11 @@ def measured_on(comparison: Comparison) -> str:
     """Returns on what the quality was measured, in words; empty where it wasn't."""
     dense = comparison.dense
     if dense.examples is not None:
-        return f"Quality was measured on {dense.examples:,} examples."
+        return f"Quality was measured on {number_of(dense.examples, 'example')}."
     if dense.text is None:
         return ""
-    windows = "" if dense.windows is None else f", {dense.windows:,} windows"
-    tokens = "" if dense.tokens is None else f", {dense.tokens:,} predicted tokens"
+    windows = "" if dense.windows is None else f", {number_of(dense.windows, 'window')}"
+    tokens = "" if dense.tokens is None else f", {number_of(dense.tokens, 'predicted token')}"
     return f"Quality was measured on {dense.text}{windows}{tokens}."
 
 
@@ -152,7 +152,8 @@ def stage_lines(stage: StageReport) -> tuple[str, ...]:
     lines = [describe_stage(stage.stage)]
     if stage.layers:
         share = percent(stage.sparsity)
-        lines.append(f"{len(stage.layers)} layers, {stage.zeros:,} of {stage.weights:,} weights zero ({share}).")
+        zeros = f"{stage.zeros:,} of {stage.weights:,} weights zero"
+        lines.append(f"{number_of(len(stage.layers), 'layer')}, {zeros} ({share}).")
     ranks = [layer.rank for layer in stage.layers if layer.rank is not None]
     if ranks:
         lines.append(f"{len(ranks)} of them stand as factors, of rank {min(ranks):,} to {max(ranks):,}.")
