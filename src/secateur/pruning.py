@@ -3,39 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 
 import torch
-from torch import Tensor
 
 from secateur.allocation import ALLOCATORS
 from secateur.allocation.allocator import Allocator
 from secateur.allocation.amounts import Amount, Pattern, Threshold
 from secateur.allocation.error import MarginalError
 from secateur.allocation.ranking import ScoreRanking
-from secateur.allocation.selection import keep_mask, lowest
+from secateur.allocation.selection import lowest
 from secateur.allocation.uniform import uniform
 from secateur.calibration.activations import IN_MEMORY, Activations, Storage
 from secateur.calibration.data import Windows
-from secateur.calibration.loss import loss_gradients, output_sensitivity
+from secateur.calibration.loss import output_sensitivity
 from secateur.calibration.runner import BlockRunner
-from secateur.calibration.statistics import GRADIENTS, Gradients, Needs, Statistics
-from secateur.errors import NothingPrunedError, SecateurError, UsageError
+from secateur.calibration.statistics import GRADIENTS, Gradients, Statistics
+from secateur.errors import NothingPrunedError, UsageError
 from secateur.journal import Journal, layer_report
-from secateur.layer_choice import amounts_of, check_pattern, select_layers, solving_needs
+from secateur.layer_choice import amounts_of, check_pattern, select_layers
 from secateur.layer_report import report_of
+from secateur.layer_work import LayerWork
 from secateur.network.network import Layer, Network
 from secateur.processes import ALONE, Processes
 from secateur.progress import Progress
 from secateur.recipe import Calibration, Prune
 from secateur.result import BlockReport, LayerReport, StageReport
-from secateur.route import Route, owners
-from secateur.scores import SCORES, Score, score_named
-from secateur.solvers import Problem, Solution, Solver, Step, chain_named, solve_chain
-from secateur.timing import timed
+from secateur.route import Route
+from secateur.scores import SCORES
 from secateur.training.reconstruction import reconstruct
 from secateur.unreached import even_counts, notes, unreached
 
@@ -73,7 +69,7 @@ def prune_weights(
     """
     chosen = select_layers(network, stage)
     check_pattern(chosen, stage)
-    work = _Work(network, stage, windows, calibration, seed, progress, chosen, journal, team, storage)
+    work = _Pruning(network, stage, windows, calibration, seed, progress, chosen, team, storage, journal=journal)
     reports = work.carry_out()
     if all(report.zeros == report.zeros_before for report in reports):
         raise NothingPrunedError(
@@ -99,67 +95,17 @@ def prune_weights(
     )
 
 
-def solve_levels(
-    network: Network,
-    stage: Prune,
-    windows: Windows | None,
-    calibration: Calibration,
-    seed: int,
-    progress: Progress,
-    levels: Mapping[str, Sequence[int]],
-    take: Callable[[Layer, int, Tensor, Tensor, Statistics], None],
-    storage: Storage = IN_MEMORY,
-) -> None:
-    """Solves layers at several numbers of zeros each, by the statistics of the dense model, which stays as it is.
-
-    Args:
-        network, windows, calibration, seed, progress, storage: As for `prune_weights`.
-        stage: How layers are solved; its target says nothing here.
-        levels: Numbers of zeros, by layer.
-        take: Is called with the layer, the number of zeros, its weights before and after (out, in), and the statistics
-            of its input.
-    """
-    chosen = [layer for layer in select_layers(network, stage) if levels.get(layer.name)]
-    if not chosen:
-        return
-    work = _Work(network, stage, windows, calibration, seed, progress, chosen, None, ALONE, storage)
-    if work.needs & GRADIENTS and stage.gradient == "loss":
-        work.differentiate_loss()
-
-    def act(layer: Layer, statistics: Statistics) -> None:
-        W = work.dense(layer)
-        for zeros in levels[layer.name]:
-            solution, _, _ = work.solve(layer, W, Amount(remove=zeros), statistics)
-            take(layer, zeros, W, solution.W, statistics)
-
-    work.look(work.needs, act, "solving every level")
-
-
 @dataclass
-class _Work:
-    """One stage's work on one network."""
+class _Pruning(LayerWork):
+    """Plans how much goes from each layer, and prunes.
 
-    network: Network
-    stage: Prune
-    windows: Windows | None
-    calibration: Calibration
-    seed: int
-    progress: Progress
-    layers: list[Layer]
-    journal: Journal | None
-    team: Processes
-    storage: Storage
+    Attributes:
+        journal: Takes up each finished block, if there is one.
+        blocks: What reconstruction came to.
+    """
 
-    def __post_init__(self) -> None:
-        self.score: Score | None = score_named(self.stage.score) if self.stage.score else None
-        self.chain: tuple[Solver, ...] = chain_named(self.stage.solver)
-        self.needs = solving_needs(self.stage)
-        self.seconds: dict[str, float] = defaultdict(float)
-        self.notes: list[str] = []
-        self.blocks: list[BlockReport] = []
-        self.index = {layer.name: number for number, layer in enumerate(self.layers)}
-        self.reports: dict[str, LayerReport] = {}
-        self.loss_gradients: dict[str, Gradients] = {}
+    journal: Journal | None = None
+    blocks: list[BlockReport] = field(default_factory=list)
 
     def plan(self) -> dict[str, int]:
         """Returns how many weights go from each layer, where a sparsity says so; may take a pass over the model."""
@@ -279,41 +225,6 @@ class _Work:
             }
             self.journal.commit(position, state, [runner.hidden for runner in runners if runner is not None])
 
-    def differentiate_loss(self) -> None:
-        assert self.windows is not None
-        with self._timed("gradients"):
-            self.loss_gradients = loss_gradients(
-                self.network,
-                self.layers,
-                self.windows,
-                self.needs,
-                self.calibration.compute,
-                self.progress,
-                self.team,
-            )
-
-    def look(self, needs: Needs, act: Callable[[Layer, Statistics], None], label: str) -> None:
-        """Calls `act` on each layer of the dense model with its statistics, but not on experts that aren't reached."""
-
-        def reached(layer: Layer, statistics: Statistics) -> None:
-            if not unreached(layer, statistics, needs):
-                act(layer, statistics)
-
-        route = Route(self.network, self.layers, needs)
-        runner = self._runner(needs, "plan")
-        tick = self.progress.bar(label, route.ticks(0, needs, 0 if runner is None else len(runner.hidden)))
-        for number in range(route.end):
-            with self.network.resident(number):
-                statistics, gradients = self._gather(runner, route.blocks[number], needs, tick)
-                self._act(route.blocks[number], statistics, gradients, reached, tick)
-                if runner is not None and number < route.passed:
-                    with self._timed("propagate"):
-                        runner.advance(tick)
-                        runner.hidden.forget()
-        self._act(route.outside, *self._gather_outside(runner, route.outside, needs, tick), reached, tick)
-        if runner is not None:
-            runner.close()
-
     def _prune(self, counts: Mapping[str, int]) -> None:
         """Prunes each layer by the statistics that the pruned blocks before it leave; commits block by block."""
         amounts = self._amounts(counts)
@@ -324,8 +235,8 @@ class _Work:
         route = Route(self.network, self.layers, self.needs)
         first = 0 if self.journal is None else self.journal.position
         going = first < route.end or bool(route.outside)
-        runner = self._runner(self.needs, "hidden", restored=True) if going else None
-        dense = self._runner(self.needs, "dense", restored=True) if going and self.stage.reconstruct else None
+        runner = self._runner(self.needs, "hidden", first) if going else None
+        dense = self._runner(self.needs, "dense", first) if going and self.stage.reconstruct else None
         tick = self.progress.bar("pruning", route.ticks(first, self.needs, 0 if runner is None else len(runner.hidden)))
         tuned = self.progress.bar("reconstructing", route.end - first) if dense is not None else None
         for number in range(first, route.end):
@@ -372,89 +283,11 @@ class _Work:
         if self.journal is not None:
             self.journal.keep_rest()
 
-    def _runner(self, needs: Needs, name: str, restored: bool = False) -> BlockRunner | None:
-        """Returns a runner, `restored` where the journal stands; None where nothing of the inputs is needed."""
-        if not needs:
-            return None
-        assert self.windows is not None
-        given = (self.windows, self.calibration.compute, self.storage, f"{name}-{self.team.rank}")
-        with self._timed("prelude"):
-            runner = BlockRunner(self.network, *given, team=self.team)
-            if restored and self.journal is not None and self.journal.position:
-                runner.restore(self.journal.position)
-        return runner
-
-    def _gather(
-        self, runner: BlockRunner | None, some: list[Layer], needs: Needs, tick: Callable[[], None]
-    ) -> tuple[dict[str, Statistics], dict[str, Gradients]]:
-        """Returns what is needed of a block's layers."""
-        if runner is None or not some:
-            return {}, self.loss_gradients
-        with self._timed("gather"):
-            readers: dict[str, tuple[Layer, Needs]] = {}
-            for layer in some:
-                readers.setdefault(layer.reads, (layer, needs))
-            statistics = runner.gather(readers, tick)
-        if self.loss_gradients or not needs & GRADIENTS:
-            return statistics, self.loss_gradients
-        with self._timed("gradients"):
-            return statistics, runner.gradients(some, needs, tick)
-
-    def _gather_outside(
-        self, runner: BlockRunner | None, outside: list[Layer], needs: Needs, tick: Callable[[], None]
-    ) -> tuple[dict[str, Statistics], dict[str, Gradients]]:
-        if runner is None:
-            return {}, self.loss_gradients
-        with self._timed("gather"):
-            return runner.gather_outside([(layer, needs) for layer in outside], tick), self.loss_gradients
-
     def _reconstruct(self, runner: BlockRunner, some: list[Layer], targets: Activations) -> None:
         stage = self.stage
         with self._timed("reconstruct"), runner.differentiable():
             report = reconstruct(runner, some, targets, stage.reconstruct_passes, stage.reconstruct_halves)
         self.blocks.append(report)
-
-    def _act(
-        self,
-        layers: list[Layer],
-        statistics: dict[str, Statistics],
-        gradients: dict[str, Gradients],
-        act: Callable[[Layer, Statistics], None],
-        tick: Callable[[], None],
-        shared: bool = False,
-    ) -> None:
-        """Acts on layers, shared out among the processes if what comes of it is their weights and reports."""
-        owning = owners(layers, self.team.size) if shared else [self.team.rank] * len(layers)
-        with self._timed("solve"), torch.inference_mode():
-            for layer, owner in zip(layers, owning, strict=True):
-                if owner == self.team.rank:
-                    act(layer, self._known(layer, statistics, gradients))
-                tick()
-            if shared and self.team.size > 1:
-                for layer, owner in zip(layers, owning, strict=True):
-                    self.team.send(layer.part(layer.parameter.data), owner)
-                    report = self.team.share(self.reports.get(layer.name), owner)
-                    assert report is not None
-                    self.reports[layer.name] = report
-
-    def _known(
-        self, layer: Layer, statistics: Mapping[str, Statistics], gradients: Mapping[str, Gradients]
-    ) -> Statistics:
-        """Returns what was gathered of a layer; of no tokens where nothing was."""
-        known = statistics.get(layer.reads) or Statistics.empty(layer.shape[1], Needs.NOTHING, self.network.device)
-        return replace(known, gradients=gradients.get(layer.name))
-
-    def dense(self, layer: Layer) -> Tensor:
-        """(out, in) float32, on the compute device, contiguous."""
-        return layer.matrix().to(self.network.device, torch.float32).contiguous()
-
-    def _scores(self, score: Score, layer: Layer, W: Tensor, statistics: Statistics | None) -> Tensor:
-        """The layer's scores, -inf where a weight is zero already: removing it again costs nothing."""
-        random = torch.Generator().manual_seed(self.seed * 1_000_003 + self.index[layer.name])
-        scores = score.weights(W, statistics, random)
-        if scores.shape != W.shape:
-            raise SecateurError(f"score '{score.name}' gave {tuple(scores.shape)} for {layer.name}: {tuple(W.shape)}.")
-        return torch.where(W == 0, -torch.inf, scores)
 
     def _prune_layer(self, layer: Layer, amount: Amount, statistics: Statistics | None) -> LayerReport:
         start = time.perf_counter()
@@ -469,28 +302,6 @@ class _Work:
         solution, steps, threshold = self.solve(layer, W, amount, statistics)
         layer.write(solution.W.to("cpu"), solution.keep.to("cpu"))
         return report_of(layer, zeros_before, start, steps, threshold)
-
-    def solve(
-        self, layer: Layer, W: Tensor, amount: Amount, statistics: Statistics | None
-    ) -> tuple[Solution, tuple[Step, ...], float | None]:
-        """Returns a layer's new weights, what each solver came to, and the score below which weights went.
-
-        An expert that no token reached goes by the size of its weights.
-        """
-        score, chain = self.score, self.chain
-        if statistics is not None and unreached(layer, statistics, self.needs):
-            score, chain = score if score is not None and not score.needs else SCORES["l1"], chain_named("none")
-            statistics = None
-        keep, threshold = None, None
-        if score is not None:
-            scores = self._scores(score, layer, W, statistics)
-            keep, threshold = keep_mask(scores, amount, layer.name)
-        block_size = min(self.stage.block_size, W.shape[1])
-        problem = Problem(layer.name, W, statistics, amount, keep, damping=self.stage.damping, block_size=block_size)
-        return (*solve_chain(chain, problem), threshold)
-
-    def _timed(self, phase: str) -> AbstractContextManager[None]:
-        return timed(self.seconds, phase)
 
 
 def _extent(reports: Sequence[LayerReport]) -> str:

@@ -16,10 +16,10 @@ from secateur.calibration.loss import output_sensitivity
 from secateur.calibration.statistics import Statistics
 from secateur.calibration.windows import Windows
 from secateur.layer_choice import select_layers
+from secateur.layer_work import solve_levels
 from secateur.linear_algebra import row_errors
 from secateur.network.network import Layer, Network
 from secateur.progress import Progress
-from secateur.pruning import solve_levels
 from secateur.recipe import Prune, Recipe, Search, Stage
 
 
