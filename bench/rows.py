@@ -41,8 +41,12 @@ class Rows:
         """Writes a row, and prints it without what is told to be quiet about."""
         known = {**self.rows, name: row}
         self.data["rows"] = {one: known[one] for one in self._order if one in known}
-        self._file.write_text(json.dumps(self.data, indent=1) + "\n")
+        self.write()
         print(name, {what: value for what, value in row.items() if what not in quiet}, flush=True)
+
+    def write(self) -> None:
+        """Writes the file."""
+        self._file.write_text(json.dumps(self.data, indent=1) + "\n")
 
 
 def parser_of(doc: str | None, only: Iterable[str] | None = None) -> argparse.ArgumentParser:
