@@ -213,7 +213,8 @@ def table(results: dict[str, Any]) -> str:
             f"| {name} | {row['parameters']:.1%} | {row['perplexity']:.1f} | {row['bits_per_byte']:.3f} | "
             f"{row['kl']:.2f} | {row['seconds']:.0f} |"
         )
-    return "\n".join(lines) + "\n\n" + speed_table(results.get("speeds", {}))
+    parts = ["\n".join(lines), *([speed_table(results["speeds"])] if "speeds" in results else [])]
+    return "\n\n".join(parts)
 
 
 def speed_table(speeds: dict[str, Any]) -> str:
