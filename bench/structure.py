@@ -54,7 +54,12 @@ ROWS: dict[str, Stages] = {
 ROWS |= {
     f"layers, {number} of 30{way}": [{"unit": "layer", "remove": number, **score}]
     for number in (2, 4, 6)
-    for way, score in {"": {"score": "loo-kl"}, ", block influence": {}, ", l2": {"score": "l2"}}.items()
+    for way, score in {
+        "": {"score": "loo-kl"},
+        ", one after the other": {"score": "loo-kl", "solver": "greedy"},
+        ", block influence": {},
+        ", l2": {"score": "l2"},
+    }.items()
 }
 LOSS = {"unit": "neuron", "gradient": "loss", "allocation": "global"}
 ROWS |= {
