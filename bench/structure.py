@@ -150,7 +150,7 @@ def speeds(rows: dict[str, Any], dense: Path, data: Path, scratch: Path) -> dict
     for name, folder in folders.items():
         carried_out([_plain(stage, rows[name]) for stage in ROWS[name]], dense, folder, data, None)
     for threads in dict.fromkeys((1, os.cpu_count() or 1)):
-        timed = secateur("bench", str(dense), *map(str, folders.values()), "--threads", str(threads), "--repeats", "9")
+        timed = secateur("bench", str(dense), *map(str, folders.values()), "--threads", str(threads), "--batch", "4")
         before, *others = timed["models"]
         for name, one in zip(folders, others, strict=True):
             row = found.setdefault(name, {"bytes": round(one["bytes"] / before["bytes"], 4), "threads": {}})
