@@ -1,13 +1,20 @@
-"""Where bf16 products pay."""
+"""Where bf16 products pay, and float16 ones that processors compute in float32."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
-from secateur.calibration.precision import bf16_pays
+from secateur.calibration.precision import bf16_pays, half_in_float32
+
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
@@ -26,3 +33,54 @@ def test_bf16_pays_where_the_processor_multiplies_it(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert bf16_pays(torch.device("cpu")) is pays
     assert bf16_pays(torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [(nn.Linear(24, 6), (3, 5, 24)), (nn.Conv1d(8, 6, 3), (2, 8, 11)), (nn.Conv2d(3, 4, 3), (2, 3, 7, 7))],
+)
+def test_a_layers_outputs_are_those_of_float32_rounded(module: nn.Module, shape: tuple[int, ...]) -> None:
+    half = copy.deepcopy(module).half()
+    x = torch.randn(shape).half()
+    with torch.no_grad(), half_in_float32(torch.float16, CPU):
+        found = half(x)
+        wanted = copy.deepcopy(half).float()(x.float()).half()
+    assert found.dtype == torch.float16
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize(
+    "product",
+    [
+        lambda a, b: a @ b,
+        torch.matmul,
+        torch.bmm,
+        lambda a, b: torch.einsum("nij,njk->nik", a, b),
+        lambda a, b: functional.scaled_dot_product_attention(a, b, b),
+    ],
+)
+def test_products_of_tensors_are_those_of_float32_rounded(product: Callable[[Tensor, Tensor], Tensor]) -> None:
+    a, b = torch.randn(2, 16, 16).half(), torch.randn(2, 16, 16).half()
+    with half_in_float32(torch.float16, CPU):
+        found = product(a, b)
+    assert found.dtype == torch.float16
+    assert torch.equal(found, product(a.float(), b.float()).half())
+
+
+def test_gradients_pass_through() -> None:
+    layer, x = nn.Linear(8, 4).half(), torch.randn(3, 8).half()
+    with half_in_float32(torch.float16, CPU):
+        layer(x).float().square().sum().backward()
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.dtype == torch.float16
+    assert bool(layer.weight.grad.abs().sum() > 0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device"), [(torch.bfloat16, "cpu"), (torch.float32, "cpu"), (torch.float16, "cuda")]
+)
+def test_other_dtypes_and_devices_are_left_alone(dtype: torch.dtype, device: str) -> None:
+    a = torch.randn(4, 4).half()
+    with half_in_float32(dtype, torch.device(device)):
+        assert not isinstance(torch.overrides._get_current_function_mode(), TorchFunctionMode)
+        assert (a @ a).dtype == torch.float16

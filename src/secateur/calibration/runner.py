@@ -20,7 +20,7 @@ from secateur.calibration.activations import IN_MEMORY, Activations, Storage
 from secateur.calibration.experts import ExpertUsage, Routing, add_usage, expert_inputs, watching_experts
 from secateur.calibration.inputs import model_inputs
 from secateur.calibration.loss import add_gradients, differentiating
-from secateur.calibration.precision import gram_products, products
+from secateur.calibration.precision import gram_products, half_in_float32, products
 from secateur.calibration.stand_ins import Call, record, standing_in
 from secateur.calibration.statistics import INPUTS, Gradients, Needs, Statistics
 from secateur.calibration.watching import LastInputSeen, watching
@@ -75,7 +75,7 @@ class BlockRunner:
         self._ranges = network.ranges
         self.hidden = Activations(name, storage, 0)
         for number, part in enumerate(self._windows):
-            with torch.inference_mode():
+            with torch.inference_mode(), half_in_float32(network.model.dtype, torch.device("cpu")):
                 hidden, calls = record(network, part, self._ranges[0])
             if number == 0:
                 self.hidden = Activations(name, storage, hidden.nbytes * sum(map(len, self._windows)) // len(part))

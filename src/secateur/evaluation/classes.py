@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from secateur.calibration.data import text_tokenizer, window_length
+from secateur.calibration.precision import half_in_float32
 from secateur.calibration.tables import Table
 from secateur.errors import UsageError
 from secateur.network.classifier import is_sequence_classifier
@@ -59,7 +60,8 @@ def _measured(metrics: Metrics, network: Network, table: Table, length: int | No
     for start in progress.track(range(0, len(table), ROWS), "evaluating"):
         batch = table.batch(range(start, min(start + ROWS, len(table))), tokenizer, size)
         labels = batch.pop("labels")
-        logits = network.model(**batch).logits.float()
+        with half_in_float32(network.model.dtype, network.model.device):
+            logits = network.model(**batch).logits.float()
         places = labels * classes + logits.argmax(-1)
         confusion += torch.bincount(places, minlength=classes * classes).view(classes, classes)
         loss += float(functional.cross_entropy(logits, labels, reduction="sum"))

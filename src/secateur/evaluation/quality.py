@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from secateur.calibration.activations import IN_MEMORY, Storage
 from secateur.calibration.inputs import model_inputs, predicted_ids
+from secateur.calibration.precision import half_in_float32
 from secateur.calibration.runner import BlockRunner
 from secateur.calibration.windows import Windows
 from secateur.errors import SecateurError, UsageError
@@ -165,7 +166,12 @@ def _own_outputs(
 ) -> Iterator[Callable[[int], Tensor]]:
     """`outputs` of token rows of different lengths; a streamed network's are filled up behind, which it can't see."""
     if network.store is None:
-        yield lambda number: _flat(network.model(rows[number][None])[0])
+
+        def own(number: int) -> Tensor:
+            with half_in_float32(network.model.dtype, network.model.device):
+                return _flat(network.model(rows[number][None])[0])
+
+        yield own
         return
     if network.family.objective != "causal":
         raise UsageError(
@@ -195,7 +201,8 @@ def outputs(
 
         def output_of(number: int) -> Tensor:
             first, others = model_inputs(network, windows.one(number))
-            return _flat(network.model(first, **others)[0])
+            with half_in_float32(network.model.dtype, network.model.device):
+                return _flat(network.model(first, **others)[0])
 
         yield output_of
         return
