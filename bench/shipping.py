@@ -199,7 +199,7 @@ def runtimes(place: Place) -> Row:
         of = ", dense" if name == "dense" else ""
         shown |= {f"torch{of}": folder}
         made = exports(folder, place.scratch / f"{name}-exports", kinds)
-        shown |= {f"{what}{of}": place_ for what, place_ in made.items()}
+        shown |= {f"{what}{of}": written for what, written in made.items()}
     row = timed({}, shown)
     row["perplexity"] = {"dense": round(found["dense"]["perplexity"], 2), "small": round(after["perplexity"], 2)}
     row["share"] = {name: round(after[name] / found["dense"][name], 4) for name in ("parameters", "macs")}
@@ -318,10 +318,10 @@ def main() -> None:
         return
     check_texts(arguments.data)
     results = Rows(RESULTS, "python bench/shipping.py --data DATA --whisper MODEL", ROWS, arguments.again)
-    for name in results.wanted(arguments.only):
-        if name in ("whisper", "speech.yaml") and arguments.whisper is None:
-            print(f"{name} needs --whisper MODEL.")
-            continue
+    wanted = results.wanted(arguments.only)
+    if arguments.whisper is None and {"whisper", "speech.yaml"} & set(wanted):
+        parser.error("the rows whisper and speech.yaml need --whisper MODEL; others are named by --only.")
+    for name in wanted:
         with tempfile.TemporaryDirectory() as folder:
             scratch = Path(folder)
             keep = arguments.keep or scratch / "keep"

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,8 @@ def carried_out(stages: Stages, dense: Path, out: Path, data: Path, evaluate: di
 
 def speeds(rows: dict[str, Any], dense: Path, data: Path, scratch: Path) -> dict[str, Any]:
     """Times checkpoints as wide as those of rows beside the dense one, on one thread and on all."""
+    if missing := [name for name in TIMED if name not in rows]:
+        sys.exit(f"--speeds takes the widths of rows, and these weren't measured yet: {', '.join(missing)}.")
     found: dict[str, Any] = {}
     folders = {name: scratch / f"cut{number}" for number, name in enumerate(TIMED)}
     for name, folder in folders.items():

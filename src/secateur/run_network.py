@@ -22,6 +22,7 @@ from secateur.network.graph.network import Fixed, GraphNetwork
 from secateur.network.graph.saving import difference, rebuild, save_shapes
 from secateur.network.graph.tracing import evaluating
 from secateur.network.loading import weight_bytes
+from secateur.network.modeling import check_plain
 from secateur.network.network import Source
 from secateur.network.pretrained import plain_kind, pretrained
 from secateur.network.saving import check_output, complete_folder, save_model
@@ -169,7 +170,8 @@ class NetworkRun:
             if plain_kind(small) is not None:
                 small = pretrained(small, network.inputs)
             if stage.uniform:
-                _check_plain(small)
+                advice = "Leave --uniform out, take --allocation uniform, or cut other units."
+                check_plain(small, network.architecture, advice)
             reports.append(report)
         return network, small, keep, tuple(reports)
 
@@ -248,16 +250,6 @@ class NetworkRun:
             notes=tuple(self.notes),
             search=None if self.found is None else self.found.told,
             network=small,
-        )
-
-
-def _check_plain(small: nn.Module) -> None:
-    """Raises UsageError if a transformers model won't be a plain checkpoint when it is saved."""
-    if hasattr(type(small), "plain"):
-        raise UsageError(
-            f"--uniform: the config of {plain_kind(small).__name__} can't say these widths, so the checkpoint would "
-            "need the modeling file that secateur writes beside it. Leave --uniform out, take --allocation uniform, or "
-            "cut other units."
         )
 
 

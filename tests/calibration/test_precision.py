@@ -12,9 +12,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from secateur.calibration.precision import bf16_pays, half_in_float32
+from secateur.calibration.precision import PRODUCTS, bf16_pays, half_in_float32
 
 CPU = torch.device("cpu")
+
+
+class Seen(TorchFunctionMode):
+    """Notes the dtypes that products are called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in PRODUCTS:
+            self.dtypes |= {one.dtype for one in args if isinstance(one, Tensor)}
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(
@@ -42,9 +55,11 @@ def test_bf16_pays_where_the_processor_multiplies_it(
 def test_a_layers_outputs_are_those_of_float32_rounded(module: nn.Module, shape: tuple[int, ...]) -> None:
     half = copy.deepcopy(module).half()
     x = torch.randn(shape).half()
-    with torch.no_grad(), half_in_float32(torch.float16, CPU):
+    with torch.no_grad(), Seen() as seen, half_in_float32(torch.float16, CPU):
         found = half(x)
+    with torch.no_grad():
         wanted = copy.deepcopy(half).float()(x.float()).half()
+    assert seen.dtypes == {torch.float32}
     assert found.dtype == torch.float16
     assert torch.equal(found, wanted)
 
@@ -61,8 +76,9 @@ def test_a_layers_outputs_are_those_of_float32_rounded(module: nn.Module, shape:
 )
 def test_products_of_tensors_are_those_of_float32_rounded(product: Callable[[Tensor, Tensor], Tensor]) -> None:
     a, b = torch.randn(2, 16, 16).half(), torch.randn(2, 16, 16).half()
-    with half_in_float32(torch.float16, CPU):
+    with Seen() as seen, half_in_float32(torch.float16, CPU):
         found = product(a, b)
+    assert seen.dtypes == {torch.float32}
     assert found.dtype == torch.float16
     assert torch.equal(found, product(a.float(), b.float()).half())
 

@@ -270,7 +270,7 @@ def test_a_network_of_several_inputs_and_outputs_keeps_their_names(tmp_path: Pat
     ("network", "given", "says"),
     [
         (torch.nn.Linear(4, 3), {}, "example_inputs= takes a tensor"),
-        (torch.nn.Linear(4, 3), {"example_inputs": torch.randn(2, 5)}, "Linear doesn't take the example inputs"),
+        (torch.nn.Linear(4, 3), {"example_inputs": torch.randn(2, 5)}, "Linear doesn't take these example inputs"),
         (torch.nn.Linear(4, 3).bfloat16(), {"example_inputs": torch.randn(2, 4)}, r"give model\.float\(\)"),
         (torch.nn.Linear(4, 3), {"example_inputs": torch.randn(2, 4), "to": "gguf"}, "for checkpoints of language"),
     ],

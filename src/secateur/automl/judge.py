@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from secateur.calibration.data import text_tokenizer, window_length
 from secateur.calibration.inputs import model_inputs
+from secateur.calibration.precision import half_in_float32
 from secateur.calibration.tables import read_table
 from secateur.calibration.windows import Windows
 from secateur.errors import UsageError
@@ -51,7 +52,8 @@ class _OnText:
     def logits(self, number: int) -> Tensor:
         """(positions, vocabulary) float32."""
         first, others = model_inputs(self.network, self.batches[number])
-        output: Tensor = self.network.model(first.to(self.network.device), **others)[0]
+        with half_in_float32(self.network.model.dtype, self.network.device):
+            output: Tensor = self.network.model(first.to(self.network.device), **others)[0]
         return output[0].float().cpu()
 
     def windows(self, tokens: int) -> range:
@@ -161,7 +163,8 @@ class Accuracy:
         for until, batch in self.batches:
             labels = batch["labels"]
             inputs = {name: value for name, value in batch.items() if name != "labels"}
-            right += int((self.network.model(**inputs).logits.argmax(-1) == labels).sum())
+            with half_in_float32(self.network.model.dtype, self.network.device):
+                right += int((self.network.model(**inputs).logits.argmax(-1) == labels).sum())
             count += len(labels)
             if until >= tokens:
                 break

@@ -152,7 +152,8 @@ class _ByNames(Runner):
         if self.kind == "images":
             return self.ask(dict.fromkeys(self.inputs, inputs))
         if self.kind == "encoder":
-            return self.ask({"input_ids": inputs, "attention_mask": np.ones_like(inputs)})
+            told = {"input_ids": inputs, "attention_mask": np.ones_like(inputs)}
+            return self.ask({name: told[name] for name in told if name in self.inputs})
         empty = {
             name: np.zeros((len(inputs), axes[1], 0, axes[3]), np.float32)
             for name, axes in self.inputs.items()

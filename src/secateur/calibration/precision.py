@@ -37,7 +37,8 @@ def products(compute: str, dtype: torch.dtype, device: torch.device) -> Iterator
     in bf16 and add up in float32 (autocast).
 
     Args:
-        compute: `auto` (the model's own dtype), `float32`, or `bfloat16`.
+        compute: `auto` (the model's own dtype), `float32`, or `bfloat16`. On processors products of
+            float16 models are computed in float32 whatever is said; see `half_in_float32`.
         dtype: The model's own dtype.
         device: Where it is computed.
     """

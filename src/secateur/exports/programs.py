@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from secateur.errors import UsageError, first_line
+from secateur.errors import UsageError
+from secateur.network.graph.tracing import check_inputs
 from secateur.network.graph.values import tensors
 from secateur.network.loading import load
 from secateur.network.network import Network
@@ -219,13 +220,9 @@ def exportable_network(model: nn.Module, example_inputs: Any) -> Exportable:
         )
     module = NetworkInMemory(model).eval()
     two, one, three = (tuple(_so_many(tensor, number) for tensor in inputs) for number in (2, 1, 3))
-    try:
-        with torch.inference_mode():
-            given: tuple[Tensor, ...] = module(*two)
-    except Exception as error:  # whatever the network raises
-        raise UsageError(
-            f"export: {type(model).__name__} doesn't take the example inputs: {first_line(error)}"
-        ) from error
+    check_inputs(model, two)
+    with torch.inference_mode():
+        given: tuple[Tensor, ...] = module(*two)
     names = [
         parameter.name
         for parameter in signature(model.forward).parameters.values()

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import transformers
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from secateur.errors import ModelError
+from secateur.errors import ModelError, UsageError
 from secateur.network import reshaped
 from secateur.network.plain import reshaped_class, reshaped_config_class
 
@@ -110,3 +110,18 @@ def class_of(architecture: str, folder: Path) -> Any:
     if not architecture.startswith(PREFIX) or not known:
         raise ModelError(f"{folder / 'config.json'} has shapes of its own for '{architecture}', which nobody knows.")
     return reshaped_class(plain)
+
+
+def check_plain(model: Any, name: str, advice: str) -> None:
+    """Raises UsageError if a model's checkpoint would need the modeling file, though `--uniform` asks for a plain one.
+
+    Args:
+        model: The transformers model, after its cut.
+        name: Of the plain model, for people.
+        advice: What to do instead.
+    """
+    if getattr(model.config, KEY, None):
+        raise UsageError(
+            f"--uniform: the config of {name} can't say these widths, so the checkpoint would need the modeling file "
+            f"that secateur writes beside it. {advice}"
+        )

@@ -7,6 +7,7 @@ from secateur.calibration.statistics import GRADIENTS, Needs
 from secateur.calibration.windows import Windows
 from secateur.errors import UsageError
 from secateur.evaluation.costs import Costs, costs
+from secateur.network.modeling import check_plain
 from secateur.network.network import Network
 from secateur.network.surgery import cut, pad_to_plain
 from secateur.network.units import unit_groups
@@ -102,11 +103,8 @@ def prune_units(
         cuts = pad_to_plain(cuts)
     with job.timed("cut"):
         small = cut(network, cuts)
-    if stage.uniform and getattr(small.model.config, "secateur", None):
-        raise UsageError(
-            f"--uniform: the config of {network.architecture} can't say these widths, so the checkpoint would need the "
-            "modeling file that secateur writes beside it. Leave --uniform out, or take --pad."
-        )
+    if stage.uniform:
+        check_plain(small.model, network.architecture, "Leave --uniform out, or take --pad.")
     if stage.unit == "channel" and stage.repair:
         repair_channels(job, network, small, cuts[0].keep)
     if stage.unit == "token":
