@@ -62,6 +62,7 @@ ROWS |= {
         ", l2": {"score": "l2"},
     }.items()
 }
+ROWS["layers, 11 of 30, block influence"] = [{"unit": "layer", "remove": 11}]  # 70 %, for its speed
 LOSS = {"unit": "neuron", "gradient": "loss", "allocation": "global"}
 ROWS |= {
     "neurons 80 %, by the loss": [{**LOSS, "params": 0.8}],
@@ -111,6 +112,7 @@ TIMED = [
     "layers, 2 of 30",
     "layers, 4 of 30",
     "layers, 6 of 30",
+    "layers, 11 of 30, block influence",
     "2 layers, then neurons 80 %",
     "vocabulary of the calibration text",
 ]
