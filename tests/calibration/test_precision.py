@@ -83,6 +83,14 @@ def test_products_of_tensors_are_those_of_float32_rounded(product: Callable[[Ten
     assert torch.equal(found, product(a.float(), b.float()).half())
 
 
+@pytest.mark.parametrize(("rows", "dtype"), [(1, torch.float16), (2, torch.float16), (3, torch.float32)])
+def test_layers_that_get_a_row_or_two_are_left_alone(rows: int, dtype: torch.dtype) -> None:
+    layer, x = nn.Linear(8, 4).half(), torch.randn(1, rows, 8).half()
+    with torch.no_grad(), Seen() as seen, half_in_float32(torch.float16, CPU):
+        layer(x)
+    assert seen.dtypes == {dtype}
+
+
 def test_gradients_pass_through() -> None:
     layer, x = nn.Linear(8, 4).half(), torch.randn(3, 8).half()
     with half_in_float32(torch.float16, CPU):

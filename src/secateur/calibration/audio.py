@@ -13,6 +13,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from secateur.calibration.precision import half_in_float32
 from secateur.calibration.windows import Windows
 from secateur.errors import CalibrationError, first_line
 from secateur.network.network import Network
@@ -82,9 +83,10 @@ def transcribe(network: Network, features: Tensor, length: int) -> Tensor:
     Returns:
         (tokens,) int64, at most `length`: the tokens that say what is to be done, the text, and the end.
     """
-    with quiet_transformers(), torch.inference_mode():
-        written: Tensor = network.model.generate(
-            features.to(network.model.dtype),
+    model = network.model
+    with quiet_transformers(), torch.inference_mode(), half_in_float32(model.dtype, model.device):
+        written: Tensor = model.generate(
+            features.to(model.dtype),
             max_length=length,
             force_unique_generate_call=True,  # or the tokens before and after the text are taken away
         )

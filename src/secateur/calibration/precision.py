@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from secateur.errors import UsageError
 
+FEW_ROWS = 2
 COMPUTE = ("auto", "float32", "bfloat16")
 PRODUCTS = {
     functional.linear,
@@ -57,7 +58,8 @@ def products(compute: str, dtype: torch.dtype, device: torch.device) -> Iterator
 def half_in_float32(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
     """Has products of float16 tensors computed in float32 on processors, which are several times slower at float16.
 
-    What comes out is float16 again; other dtypes and devices are left alone.
+    What comes out is float16 again; other dtypes and devices are left alone, and so are layers that get a row or two
+    (of text that is written token by token): to widen their weights would take longer than to multiply by them.
 
     Args:
         dtype: The model's.
@@ -75,7 +77,7 @@ class _InFloat32(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         given = {} if kwargs is None else kwargs
-        if func not in PRODUCTS or not any(_is_half(one) for one in args):
+        if func not in PRODUCTS or not any(_is_half(one) for one in args) or _of_few_rows(func, args):
             return func(*args, **given)
         wide = func(*map(_wide, args), **{name: _wide(one) for name, one in given.items()})
         return wide.to(torch.float16)
@@ -83,6 +85,10 @@ class _InFloat32(TorchFunctionMode):
 
 def _is_half(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dtype == torch.float16
+
+
+def _of_few_rows(func: Callable[..., Any], args: Sequence[Any]) -> bool:
+    return func is functional.linear and args[0].numel() <= FEW_ROWS * args[0].shape[-1]
 
 
 def _wide(value: Any) -> Any:
