@@ -275,20 +275,28 @@ def _figures(metrics: dict[str, Any], seconds: float, steps: int) -> Row:
     return {**figures, **share, "seconds": round(seconds), "steps": steps}
 
 
-def table(results: dict[str, Any]) -> str:
-    """Returns a table in markdown for each task."""
-    parts = []
-    for task in TASKS:
-        rows = results["rows"].get(task)
-        if rows:
-            columns = list(dict.fromkeys(name for row in rows.values() for name in row))
-            lines = [f"| {task} | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
-            lines += [
-                f"| {name} | " + " | ".join(str(row.get(column, "")) for column in columns) + " |"
-                for name, row in rows.items()
-            ]
-            parts.append("\n".join(lines))
-    return "\n\n".join(parts)
+FORMS = {"accuracy": "{:.2%}", "sparsity": "{:.1%}", "overhead": "{:.2%}", "perplexity": "{:.1f}", "dense": "{:.1f}"}
+
+
+def tables(results: dict[str, Any]) -> dict[str, str]:
+    """Returns a table in markdown for each task that was measured."""
+    return {task: _table(task, rows) for task in TASKS if (rows := results["rows"].get(task))}
+
+
+def _table(task: str, rows: dict[str, Row]) -> str:
+    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    titles = " | ".join(column.replace("_", " ") for column in columns)
+    lines = [f"| {task} | {titles} |", "|---|" + "---:|" * len(columns)]
+    for name, row in rows.items():
+        cells = (_form(column, row[column]) if column in row else "" for column in columns)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _form(column: str, value: Any) -> str:
+    if column == "parameters":  # a number, or a share of the dense model's
+        return f"{value:,}" if isinstance(value, int) else f"{value:.1%}"
+    return FORMS.get(column, "{}").format(value)
 
 
 def main() -> None:
@@ -297,7 +305,7 @@ def main() -> None:
     parser.add_argument("--row", action="append", help="Run only this row of the task; repeatable.")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="Where checkpoints stay for further runs.")
     arguments = parser.parse_args()
-    if printed(arguments, RESULTS, table):
+    if printed(arguments, RESULTS, lambda found: "\n\n".join(tables(found).values())):
         return
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": {}}
     check_texts(arguments.data)

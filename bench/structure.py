@@ -31,6 +31,7 @@ from rows import Rows, parser_of, printed
 
 RESULTS = HERE / "results" / "structure.json"
 Stages = list[dict[str, Any]]
+PLAIN = {"score": "l2", "solver": "none", "repair": False}
 
 
 def _with_others(stage: dict[str, Any]) -> dict[str, Stages]:
@@ -38,7 +39,7 @@ def _with_others(stage: dict[str, Any]) -> dict[str, Stages]:
     return {
         "": [stage],
         ", no repair": [{**stage, "repair": False}],
-        ", l2, no repair": [{**stage, "score": "l2", "solver": "none", "repair": False}],
+        ", l2, no repair": [{**stage, **PLAIN}],
     }
 
 
@@ -70,13 +71,17 @@ ROWS |= {
     "neurons 80 %, reconstruct": [{"unit": "neuron", "params": 0.8, "reconstruct": True}],
     "neurons and heads 80 %": [{**LOSS, "unit": "neuron,head", "params": 0.8}],
     "2 layers, then neurons 80 %": [{"unit": "layer", "remove": 2, "score": "loo-kl"}, {**LOSS, "params": 0.8}],
+    "2 layers, then neurons 80 %, no repair": [
+        {"unit": "layer", "remove": 2, "score": "loo-kl"},
+        {**LOSS, "params": 0.8, "repair": False},
+    ],
+    "2 layers, then neurons 80 %, l2, no repair": [
+        {"unit": "layer", "remove": 2, "score": "l2"},
+        {"unit": "neuron", "params": 0.8, **PLAIN},
+    ],
     "6 attentions, then neurons 80 %": [
         {"unit": "attention", "remove": 6, "score": "loo-kl"},
         {**LOSS, "params": 0.8},
-    ],
-    "2 layers, then neurons 80 %, reconstruct": [
-        {"unit": "layer", "remove": 2, "score": "loo-kl"},
-        {**LOSS, "params": 0.8, "reconstruct": True},
     ],
     "vocabulary 94 %, then neurons 80 %, reconstruct": [
         {"unit": "token", "params": 0.94},
@@ -117,7 +122,6 @@ TIMED = [
     "vocabulary of the calibration text",
 ]
 NEURONS = 1536  # of each MLP of the dense model
-PLAIN = {"score": "l2", "solver": "none", "repair": False}
 
 
 def measure(stages: Stages, dense: Path, data: Path, scratch: Path) -> dict[str, Any]:
@@ -212,8 +216,8 @@ def peer(python: str, left: int, dense: Path, data: Path, scratch: Path) -> dict
     return {**figures(found["dense"], found["others"][0]), **done, "widths": [["neuron", width]]}
 
 
-def table(results: dict[str, Any]) -> str:
-    """Returns the tables in markdown: of quality and size, and of speed."""
+def tables(results: dict[str, Any]) -> list[str]:
+    """Returns the tables in markdown: of quality and size, and of speed if that was measured."""
     lines = [
         "| cut | parameters | perplexity | bits per byte | KL | seconds |",
         "|---|---:|---:|---:|---:|---:|",
@@ -223,8 +227,7 @@ def table(results: dict[str, Any]) -> str:
             f"| {name} | {row['parameters']:.1%} | {row['perplexity']:.1f} | {row['bits_per_byte']:.3f} | "
             f"{row['kl']:.2f} | {row['seconds']:.0f} |"
         )
-    parts = ["\n".join(lines), *([speed_table(results["speeds"])] if "speeds" in results else [])]
-    return "\n\n".join(parts)
+    return ["\n".join(lines), *([speed_table(results["speeds"])] if "speeds" in results else [])]
 
 
 def speed_table(speeds: dict[str, Any]) -> str:
@@ -249,7 +252,7 @@ def main() -> None:
     parser.add_argument("--peer", metavar="PEER_PYTHON", help="Python of an environment with optipfair.")
     parser.add_argument("--speeds", action="store_true", help="Time what rows ended with, and measure no row.")
     arguments = parser.parse_args()
-    if printed(arguments, RESULTS, table):
+    if printed(arguments, RESULTS, lambda found: "\n\n".join(tables(found))):
         return
     check_texts(arguments.data)
     command = "python bench/structure.py --data DATA [--peer PEER_PYTHON]"
