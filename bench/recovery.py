@@ -93,7 +93,7 @@ class Sst2:
 
     def _training(self) -> dict[str, Any]:
         given = {"data": self.train, "samples": ROWS_TRAINED, "length": LENGTH, "batch": BATCH, "rate": RATE}
-        return {**given, "epochs": EPOCHS, "compute": "bfloat16", "held_out": 256, "judged": 4}
+        return {**given, "epochs": EPOCHS, "compute": "bfloat16", "held_out": 256, "judged": 4, "keep": "last"}
 
     def _train_dense(self) -> Row:
         return self._recipe([{"finetune": self._training()}], "demo:minilm-l6", self.dense)

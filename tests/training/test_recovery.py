@@ -168,6 +168,27 @@ def test_a_worse_state_is_not_kept(folder: Path, text: str, tmp_path: Path) -> N
     assert all(torch.equal(one, before[name]) for name, one in network.model.named_parameters())
 
 
+def test_the_last_state_is_kept_where_it_is_asked_for_and_a_killed_run_ends_in_it(
+    folder: Path, text: str, tmp_path: Path
+) -> None:
+    settings = Finetune(**{**SHORT, "rate": 10.0, "steps": 4, "warmup": 0}, keep="last")
+    network = half("llama", folder)
+    before = weights(network.model)
+    done = trained(network, text, settings, tmp_path / "one")
+    assert done.best == done.steps == 4
+    assert done.after > done.before
+    assert not done.notes
+    assert not torch.equal(weights(network.model)["lm_head.weight"], before["lm_head.weight"])
+    again = half("llama", folder)
+    trained(again, text, settings, tmp_path / "one")  # takes up what the first one left
+    assert all(torch.equal(one, weights(network.model)[name]) for name, one in again.model.named_parameters())
+
+
+def test_patience_is_about_the_best_state() -> None:
+    with pytest.raises(UsageError, match="keep: last"):
+        Finetune(patience=2, keep="last")
+
+
 def test_it_stops_when_nothing_gets_better(folder: Path, text: str, tmp_path: Path) -> None:
     settings = Finetune(**{**SHORT, "rate": 10.0, "steps": 40, "judged": 20, "patience": 2, "warmup": 0})
     assert trained(half("llama", folder), text, settings, tmp_path).steps == 4

@@ -29,8 +29,10 @@ class Training(Settings):
         warmup: Share of the steps in which it rises.
         decay: Weight decay.
         schedule: How the rate falls: `cosine`, `linear`, or not at all: `constant`.
-        held_out: Windows or rows that aren't trained on, but judge: the state with the least loss on them is kept.
+        held_out: Windows or rows that aren't trained on, but judge.
         judged: How often, evenly over the stage.
+        keep: Which state stays: the `best` by the loss on what is held out, or the `last`. Of classifiers that were
+            trained before, the loss may rise while more of their answers are right.
         patience: Stops when so many judgements in a row weren't better; None never does.
         compute: Precision of products: `auto`, `float32` or `bfloat16`.
         report_to: Loggers of transformers' Trainer: `tensorboard`, `mlflow`, `trackio` ...
@@ -50,6 +52,7 @@ class Training(Settings):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     held_out: int = Field(default=32, ge=1)
     judged: int = Field(default=8, ge=1)
+    keep: Literal["best", "last"] = "best"
     patience: int | None = Field(default=None, ge=1)
     compute: Literal["auto", "float32", "bfloat16"] = "auto"
     report_to: tuple[str, ...] = ()
@@ -58,6 +61,8 @@ class Training(Settings):
     def _divides(self) -> Training:
         if self.batch % self.accumulate:
             raise UsageError(f"batch {self.batch} can't be shared out over {self.accumulate} portions (accumulate).")
+        if self.keep == "last" and self.patience is not None:
+            raise UsageError("patience is about the best state, and keep: last doesn't ask for it.")
         return self
 
 

@@ -1,4 +1,4 @@
-"""The best state of a model while it trains, on the disk."""
+"""The best state of a model while it trains, or the last one that was judged, on the disk."""
 
 from __future__ import annotations
 
@@ -16,31 +16,32 @@ FILE = "best.json"
 
 
 class Best:
-    """The state with the least loss so far, which a killed run finds again.
+    """The state with the least loss so far, or the latest, which a killed run finds again.
 
     Attributes:
-        loss: The least loss on what isn't trained on.
+        loss: Its loss on what isn't trained on.
         step: After which step of the optimizer; 0 is the beginning.
         since: Judgements since then.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, latest: bool = False) -> None:
         """
         Args:
             folder: Where it is kept, and taken up from if it is there.
+            latest: Whether every state is better than those before.
         """
-        self.folder = folder
+        self.folder, self.latest = folder, latest
         self.loss, self.step, self.since = math.inf, 0, 0
         if (folder / FILE).is_file():
             known = json.loads((folder / FILE).read_text(encoding="utf-8"))
             self.loss, self.step = known["loss"], known["step"]
 
     def offer(self, model: nn.Module, loss: float, step: int) -> None:
-        """Keeps what is trained of a model if its loss is the least."""
+        """Keeps what is trained of a model if its loss is the least, or if the latest is wanted."""
         if step == self.step and math.isfinite(self.loss):
             self.since = 0
             return  # a run that was killed here goes on
-        if not loss < self.loss:
+        if not (step >= self.step if self.latest else loss < self.loss):
             self.since += 1
             return
         before, self.loss, self.step, self.since = self._file(), loss, step, 0

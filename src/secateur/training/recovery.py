@@ -71,7 +71,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         self.model, self.zeros, self.settings, self.folder = model, zeros, settings, folder
         self.bar, self.parts, self.shown = bar, parts, 0
-        self.best = Best(folder)
+        self.best = Best(folder, latest=settings.keep == "last")
         self.start = time.monotonic()
         self.judgements = 0
         self.say: Callable[[str, float], None] = lambda where, loss: None
