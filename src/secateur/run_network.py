@@ -171,7 +171,7 @@ class NetworkRun:
                 small = pretrained(small, network.inputs)
             if stage.uniform:
                 advice = "Leave --uniform out, take --allocation uniform, or cut other units."
-                check_plain(small, network.architecture, advice)
+                check_plain(small, network.architecture, "--uniform", advice)
             reports.append(report)
         return network, small, keep, tuple(reports)
 

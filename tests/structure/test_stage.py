@@ -166,10 +166,11 @@ def test_quality_is_measured_of_ragged_widths_too(text: str, tmp_path: Path) -> 
     assert other.kl > 0
 
 
-def test_uniform_refuses_what_no_config_can_say(text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["uniform", "pad"])
+def test_what_no_config_can_say_is_not_made_plain(option: str, text: str, tmp_path: Path) -> None:
     model = save_tiny("gpt2", tmp_path / "dense", tokenizer=True)
-    with pytest.raises(UsageError, match=r"--uniform.*--pad"):
-        prune(model, text, tmp_path / "out", unit="head", remove=1, uniform=True)
+    with pytest.raises(UsageError, match=rf"--{option}: .* Leave --{option} out"):
+        prune(model, text, tmp_path / "out", unit="head", remove=1, **{option: True})
     assert not (tmp_path / "out").exists()
 
 

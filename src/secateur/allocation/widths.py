@@ -152,5 +152,5 @@ def _unreachable(places: Sequence[Place], kept: Sequence[int], budget: Budget) -
     return UsageError(
         f"{budget.words} can't be met by these units: {asked} were asked for, and at least {left} are left "
         f"({nearest / budget.now:.3f} of what is there now) when every group keeps its least. "
-        "Ask for more, lower --min-units or --round-to, or remove other units, too."
+        "Let more stay, lower --min-units or --round-to, or remove other units, too."
     )

@@ -112,16 +112,17 @@ def class_of(architecture: str, folder: Path) -> Any:
     return reshaped_class(plain)
 
 
-def check_plain(model: Any, name: str, advice: str) -> None:
-    """Raises UsageError if a model's checkpoint would need the modeling file, though `--uniform` asks for a plain one.
+def check_plain(model: Any, name: str, option: str, advice: str) -> None:
+    """Raises UsageError if a model's checkpoint would need the modeling file, though a plain one was asked for.
 
     Args:
         model: The transformers model, after its cut.
         name: Of the plain model, for people.
+        option: What asked for it.
         advice: What to do instead.
     """
     if getattr(model.config, KEY, None):
         raise UsageError(
-            f"--uniform: the config of {name} can't say these widths, so the checkpoint would need the modeling file "
+            f"{option}: the config of {name} can't say what is left, so the checkpoint would need the modeling file "
             f"that secateur writes beside it. {advice}"
         )

@@ -31,7 +31,7 @@ def choose_depth(job: Job) -> list[Cut]:
     for group in unit_groups(job.network, job.stage.unit):
         keep = _kept(job, group)
         if bool(keep.all()):
-            raise NothingPrunedError("nothing was pruned: the target keeps every unit. Ask for more.")
+            raise NothingPrunedError("nothing was pruned: the target keeps every unit. Ask for a smaller model.")
         job.report(group, keep)
         cuts.append(Cut(group, keep))
         _note_shallow_encoder(job, group, keep)
@@ -127,7 +127,14 @@ def _kept(job: Job, group: UnitGroup) -> Tensor:
 def _check_number(job: Job, group: UnitGroup, remove: int) -> None:
     most = min(group.count - max(1, job.stage.min_units), int((~_protected(job, group)).sum()))
     if remove > most:
+        stage = job.stage
+        given = {
+            "min-units": stage.min_units > 1,
+            "protect-first": stage.protect_first,
+            "protect-last": stage.protect_last,
+        }
+        why = ", ".join(f"--{name}" for name, is_given in given.items() if is_given)
         raise UsageError(
-            f"{remove} of the {group.count} units of the kind '{group.unit}' can't be removed: {most} is the most "
-            "(--min-units, --protect-first and --protect-last keep the others)."
+            f"{remove} of the {group.count} units of the kind '{group.unit}' can't be removed: {most} is the most"
+            f"{f' ({why})' if why else ''}."
         )

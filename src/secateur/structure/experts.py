@@ -56,7 +56,7 @@ def _width(job: Job, groups: Sequence[UnitGroup], least: int) -> int:
             f"many as a token is sent to (or --min-units)."
         )
     if left == count:
-        raise NothingPrunedError("nothing was pruned: every block keeps all of its experts. Ask for more.")
+        raise NothingPrunedError("nothing was pruned: every block keeps all of its experts. Ask for a smaller model.")
     return left
 
 

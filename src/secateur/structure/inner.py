@@ -91,7 +91,7 @@ def _shared(job: Job, groups: Sequence[UnitGroup], counts: dict[str, int] | None
 def _walk(job: Job, groups: Sequence[UnitGroup], counts: dict[str, int] | None) -> list[Cut]:
     """Goes through the blocks, each on the activations that the smaller ones before it leave."""
     if counts is not None and all(counts[group.name] == group.count for group in groups):
-        raise NothingPrunedError("nothing was pruned: every group keeps all of its units. Ask for more.")
+        raise NothingPrunedError("nothing was pruned: every group keeps all of its units. Ask for a smaller model.")
     stage, by_block = job.stage, blocks_of(groups)
     needs = job.score.needs | (Needs.GRAM if stage.repair or stage.solver == "obs" else Needs.NOTHING)
     fixed = _shared(job, groups, counts)

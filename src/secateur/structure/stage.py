@@ -103,8 +103,9 @@ def prune_units(
         cuts = pad_to_plain(cuts)
     with job.timed("cut"):
         small = cut(network, cuts)
-    if stage.uniform:
-        check_plain(small.model, network.architecture, "Leave --uniform out, or take --pad.")
+    if stage.uniform or stage.pad:
+        option = "--uniform" if stage.uniform else "--pad"
+        check_plain(small.model, network.architecture, option, f"Leave {option} out.")
     if stage.unit == "channel" and stage.repair:
         repair_channels(job, network, small, cuts[0].keep)
     if stage.unit == "token":
@@ -138,9 +139,13 @@ def _check_target(job: Job, before: Costs, after: Costs) -> None:
     left = getattr(after, SHARES[share_named(stage)])
     if left <= budget.limit:
         if budget.limit - left > COARSE * getattr(job.first, SHARES[share_named(stage)]):
+            others = ["other kinds of units"]
+            if set(stage.kinds) <= INNER_UNITS:
+                others += ["--allocation global"] * (stage.allocation == "uniform")
+                others += ["a smaller --round-to"] * (stage.round_to > 1)
             job.notes.append(
                 f"{budget.words}: {left:,.0f} {budget.unit} are left, and {budget.limit:,.0f} were allowed: whole "
-                "units don't come nearer. Other kinds of units, --allocation global, or a smaller --round-to may."
+                f"units don't come nearer; {' or '.join(others)} may."
             )
         return
     words = f"{budget.words}: {left:,.0f} {budget.unit} are left, and {budget.limit:,.0f} were asked for"

@@ -38,12 +38,14 @@ def choose_tokens(job: Job) -> list[Cut]:
             "--params: those that the text has least often go first."
         )
     if added := int((keep & ~wanted).sum()):
-        job.notes.append(f"{added} more tokens stay, as the tokenizer makes others of them or falls back on them.")
+        job.notes.append(f"{added:,} more tokens stay, as the tokenizer makes others of them or falls back on them.")
     seen = float(counts[keep].sum()) / max(1.0, float(counts.sum()))
     job.notes.append(
         f"{int(keep.sum()):,} of {group.count:,} tokens stay; they are {seen:.2%} of the tokens of the calibration "
-        "text. Perplexity per token isn't comparable with the dense model's: compare bits per byte."
+        "text, all of which was counted: windows held out of it say nothing of other texts."
     )
+    if job.network.generates:
+        job.notes.append("Perplexity per token isn't comparable with the dense model's: compare bits per byte.")
     job.report(group, keep)
     return [Cut(group, keep)]
 
@@ -81,7 +83,8 @@ def _target(job: Job, group: UnitGroup, scores: Tensor) -> tuple[int | None, str
     needed = int(_closed(job, torch.zeros(group.count, dtype=torch.bool)).sum())
     if left < max(needed, stage.min_units):
         raise UsageError(
-            f"{max(left, 0):,} tokens would stay, and the tokenizer needs {max(needed, stage.min_units):,} at least."
+            f"{max(left, 0):,} of {group.count:,} tokens would stay, and the tokenizer needs "
+            f"{max(needed, stage.min_units):,} at least. Let fewer go."
         )
     return _most(job, group, scores, left), None
 

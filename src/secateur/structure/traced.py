@@ -136,7 +136,7 @@ def _pruned(job: TracedJob) -> tuple[nn.Module, dict[str, Tensor], StageReport]:
         )
     keep = _kept(job, groups, scores, left)
     if all(bool(one.all()) for one in keep.values()):
-        raise NothingPrunedError("nothing was pruned: every group keeps all of its units. Ask for more.")
+        raise NothingPrunedError("nothing was pruned: every group keeps all of its units. Ask for a smaller model.")
     with job.timed("cut"):
         small = cut_graph(network, keep)
     errors: dict[str, tuple[float, float]] = {}
@@ -295,10 +295,11 @@ def _widths(
         high, widths = _even(job, groups)
     if limit >= cost(widths(0)):
         raise NothingPrunedError(f"nothing was pruned: {words} is met as it is. Ask for less.")
-    if cost(widths(high)) > limit:
+    least = cost(widths(high))
+    if least > limit:
         raise UsageError(
-            f"{words} can't be met: {limit:,.4g} asked for, and {cost(widths(high)):,.4g} are left when all groups "
-            "keep their least."
+            f"{words} can't be met: {least / cost(widths(0)):.3f} of what is there is left when all groups keep their "
+            "least. Let more stay, or remove other units, too."
         )
     low = 0  # the first step within the budget
     while low < high:

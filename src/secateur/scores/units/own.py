@@ -41,7 +41,7 @@ class Own(UnitScore):
             place = traceback.extract_tb(error.__traceback__)[-1]
             raise ScoreError(
                 f"the score '{self.name}' raised {type(error).__name__} for {group.name}: {first_line(error)} "
-                f"({place.filename}, line {place.lineno}). --debug shows the way there."
+                f"({place.filename}, line {place.lineno})."
             ) from error
 
 
