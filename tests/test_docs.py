@@ -63,14 +63,6 @@ def test_the_tables_of_vision_networks_are_those_that_the_benchmark_wrote() -> N
         assert table in page
 
 
-@pytest.mark.usefixtures("bench")
-def test_the_tables_of_recovery_are_those_that_the_benchmark_wrote() -> None:
-    recovery = import_module("recovery")
-    page = (ROOT / "docs/recovery.md").read_text()
-    for table in recovery.tables(json.loads(recovery.RESULTS.read_text())).values():
-        assert table in page
-
-
 def test_the_table_of_proofs_is_that_of_the_tests() -> None:
     assert proof_table() in (ROOT / "docs/units.md").read_text()
 
