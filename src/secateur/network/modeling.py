@@ -123,6 +123,6 @@ def check_plain(model: Any, name: str, option: str, advice: str) -> None:
     """
     if getattr(model.config, KEY, None):
         raise UsageError(
-            f"{option}: the config of {name} can't say what is left, so the checkpoint would need the modeling file "
+            f"{option}: the config of {name} can't say these widths, so the checkpoint would need the modeling file "
             f"that secateur writes beside it. {advice}"
         )
