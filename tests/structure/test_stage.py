@@ -166,6 +166,25 @@ def test_quality_is_measured_of_ragged_widths_too(text: str, tmp_path: Path) -> 
     assert other.kl > 0
 
 
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ({"unit": "channel", "params": 0.9}, "other kinds of units may."),
+        ({"unit": "head", "params": 0.95}, "other kinds of units or --allocation global may."),
+        (
+            {"unit": "neuron", "params": 0.95, "round_to": 16, "allocation": "global"},
+            "units or a smaller --round-to may.",
+        ),
+    ],
+)
+def test_what_may_come_nearer_to_a_target_is_what_can(
+    options: dict[str, Any], advice: str, text: str, tmp_path: Path
+) -> None:
+    model = save_tiny("bert", tmp_path / "dense", tokenizer=True)
+    (note,) = (one for one in prune(model, text, **options).stages[0].notes if "come nearer" in one)
+    assert note.endswith(advice)
+
+
 @pytest.mark.parametrize("option", ["uniform", "pad"])
 def test_what_no_config_can_say_is_not_made_plain(option: str, text: str, tmp_path: Path) -> None:
     model = save_tiny("gpt2", tmp_path / "dense", tokenizer=True)

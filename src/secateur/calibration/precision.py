@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from secateur.errors import UsageError
 
-FEW_ROWS = 2
+FEW_ROWS = 2  # of a layer's inputs: up to here its float16 weights are multiplied as they are
 COMPUTE = ("auto", "float32", "bfloat16")
 PRODUCTS = {
     functional.linear,

@@ -31,7 +31,8 @@ def reload_difference(network: Network, folder: Path, probe: Windows, progress: 
     """Loads the saved checkpoint in a fresh process without secateur and compares its output on `probe`.
 
     A streamed network's checkpoint is loaded with its blocks left on the disk (transformers' and accelerate's own
-    offloading), so that memory stays bounded there, too.
+    offloading), so that memory stays bounded there, too; of float16 its outputs in memory come from float32 products,
+    and differ by the rounding.
 
     Args:
         network: The model in memory, as it was saved; a streamed one reads the saved files.

@@ -140,9 +140,10 @@ def _check_target(job: Job, before: Costs, after: Costs) -> None:
     if left <= budget.limit:
         if budget.limit - left > COARSE * getattr(job.first, SHARES[share_named(stage)]):
             others = ["other kinds of units"]
-            if set(stage.kinds) <= INNER_UNITS:
-                others += ["--allocation global"] * (stage.allocation == "uniform")
-                others += ["a smaller --round-to"] * (stage.round_to > 1)
+            if set(stage.kinds) <= INNER_UNITS and stage.allocation == "uniform":
+                others.append("--allocation global")
+            if stage.round_to > 1:
+                others.append("a smaller --round-to")
             job.notes.append(
                 f"{budget.words}: {left:,.0f} {budget.unit} are left, and {budget.limit:,.0f} were allowed: whole "
                 f"units don't come nearer; {' or '.join(others)} may."
