@@ -150,3 +150,27 @@ def test_the_knee_gives_up_the_least_of_each_goal() -> None:
     front = front_of(pairs)
     assert [name for _, name in front] == ["a", "b", "c"]
     assert knee(front) == "b"
+
+
+def test_where_costs_multiply_no_place_could_give_less() -> None:
+    sizes = np.array([16, 16, 32, 64])
+    amounts = [tuple(range(0, int(size), int(size) // 8)) for size in sizes]
+
+    def together(levels: Levels) -> int:
+        left = sizes - [given[level] for given, level in zip(amounts, levels, strict=True)]
+        return int((sizes[:-1] * sizes[1:]).sum() - (left[:-1] * left[1:]).sum())
+
+    alone = [tuple(together([level * (at == place) for at in range(4)]) for level in range(8)) for place in range(4)]
+    places = [
+        Place(str(at), given, costs, tuple((level / 8) ** 2 for level in range(8)))
+        for at, (given, costs) in enumerate(zip(amounts, alone, strict=True))
+    ]
+    one = Space(places, together([7, 7, 7, 7]) // 2, together)
+    random = np.random.default_rng(0)
+    drawn = [one.settled([int(random.integers(8)) for _ in places], random) for _ in range(20)]
+    for levels in (one.uniform(), one.knapsack(), *drawn):
+        assert one.meets(levels)
+        lower = [[level - (at == place) for place, level in enumerate(levels)] for at in range(4) if levels[at]]
+        assert all(one.cost(less) < one.total for less in lower)
+    held = one.settled([7, 0, 0, 0], random, fixed=[0])
+    assert held[0] == 7

@@ -14,9 +14,10 @@ from secateur.automl.space import Levels, Place, Space
 from secateur.calibration.batches import Batch, Loss, default_loss
 from secateur.errors import UsageError
 from secateur.network.graph.network import GraphNetwork
+from secateur.network.graph.tracing import evaluating
 from secateur.network.unit_group import UnitGroup
 from secateur.recipe import Prune
-from secateur.structure.traced import TracedJob, prune_traced, time_ratio, traced_groups
+from secateur.structure.traced import TracedJob, prune_traced, time_ratio, traced_groups, unit_scores
 
 PARTS = 8  # of a group's units that go one by one
 MEASURES = {"params": "parameters", "macs": "macs"}
@@ -25,8 +26,9 @@ MEASURES = {"params": "parameters", "macs": "macs"}
 class NetworkSearch:
     """What a search over a network's widths works on.
 
-    A candidate is worth minus its loss on examples: it is cut, what reads units that went is fitted anew, and the loss
-    is that of its outputs against the targets, or where there are none against the dense network's outputs.
+    A candidate is worth minus its loss on examples: it is cut, what reads units that went is fitted anew on as large a
+    share of the other examples, and the loss is that of its outputs against the targets, or where there are none
+    against the dense network's outputs.
 
     Attributes:
         space: What is chosen from.
@@ -56,7 +58,11 @@ class NetworkSearch:
         self.network, self.stage, self.loss, self.seed = network, stage, loss or default_loss, seed
         half = (len(batches) + 1) // 2
         self.fitted, self.judged = list(batches[:half]), [self._answered(batch) for batch in batches[half:]]
-        groups = traced_groups(TracedJob(network, stage, batches))
+        job = TracedJob(network, stage, self.fitted, self.loss, seed)
+        groups = traced_groups(job)
+        with evaluating(network.model):
+            self.scores = unit_scores(job, groups)
+        groups = [group for group in groups if group.name in self.scores]
         self.counter, self.counts = network.costs, {group.name: group.count for group in groups}
         dense = self.counter.of()
         self.dense = {what: int(getattr(dense, what)) for what in MEASURES.values()}
@@ -96,7 +102,8 @@ class NetworkSearch:
             raise UsageError("a network's candidates are measured by params, macs and latency.")
         if "latency" not in reward.measures and reward.excess(shares) > 0:
             return reward.beyond(shares)
-        job = TracedJob(self.network, self.stage_of(levels), self.fitted, self.loss, self.seed)
+        some = self.fitted[: max(1, math.ceil(len(self.fitted) * examples / self.examples))]
+        job = TracedJob(self.network, self.stage_of(levels), some, self.loss, self.seed, scores=self.scores)
         small, _, _ = prune_traced(job)
         small.eval()
         if "latency" in reward.measures:

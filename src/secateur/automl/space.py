@@ -100,7 +100,7 @@ class Space:
         return {name: amount for name, amount in given.items() if amount}
 
     def settled(self, levels: Sequence[int], random: np.random.Generator, fixed: Sequence[int] = ()) -> Levels:
-        """Moves places drawn at random, level by level, until the budget is met.
+        """Moves places drawn at random, level by level, until the budget is met, and no place could give less.
 
         Args:
             levels: Where they stand.
@@ -116,7 +116,7 @@ class Space:
         for move in range(TRIES):
             held = set() if move == TRIES // 2 else held
             if 0 <= over < self.slack:
-                return tuple(found)
+                return tuple(found if self._together is None else self._filled(found, random, held))
             up = over < 0
             moves = self._moves(found, 1 if up else -1, held)
             if not moves:
@@ -129,6 +129,18 @@ class Space:
             found[at] += 1 if up else -1
             over = self.cost(found) - self.total if self._together else over + (change if up else -change)
         raise UsageError(f"no combination of the search's levels takes off {self.total:,}; give it finer levels.")
+
+    def _filled(self, levels: list[int], random: np.random.Generator, held: set[int]) -> list[int]:
+        """Lowers places drawn at random, level by level, as long as the budget is met: costs don't add up."""
+        able = [at for at in range(len(levels)) if at not in held]
+        while able:
+            at = able[random.integers(len(able))]
+            lower = [level - (place == at) for place, level in enumerate(levels)]
+            if lower[at] >= 0 and self.cost(lower) >= self.total:
+                levels = lower
+            else:
+                able.remove(at)
+        return levels
 
     def _moves(self, levels: Sequence[int], way: int, held: set[int]) -> list[tuple[int, int]]:
         """Returns which places can go a level up or down, and what that changes."""

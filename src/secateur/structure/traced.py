@@ -56,6 +56,7 @@ class TracedJob:
         seed: For scores that draw.
         progress: Shows progress.
         first: What the run's first network cost, of which targets are shares; None if it is this one.
+        scores: (units,) float32 by group, if they are known; None computes them.
     """
 
     network: GraphNetwork
@@ -65,6 +66,7 @@ class TracedJob:
     seed: int = 0
     progress: Progress = field(default_factory=Progress)
     first: Costs | None = None
+    scores: Mapping[str, Tensor] | None = None
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     notes: list[str] = field(default_factory=list)
 
@@ -125,7 +127,7 @@ def _pruned(job: TracedJob) -> tuple[nn.Module, dict[str, Tensor], StageReport]:
     groups = traced_groups(job)
     counter = network.costs
     before = counter.of()
-    scores = _scores(job, groups)
+    scores = unit_scores(job, groups) if job.scores is None else job.scores
     groups = [group for group in groups if group.name in scores]
     left = _widths(job, groups, scores, counter)
     whole = [group.name for group in groups if _least(job, group) == group.count]
@@ -200,7 +202,7 @@ def _score(stage: Prune) -> UnitScore:
     return unit_score_named(stage.score or "obs", stage.combine)
 
 
-def _scores(job: TracedJob, groups: Sequence[UnitGroup]) -> dict[str, Tensor]:
+def unit_scores(job: TracedJob, groups: Sequence[UnitGroup]) -> dict[str, Tensor]:
     """Returns (units,) float32 by group, without groups that the score says nothing about, which a note names.
 
     Those are groups that no matrix reads, where the score needs one, and such whose units are all worth the same.
