@@ -7,11 +7,11 @@ seeds: SmolLM2-135M at 70 % of its weights, on a cheaper setting than bench/sear
 tokens, candidates judged on 512 and 2,048 tokens, four minutes each, three seeds; every search starts from the knapsack
 solution, or evenly (`uniform start`). resnet56: half of the MACs of CIFAR-10's ResNet-56, five minutes each, accuracy
 before and after two epochs. digits and minilm: a search over score, solver and how often is pruned, beside the default
-recipe: a fully connected network on scikit-learn's digits loses 90 % of its neurons (300 digits choose, 597 others judge
-in the end, five networks each); MiniLM on SST-2 loses 80 % of its weights, trained for 120 steps of 32 rows, judged on
-dev while searching and on test in the end. workers: trials per minute of one worker on all processors and of three that share
-them, and of three of which one is killed; --storage names where they meet, such as postgresql://..., and is a SQLite
-file otherwise.
+recipe: a fully connected network on scikit-learn's digits loses 90 % of its neurons (300 digits choose, 597 others
+judge in the end, five networks each); MiniLM on SST-2 loses 80 % of its weights, trained for 120 steps of 32 rows,
+judged on dev while searching and on test in the end. workers: trials per minute of one worker on all processors and of
+three that share them, and of three of which one is killed; --storage names where they meet, such as postgresql://...,
+and is a SQLite file otherwise.
 
 Figures go to bench/results/strategies.json, and with --table the tables of docs/search.md are printed from them. Rows
 that were measured before stay unless --again is given. --keep names a folder where levels and the dense classifier of
