@@ -108,7 +108,8 @@ def find_recipe(recipe: Recipe, progress: Progress, resume: bool) -> tuple[Recip
     study = Study(storage, settings.study, about, work.space, more, settings.front)
     dense = folder / DENSE
     try:
-        quality, words = quality_of(settings, network, _cut(windows, settings), dense, progress)
+        compute = recipe.calibration.compute
+        quality, words = quality_of(settings, network, _cut(windows, settings), compute, dense, progress)
         reward = Reward(words, settings.weigh, settings.limit, settings.front)
 
         def worth(levels: Levels, tokens: int) -> Worth:

@@ -64,6 +64,17 @@ def test_what_is_found_is_no_worse_than_the_start_and_exact(told: dict[str, Any]
     assert one == two
 
 
+def test_candidates_are_judged_in_the_precision_that_is_asked_for(told: dict[str, Any]) -> None:
+    starts = []
+    for compute in ("float32", "bfloat16"):
+        calibration = {**told["calibration"], "compute": compute}
+        result = run(told, calibration=calibration, search={"trials": 1, "tokens": [128]}, overwrite=True)
+        assert result.search is not None
+        starts.append(result.search["start"])
+    assert starts[0] != starts[1]
+    assert starts[0] == pytest.approx(starts[1], rel=0.1)
+
+
 def test_levels_serve_a_later_search(told: dict[str, Any], tmp_path: Path) -> None:
     run(told)
     entries = {path: path.stat().st_mtime_ns for path in (tmp_path / ".secateur-levels").rglob("*.safetensors")}

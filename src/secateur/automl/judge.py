@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from secateur.calibration.data import text_tokenizer, window_length
 from secateur.calibration.inputs import model_inputs
-from secateur.calibration.precision import half_in_float32
+from secateur.calibration.precision import products
 from secateur.calibration.tables import read_table
 from secateur.calibration.windows import Windows
 from secateur.errors import UsageError
@@ -44,15 +44,15 @@ def windows_of(windows: Windows, tokens: int) -> int:
 class _OnText:
     """Reads the calibration's windows, as many as hold the tokens that are asked for."""
 
-    def __init__(self, network: Network, windows: Windows, tokens: int) -> None:
-        self.network, self.length = network, windows.length
+    def __init__(self, network: Network, windows: Windows, tokens: int, compute: str) -> None:
+        self.network, self.length, self.compute = network, windows.length, compute
         self.batches = windows.part(0, windows_of(windows, tokens)).batches(1)
 
     @torch.inference_mode()
     def logits(self, number: int) -> Tensor:
         """(positions, vocabulary) float32."""
         first, others = model_inputs(self.network, self.batches[number])
-        with half_in_float32(self.network.model.dtype, self.network.device):
+        with products(self.compute, self.network.model.dtype, self.network.device):
             output: Tensor = self.network.model(first.to(self.network.device), **others)[0]
         return output[0].float().cpu()
 
@@ -69,19 +69,22 @@ class Divergence(_OnText):
 
     words = "minus the mean KL divergence from the dense model on {tokens:,} tokens, in nats"
 
-    def __init__(self, network: Network, windows: Windows, tokens: int, file: Path, progress: Progress) -> None:
+    def __init__(
+        self, network: Network, windows: Windows, tokens: int, compute: str, file: Path, progress: Progress
+    ) -> None:
         """
         Args:
             network: The dense model.
             windows: What is read; as many windows as hold `tokens`.
             tokens: The most that is judged on.
+            compute: The precision of products, as calibration has it.
             file: Where the dense distributions are kept.
             progress: Shows progress.
 
         Raises:
             UsageError: The windows hold fewer tokens.
         """
-        super().__init__(network, windows, tokens)
+        super().__init__(network, windows, tokens, compute)
         first = self.logits(0)
         shape = (len(self.windows(tokens)), *first.shape)
         self.dense = np.lib.format.open_memmap(file, "w+", np.float16, shape)
@@ -124,13 +127,14 @@ class Accuracy:
 
     words = "the share of rows that are classified right, of those of the table's first {tokens:,} tokens"
 
-    def __init__(self, network: Network, table: str, length: int, tokens: int) -> None:
+    def __init__(self, network: Network, table: str, length: int, tokens: int, compute: str) -> None:
         """
         Args:
             network: The classifier.
             table: The file.
             length: Tokens of a row at most.
             tokens: The most that is judged on.
+            compute: The precision of products, as calibration has it.
 
         Raises:
             UsageError: The model is no classifier.
@@ -142,7 +146,7 @@ class Accuracy:
             )
         rows = read_table(table, None, class_names(network))
         tokenizer, size = text_tokenizer(network, table), window_length(network, length)
-        self.network = network
+        self.network, self.compute = network, compute
         self.batches = []
         count = 0
         for start in range(0, len(rows), ROWS):
@@ -163,7 +167,7 @@ class Accuracy:
         for until, batch in self.batches:
             labels = batch["labels"]
             inputs = {name: value for name, value in batch.items() if name != "labels"}
-            with half_in_float32(self.network.model.dtype, self.network.device):
+            with products(self.compute, self.network.model.dtype, self.network.device):
                 right += int((self.network.model(**inputs).logits.argmax(-1) == labels).sum())
             count += len(labels)
             if until >= tokens:
@@ -172,7 +176,7 @@ class Accuracy:
 
 
 def quality_of(
-    settings: Search, network: Network, windows: Windows, file: Path, progress: Progress
+    settings: Search, network: Network, windows: Windows, compute: str, file: Path, progress: Progress
 ) -> tuple[Callable[[int], float], str]:
     """Returns what judges the model as it is on a number of tokens, and what that is in words.
 
@@ -180,6 +184,7 @@ def quality_of(
         settings: Which quality, and on how many tokens at most.
         network: The dense model, in which candidates are put together later.
         windows: The calibration's windows.
+        compute: The precision of products, as calibration has it.
         file: Where the dense model's distributions may be kept.
         progress: Shows progress.
 
@@ -189,7 +194,7 @@ def quality_of(
     tokens = settings.tokens[-1]
     judge: Divergence | Likelihood | Accuracy
     if settings.table is not None:
-        judge = Accuracy(network, settings.table, windows.length, tokens)
+        judge = Accuracy(network, settings.table, windows.length, tokens, compute)
     elif ":" in settings.reward:
         function = function_at(settings.reward, "(network, tokens)")
         return lambda count: float(function(network, count)), f"{settings.reward} on {tokens:,} tokens"
@@ -201,12 +206,12 @@ def quality_of(
                 "FILE, others by a function of your own."
             )
         if settings.reward == "kl":
-            judge = Divergence(network, windows, tokens, file, progress)
+            judge = Divergence(network, windows, tokens, compute, file, progress)
         else:
             if network.family.objective != "causal":
                 raise UsageError(
                     f"search: reward 'perplexity' is for models that predict the next token; {network.architecture} "
                     "doesn't. Leave --reward out."
                 )
-            judge = Likelihood(network, windows, tokens)
+            judge = Likelihood(network, windows, tokens, compute)
     return judge, judge.words.format(tokens=tokens)
