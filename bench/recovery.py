@@ -83,6 +83,7 @@ class Sst2:
             found[f"{name}, one-shot, then fine-tuning"] = lambda cut=cut: self._recipe([cut, finetune])
             found[f"{name}, gradual fine-tuning"] = lambda amount=amount: self._gradual(amount, False)
             found[f"{name}, gradual distillation"] = lambda amount=amount: self._gradual(amount, True)
+        found["weights 70 %, gradual distillation by movement"] = lambda: self._gradual(0.7, True, "movement")
         for unit in ("neuron", "head"):
             cut = {"prune": {"unit": unit, "sparsity": 0.5}}
             found[f"{unit}s 50 %, cut"] = lambda cut=cut: self._recipe([cut])
@@ -110,7 +111,7 @@ class Sst2:
         seconds = sum(found["stages"][-1]["seconds"].values()) if trained else 0.0
         return _figures(other, seconds, trained.get("steps", 0))
 
-    def _gradual(self, amount: float, distilled: bool) -> Row:
+    def _gradual(self, amount: float, distilled: bool, score: str = "l1") -> Row:
         if not self.dense.is_dir():
             self._train_dense()
         torch.manual_seed(0)
@@ -119,7 +120,7 @@ class Sst2:
         model, teacher = (AutoModelForSequenceClassification.from_pretrained(self.dense) for _ in range(2))
         steps = EPOCHS * -(-ROWS_TRAINED // BATCH)
         schedule = Cubic(amount, begin=steps // 10, end=steps * 7 // 10, every=max(1, steps // 30))
-        callback = library.PruningCallback(schedule, score="movement" if amount > 0.6 else "l1")
+        callback = library.PruningCallback(schedule, score=score)
         trainer = Taught(
             model=model,
             args=TrainingArguments(
@@ -146,7 +147,7 @@ class Sst2:
         seconds = time.perf_counter() - start
         callback.pruner.save(out, tokenizer=tokenizer, overwrite=True)
         found = secateur("evaluate", str(out), "--text", str(self.judged), "--length", str(LENGTH), "--no-speed")
-        return {**_figures(found, seconds, steps), "score": "movement" if amount > 0.6 else "l1"}
+        return {**_figures(found, seconds, steps), "score": score}
 
 
 class Taught(Trainer):  # type: ignore[misc]
