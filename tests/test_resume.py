@@ -228,7 +228,7 @@ def test_a_changed_recipe_or_model_or_text_is_refused(source: Path, text: str, t
     with pytest.raises(ResumeError, match=r"model.model.safetensors"):
         secateur.prune(source, output=out, calibration=text, resume=True, **OPTIONS)
     assert run_folder(out).exists()  # the right command can still go on
-    with pytest.raises(ResumeError, match=r"of an earlier run 1 of its blocks.*--resume goes on"):
+    with pytest.raises(ResumeError, match=r"of an earlier run, 1 of its blocks.*--resume goes on"):
         secateur.prune(source, output=out, calibration=text, **OPTIONS)
     assert run_folder(out).exists()
     secateur.prune(source, output=out, calibration=text, overwrite=True, **OPTIONS)  # anew

@@ -19,7 +19,7 @@ import json
 import shutil
 import uuid
 from base64 import b64decode, b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 def check_left_over(output: Path, resume: bool, overwrite: bool) -> None:
     """Raises ResumeError if an earlier run left something that would be lost without a word."""
     if not resume and not overwrite and (lost := left_over(output)) is not None:
-        raise ResumeError(f"of an earlier run {lost}")
+        raise ResumeError(f"of an earlier run, {lost}")
 
 
 def begin_anew(output: Path) -> None:
@@ -98,19 +98,25 @@ def begin_anew(output: Path) -> None:
     run_folder(output).mkdir(parents=True)
 
 
-def state_of_same(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
+def state_of_same(
+    folder: Path,
+    about: dict[str, Any],
+    relevant: Callable[[dict[str, Any], int], dict[str, Any]] = lambda about, done: about,
+) -> dict[str, Any]:
     """Returns what the journal of a run says.
 
     Args:
         folder: Where it is.
         about: What the run that is to go on is, as plain data; gets the numbers of threads that it had before.
+        relevant: Returns what of that has to be the same, once so many stages are done.
 
     Raises:
         ResumeError: It is of another run, or can't be read.
     """
     data = read_state(folder)
     about["threads"] = data["about"]["threads"] = sorted({*data["about"]["threads"], *about["threads"]})
-    if changed := differences(data["about"], about):
+    done = len(data["finished"])
+    if changed := differences(relevant(data["about"], done), relevant(about, done)):
         raise ResumeError(
             f"{folder} holds another run: {'; '.join(changed[:3])}. Give the same command, or --overwrite instead "
             "of --resume to start anew."

@@ -18,12 +18,12 @@ from secateur.calibration.activations import IN_MEMORY, Storage
 from secateur.calibration.audio import sound_shape
 from secateur.calibration.data import Windows, check_there
 from secateur.calibration.loaders import TrainingData, check_loaders
-from secateur.errors import ProcessError, ResumeError, SaveError, UsageError
+from secateur.errors import ProcessError, ResumeError, SaveError, SecateurError, UsageError
 from secateur.evaluation.classes import add_accuracy
 from secateur.evaluation.comparison import compare_networks
 from secateur.evaluation.error_rate import add_error_rate
 from secateur.evaluation.reloading import reload_difference
-from secateur.journal import Journal, check_left_over, identity, run_folder
+from secateur.journal import Journal, check_left_over, identity, in_words, run_folder
 from secateur.lock import only_run
 from secateur.mask import FILE as MASK_FILE
 from secateur.mask import save_mask
@@ -133,8 +133,14 @@ class Run:
                 if not journal.worth_keeping:
                     journal.close()
                 raise
+            except SecateurError as error:
+                if not isinstance(journal, StageJournal) or not journal.finished:
+                    journal.close()  # the same would happen again
+                    raise
+                kept = f"{in_words(len(journal.finished), 0)} finished and kept"
+                raise type(error)(f"{error} Of the run, {kept}: mend what comes after, and add --resume.") from error
             except BaseException:
-                journal.close()  # the same would happen again
+                journal.close()
                 raise
             journal.close()
             return result

@@ -19,13 +19,12 @@ from secateur.network.loading import load
 from secateur.network.saving import check_output
 from secateur.processes import processes
 from secateur.progress import Progress
-from secateur.recipe import Recipe
+from secateur.recipe import TRAINS, Recipe
 from secateur.recipe.choosing import Choosing
 from secateur.result import Result
 from secateur.run import Run, run_recipe
 from secateur.run_search import STUDY, Found, search_folder
 
-TRAINS = ("finetune", "lora", "distill")
 LENGTHS = ("epochs", "steps", "minutes")
 
 

@@ -36,9 +36,11 @@ from secateur.network.network import Network
 from secateur.network.saving import save_network
 from secateur.processes import Processes
 from secateur.progress import Progress
+from secateur.recipe import TRAINS
 from secateur.result import StageReport
 
 BEGINNING = "beginning.safetensors"
+
 RUNS = "runs"  # what the Trainer calls the folder of TensorBoard's files
 
 
@@ -73,7 +75,8 @@ class StageJournal:
 
         Args:
             output: The folder that the run is to write.
-            about: What the run is, as plain data; a run is resumed only if it is the same.
+            about: What the run is, as plain data; a run is resumed only if it is the same, but for stages that haven't
+                begun.
             team: The processes of the run.
             resume: Whether to take up what is there; otherwise it is removed.
             progress: Is told if a run goes on.
@@ -165,6 +168,26 @@ class StageJournal:
         save_text(json.dumps(data), self.folder / FILE)
 
     def _take_up(self) -> None:
-        self.finished = [stage_report(one) for one in state_of_same(self.folder, self.about)["finished"]]
+        data = state_of_same(self.folder, self.about, _of_stages)
+        self.finished = [stage_report(one) for one in data["finished"]]
+        done = len(self.finished)
+        other = _of_stages(data["about"], done + 1) != _of_stages(self.about, done + 1)
         if self._team.first:
             shutil.rmtree(self.folder / "activations", ignore_errors=True)
+            if other:  # what the next stage left is of other settings
+                shutil.rmtree(self.training(), ignore_errors=True)
+            self._write()
+
+
+def _of_stages(about: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """Returns what a run is as far as its first steps go: what comes later may be another thing."""
+    entries, trained, left = [], 0, steps
+    for entry in about["recipe"]["stages"]:
+        if left <= 0:
+            break
+        inner = entry["repeat"]["stages"] * entry["repeat"]["times"] if "repeat" in entry else [entry]
+        trained += sum(kind in TRAINS for stage in inner[:left] for kind in stage)
+        entries.append(entry)
+        left -= len(inner)
+    recipe = {**about["recipe"], "stages": entries}
+    return {**about, "recipe": recipe, "training tokens": about["training tokens"][:trained]}

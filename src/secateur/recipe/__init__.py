@@ -17,7 +17,7 @@ from secateur.recipe.prune import INNER_UNITS, TRACED_UNITS, Prune
 from secateur.recipe.quantize import Quantize
 from secateur.recipe.recovery import Distill, Finetune, Lora, Reconstruct, Training
 from secateur.recipe.search import Search
-from secateur.recipe.stage import Repeat, Stage, Step, steps_of
+from secateur.recipe.stage import TRAINS, Repeat, Stage, Step, steps_of
 
 
 class Recipe(Settings):
@@ -173,6 +173,7 @@ def read_data(path: str | Path) -> dict[str, Any]:
 __all__ = [
     "INNER_UNITS",
     "TRACED_UNITS",
+    "TRAINS",
     "Calibration",
     "Distill",
     "Evaluate",

@@ -15,6 +15,7 @@ from secateur.recipe.prune import Prune
 from secateur.recipe.quantize import Quantize
 from secateur.recipe.recovery import Distill, Finetune, Lora, Reconstruct, Training
 
+TRAINS = ("finetune", "lora", "distill")  # kinds of stages that train on data of their own
 APPROACHED = ("sparsity", "params", "macs", "memory", "remove")  # targets that rounds can go towards
 
 
