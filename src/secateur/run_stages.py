@@ -17,12 +17,13 @@ from secateur.calibration.precision import bf16_pays
 from secateur.calibration.tables import is_table
 from secateur.compression.factorize import check_factorize, factorize
 from secateur.compression.stage import check_quantize, quantize_weights
-from secateur.errors import UsageError
+from secateur.errors import UsageError, did_you_mean
 from secateur.evaluation.costs import Costs, costs
 from secateur.files import save_tensors
 from secateur.journal import Journal
-from secateur.layer_choice import check_pattern, select_layers
+from secateur.layer_choice import check_pattern, chosen_layers, select_layers
 from secateur.network.classifier import is_sequence_classifier
+from secateur.network.loading import find, load, raw_config, streamable
 from secateur.network.network import Network
 from secateur.processes import Processes
 from secateur.progress import Progress
@@ -36,6 +37,7 @@ from secateur.structure.stage import check_units
 from secateur.timing import timed
 from secateur.training.approach import towards
 from secateur.training.lora import INSTALL
+from secateur.training.vocabulary import check_vocabulary
 from secateur.training.zeros import zeros_of
 
 CHECKED_TOKENS = 128  # of one window, where nothing is calibrated
@@ -190,18 +192,35 @@ def check_stages(recipe: Recipe, network: Network, team: Processes, loaders: Map
                 f"{kind} runs in one process, and {team.size} were started. Prune by several, and train what comes of "
                 "it with transformers' Trainer and secateur.PruningCallback, or run the whole recipe in one."
             )
-        if isinstance(stage, Lora) and find_spec("peft") is None:
-            raise UsageError(INSTALL)
+        if isinstance(stage, Lora):
+            if find_spec("peft") is None:
+                raise UsageError(INSTALL)
+            chosen_layers(network.layers(), [], stage.include, ())
         if isinstance(stage, Training):
             _check_training(recipe, stage, kind, network, stage.data in loaders)
-        if isinstance(stage, Distill) and stage.attention and network.family.objective == "permutation":
-            raise UsageError("distill: the attention maps of XLNet's two streams aren't compared; leave attention out.")
+        if isinstance(stage, Distill):
+            _check_distill(network, stage, recipe.trust_remote_code)
+
+
+def _check_distill(network: Network, stage: Distill, trust: bool) -> None:
+    if stage.attention and network.family.objective == "permutation":
+        raise UsageError("distill: the attention maps of XLNet's two streams aren't compared; leave attention out.")
+    if stage.teacher == "dense":
+        return
+    path = find(stage.teacher, trust, Progress())
+    if streamable(path) and not raw_config(path).get("is_encoder_decoder"):  # others are checked once they are loaded
+        check_vocabulary(network, load(stage.teacher, stream=True, trust_remote_code=trust), stage.teacher)
 
 
 def _check_training(recipe: Recipe, stage: Training, kind: str, network: Network, from_loader: bool) -> None:
     for name in stage.report_to:
-        from transformers.integrations import get_available_reporting_integrations  # noqa: PLC0415 (a slow import)
+        from transformers.integrations import (  # noqa: PLC0415 (a slow import)
+            get_available_reporting_integrations,
+        )
+        from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK  # noqa: PLC0415
 
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise UsageError(f"{kind}: unknown logger '{name}'.{did_you_mean(name, INTEGRATION_TO_CALLBACK)}")
         if name not in get_available_reporting_integrations():
             raise UsageError(f"{kind}: report_to {name} isn't installed; pip install {name}, or leave it out.")
     if from_loader or is_table(stage.data or recipe.calibration.data):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import secateur
 from secateur.calibration.data import text_windows
 from secateur.calibration.windows import Windows
-from secateur.errors import CalibrationError, ModelError, NothingPrunedError, TrainingError, UsageError
+from secateur.errors import CalibrationError, ModelError, NothingPrunedError, ResumeError, TrainingError, UsageError
 from secateur.journal import run_folder
 from secateur.network.loading import load
 from secateur.network.network import Network
@@ -284,6 +284,31 @@ def test_a_killed_run_of_several_stages_ends_in_the_same_bytes(folder: Path, tmp
     assert resumed.stages[0].groups[0].left == 22
 
 
+def test_what_was_done_before_a_stage_failed_is_kept(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    wild = {**SHORT, "rate": 1e9}
+    with pytest.raises(TrainingError, match="Of the run, 2 of its stages are finished and kept: mend what comes after"):
+        secateur.run_recipe(recipe(folder, HALF, {"finetune": SHORT}, {"finetune": wild}, output=str(out)))
+    assert not out.exists()
+    mended = recipe(folder, HALF, {"finetune": SHORT}, {"distill": GENTLE}, output=str(out))
+    resumed = secateur.run_recipe(mended, resume=True)
+    whole = secateur.run_recipe(mended.model_copy(update={"output": str(tmp_path / "whole")}))
+    assert [next(iter(stage.stage)) for stage in resumed.stages] == ["prune", "finetune", "distill"]
+    one, other = (secateur.load(str(path)).model for path in (out, tmp_path / "whole"))
+    ours, theirs = weights(one), weights(other)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert [stage.seconds for stage in resumed.stages[:2]] != [stage.seconds for stage in whole.stages[:2]]
+
+
+def test_a_begun_stage_that_was_changed_is_refused(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(TrainingError):
+        secateur.run_recipe(recipe(folder, HALF, {"finetune": {**SHORT, "rate": 1e9}}, output=str(out)))
+    other = {"prune": {"sparsity": 0.6, "score": "l1"}}
+    with pytest.raises(ResumeError, match=r"stages.0.prune.sparsity was 0.5 and is 0.6"):
+        secateur.run_recipe(recipe(folder, other, {"finetune": SHORT}, output=str(out)), resume=True)
+
+
 # Distillation
 
 
@@ -491,10 +516,12 @@ def test_the_model_writes_its_text_where_that_is_calibrated_on(folder: Path) -> 
     ("stage", "error", "words"),
     [
         ({"finetune": {**SHORT, "data": "nowhere.txt"}}, CalibrationError, "nowhere.txt"),
-        ({"finetune": {**SHORT, "report_to": ["nothing"]}}, UsageError, "isn't installed"),
+        ({"finetune": {**SHORT, "report_to": ["nothing"]}}, UsageError, "unknown logger 'nothing'"),
         ({"finetune": {**SHORT, "length": 100_000}}, UsageError, "positions"),
         ({"finetune": {**SHORT, "batch": 5, "accumulate": 2}}, UsageError, "can't be shared out"),
         ({"distill": {**SHORT, "logits": 0}}, UsageError, "has to weigh"),
+        ({"distill": {**SHORT, "teacher": "nowhere"}}, ModelError, "no model at 'nowhere'"),
+        ({"lora": {**SHORT, "include": ["*nothing"]}}, UsageError, "matches no layer"),
     ],
 )
 def test_bad_settings_are_named_before_anything_is_done(

@@ -221,6 +221,10 @@ def train(
         return batch_of([place for place, _ in visits], [epoch for _, epoch in visits])
 
     notes: list[str] = []
+    if settings.batch > split:
+        notes.append(
+            f"A batch of {settings.batch} is more than the {split} examples that there are: each step repeats some."
+        )
     with quiet_transformers(), _own_randomness():
         trainer = _Recovery(
             loss,
@@ -249,7 +253,7 @@ def train(
             step = trainer.state.global_step + 1
             if watch.best.step == 0:
                 raise TrainingError(
-                    f"{label}: the loss is NaN or infinite at step {step}, before any state was better than the first; "
+                    f"{label}: the loss is NaN or infinite at step {step}, before any state was worth keeping; "
                     f"lower the rate ({settings.rate:g})."
                 ) from error
             notes.append(
