@@ -99,7 +99,6 @@ def test_a_table_is_read_from_each_kind_of_file(tmp_path: Path) -> None:
 
 
 def test_what_is_no_table_is_a_text(tmp_path: Path) -> None:
-    assert not is_table(write(tmp_path / "a.tsv", "one\ttwo", ["1\t2"]))
     assert not is_table(write(tmp_path / "a.jsonl", '{"text": "a"}', []))
     assert not is_table(str(tmp_path / "nowhere.tsv"))
     assert not is_table(None)
@@ -110,12 +109,25 @@ def test_what_is_no_table_is_a_text(tmp_path: Path) -> None:
     [
         (["fine\t2"], "label '2', which is none of a, b"),
         (["no label"], "a table has columns text and label"),
+        (["too\tmany\tfields"], "row 1 has more fields than the header"),
+        (["fine\ta", "empty\t"], "row 2 has no label"),
         ([], "has no rows"),
     ],
 )
 def test_a_table_with_faults_is_an_error(rows: list[str], says: str, tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match=says):
         read_table(write(tmp_path / "a.tsv", "text\tlabel", rows), None, ("a", "b"))
+
+
+def test_numbers_that_aren_t_whole_are_no_classes(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match=r"has the label 0.5: classes are names or whole numbers"):
+        read_table(write(tmp_path / "a.tsv", "text\tlabel", ["a\t0.5", "b\t1.5"]), None, None)
+
+
+def test_a_table_without_labels_is_no_text_to_train_on(folder: Path) -> None:
+    data = write(folder / "nolabel.tsv", "one\ttwo", ["1\t2"] * 40)
+    with pytest.raises(CalibrationError, match="a table has columns text and label; this has one, two"):
+        run(folder, {"finetune": {**SHORT, "data": data}})
 
 
 def test_models_that_tell_no_classes_apart_are_named(folder: Path, tmp_path: Path) -> None:

@@ -228,7 +228,9 @@ def check_there(data: str) -> None:
     path = Path(data).expanduser()
     named = data.count("/") == 1 and not data.startswith((".", "/", "~")) and not path.suffix
     if data != "self" and not named and not (path.is_file() or path.is_dir()):
-        raise CalibrationError(f"no file '{data}'. Give 'self', a .jsonl or text file, or a hub data set.")
+        raise CalibrationError(
+            f"no file '{data}'. Give 'self', a .jsonl or text file, a table (.tsv, .csv), or a hub data set."
+        )
 
 
 def _read(path: Path) -> str:

@@ -47,15 +47,14 @@ class Table:
 
 
 def is_table(data: str | None) -> bool:
-    """Whether a file has labels beside its texts: a .tsv or .csv with columns for both, a .jsonl with such objects."""
+    """Whether a file is to have labels beside its texts: a .tsv or .csv, a .jsonl whose objects have a label."""
     path = Path(data or "").expanduser()
     if path.suffix not in (*DELIMITERS, ".jsonl") or not path.is_file():
         return False
+    if path.suffix in DELIMITERS:
+        return True
     with path.open(encoding="utf-8", errors="replace") as file:
         first = next((line for line in file if line.strip()), "")
-    if path.suffix in DELIMITERS:
-        columns = [name.strip().strip('"') for name in first.split(DELIMITERS[path.suffix])]
-        return LABEL in columns and any(name in columns for name in TEXTS)
     try:
         row = json.loads(first)
     except json.JSONDecodeError:
@@ -78,17 +77,26 @@ def read_table(data: str, rows: int | None, names: Sequence[str] | None) -> Tabl
     texts, labels = [], []
     try:
         for number, row in enumerate(islice(_rows(path), rows), start=1):
+            if None in row:
+                raise CalibrationError(
+                    f"{data}, row {number} has more fields than the header: put texts with a comma in quotes."
+                )
             text = next((row[name] for name in TEXTS if isinstance(row.get(name), str)), None)
             label = row.get(LABEL)
             if text is None or not isinstance(label, str | int):
                 has = ", ".join(map(str, row)) or "nothing"
                 raise CalibrationError(f"{data}, row {number}: a table has columns text and label; this has {has}.")
+            if str(label).strip() == "":
+                raise CalibrationError(f"{data}, row {number} has no label.")
             texts.append(text)
             labels.append(str(label))
     except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
         raise CalibrationError(f"{data} can't be read as a table: {error}.") from error
     if not texts:
         raise CalibrationError(f"{data} has no rows.")
+    if names is None and any(_broken(label) for label in labels):
+        broken = next(label for label in labels if _broken(label))
+        raise CalibrationError(f"{data} has the label {broken}: classes are names or whole numbers.")
     known = tuple(names) if names is not None else tuple(sorted(set(labels)))
     numbers = {str(number): number for number in range(len(known))} | {name: at for at, name in enumerate(known)}
     strange = next((label for label in labels if label not in numbers), None)
@@ -97,6 +105,14 @@ def read_table(data: str, rows: int | None, names: Sequence[str] | None) -> Tabl
     if len(known) < 2:
         raise CalibrationError(f"{data} has the label {known[0]!r} only: there is nothing to tell apart.")
     return Table(tuple(texts), torch.tensor([numbers[label] for label in labels]), known, data)
+
+
+def _broken(label: str) -> bool:
+    """Whether a label is a number that isn't whole."""
+    try:
+        return not float(label).is_integer()
+    except (ValueError, OverflowError):
+        return False
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
