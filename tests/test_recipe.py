@@ -180,8 +180,14 @@ def test_a_recipe_cannot_be_changed_once_it_is_made() -> None:
     ("data", "says"),
     [
         ({"model": "m", "stages": [{"prune": HALF}], "sede": 1}, "sede is not a known field"),
-        ({"model": "m", "stages": [{"prune": {**HALF, "sparsty": 1}}]}, "stages.0.prune.sparsty is not a known field"),
-        ({"model": "m", "stages": [{"prune": HALF}, {"prune": {**HALF, "x": 1}}]}, "stages.1.prune.x is not a known"),
+        (
+            {"model": "m", "stages": [{"prune": {**HALF, "sparsty": 1}}]},
+            "stage 1: prune.sparsty is not a known field (did you mean 'sparsity'?)",
+        ),
+        (
+            {"model": "m", "stages": [{"prune": HALF}, {"prune": {**HALF, "x": 1}}]},
+            "stage 2: prune.x is not a known field (known: unit, ",
+        ),
         (
             {"model": "m", "stages": [{"prune": HALF}], "calibration": {"sample": 3}},
             "calibration.sample is not a known",
@@ -190,6 +196,7 @@ def test_a_recipe_cannot_be_changed_once_it_is_made() -> None:
         ({"model": "m", "stages": [{"prun": HALF}]}, "unknown stage 'prun'. Did you mean 'prune'?"),
         ({"stages": [{"prune": HALF}]}, "model is missing"),
         ({"model": "m"}, "stages is missing"),
+        ({"model": "m", "stages": None}, "stages: Input should be a list"),
         ({"model": "m", "stages": []}, "stages: a recipe needs at least one stage"),
         ({"model": "m", "stages": [{}]}, "a stage has one kind, but got none"),
         ({"model": "m", "stages": [{"prune": HALF}], "version": 2}, "version: "),
@@ -239,7 +246,7 @@ def test_an_unknown_score_or_solver_is_named_with_the_nearest(stage: dict[str, A
 @pytest.mark.parametrize("field", ["allocation", "per", "unit"])
 def test_an_unknown_choice_is_named_with_the_known_ones(field: str) -> None:
     message = stage_refusal(**HALF, **{field: "nonsense"})
-    assert f"stages.0.prune.{field}: " in message
+    assert f"stage 1: prune.{field}: " in message
     assert "'nonsense'" in message
 
 
@@ -340,7 +347,7 @@ def test_sharing_out_and_comparing_need_a_sparsity(amount: dict[str, Any]) -> No
 def test_a_setting_out_of_range_is_named_with_what_came(stage: dict[str, Any]) -> None:
     ((name, value),) = stage.items()
     message = stage_refusal(**HALF, **stage)
-    assert f"stages.0.prune.{name}: " in message
+    assert f"stage 1: prune.{name}: " in message
     assert f"but got {value!r}" in message
 
 
@@ -419,7 +426,7 @@ def test_a_repeat_is_carried_out_round_after_round() -> None:
     [
         ({"prune": HALF, "finetune": None}, "a stage has one kind, but got prune and finetune"),
         ("prune", "a stage is a mapping"),
-        ({"finetune": {"rat": 1}}, "finetune.rat is not a known field"),
+        ({"finetune": {"rat": 1}}, "finetune.rat is not a known field (did you mean 'rate'?)"),
         ({"finetune": {"steps": 0}}, "finetune.steps: "),
         ({"distill": {"top_k": 5, "logits": 0, "hidden": 1}}, "top_k is about the teacher's logits"),
         ({"repeat": 3}, "stages is missing"),

@@ -193,7 +193,7 @@ def single_stage(
     try:
         return Recipe.build(recipe)
     except UsageError as error:  # which names the option, as nobody wrote a recipe
-        raise UsageError(re.sub(r"stages\.0\.prune\.(\w+)", lambda found: listed([found[1]]), str(error))) from error
+        raise UsageError(re.sub(r"stage 1: prune\.(\w+)", lambda found: listed([found[1]]), str(error))) from error
 
 
 def search(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -53,7 +54,7 @@ class Settings(BaseModel):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise UsageError(explain(error)) from error
+            raise UsageError(explain(error, cls)) from error
 
 
 def changed(settings: Settings) -> set[str]:
@@ -74,18 +75,51 @@ def refuse(settings: Settings, name: str, fields: Sequence[str]) -> None:
 
 
 def _reason(message: str) -> str:
-    return message.removeprefix("Value error, ").removesuffix(".")
+    plain = message.removeprefix("Value error, ").removesuffix(".")
+    return plain.replace("Input should be a valid tuple", "Input should be a list")
 
 
-def explain(error: ValidationError) -> str:
-    """Puts pydantic's findings into one line that names the fields."""
+def explain(error: ValidationError, kind: type[Settings]) -> str:
+    """Puts pydantic's findings into one line that names the fields.
+
+    Args:
+        error: What it found.
+        kind: What was to be made.
+    """
     parts = []
     for found in error.errors():
-        where = ".".join(str(part) for part in found["loc"]) or "the recipe"
+        where = _place(found["loc"]) or "the recipe"
         if found["type"] == "extra_forbidden":
-            parts.append(f"{where} is not a known field")
+            parts.append(f"{where} is not a known field{_nearest(found['loc'], kind)}")
         elif found["type"] == "missing":
             parts.append(f"{where} is missing")
         else:
             parts.append(f"{where}: {_reason(found['msg'])}, but got {found['input']!r}")
     return "; ".join(parts) + "."
+
+
+def _place(where: Sequence[str | int]) -> str:
+    """Returns where in a recipe something stands; stages are counted from 1, as reports count them."""
+    if len(where) > 1 and where[0] == "stages" and isinstance(where[1], int):
+        return ": ".join([f"stage {where[1] + 1}", *filter(None, [".".join(map(str, where[2:]))])])
+    return ".".join(map(str, where))
+
+
+def _nearest(where: Sequence[str | int], kind: type[Settings]) -> str:
+    """Returns the field that an unknown one is nearest to, or all that there are, in brackets."""
+    inner: type[Settings] | None = kind
+    for part in where[:-1]:
+        if isinstance(part, str) and inner is not None:
+            field = inner.model_fields.get(part)
+            inner = None if field is None else _settings_in(field.annotation)
+    if inner is None:
+        return ""
+    near = difflib.get_close_matches(str(where[-1]), inner.model_fields, n=1)
+    return f" (did you mean '{near[0]}'?)" if near else f" (known: {', '.join(inner.model_fields)})"
+
+
+def _settings_in(annotation: Any) -> type[Settings] | None:
+    """Returns the settings that a field holds."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return annotation
+    return next((found for one in get_args(annotation) if (found := _settings_in(one)) is not None), None)
