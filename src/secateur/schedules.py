@@ -41,6 +41,8 @@ class Schedule(ABC):
 
 
 def _check_share(name: str, value: float, least: float = 0.0) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise UsageError(f"{name}={value!r}: a number between {least:g} and 1 is needed.")
     if not least <= value <= 1 or (name == "final" and value == 0):
         raise UsageError(f"{name}={value}: a schedule's sparsities lie between {least:g} and 1, the final one above 0.")
 
@@ -73,8 +75,8 @@ class OneShot(Schedule):
 
 
 def _check_step(name: str, value: int) -> None:
-    if value < 0 or int(value) != value:
-        raise UsageError(f"{name}={value}: steps are whole numbers from 0 on.")
+    if not isinstance(value, int | float) or value < 0 or int(value) != value:
+        raise UsageError(f"{name}={value!r}: steps are whole numbers from 0 on.")
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,10 @@ class Gradual(Schedule):
         _check_share("final", self.final)
         _check_share("initial", self.initial)
         _check_step("begin", self.begin)
-        if self.end <= self.begin:
+        _check_step("end", self.end)
+        if self.end == self.begin:
+            raise UsageError(f"the schedule ends where it begins, at step {self.end}; OneShot prunes all at once.")
+        if self.end < self.begin:
             raise UsageError(f"the schedule ends (step {self.end}) before it begins (step {self.begin}).")
         if self.every < 1:
             raise UsageError(f"every={self.every}: a schedule prunes every 1, 2, 3 ... steps.")
@@ -210,8 +215,9 @@ class Periodic(Schedule):
 class WhenRecovered(Schedule):
     """Prunes again once a metric is back within a margin of what it was before any pruning.
 
-    The pruner tells it of each measurement (`pruner.report(metric)`); what is reported before the first pruning sets
-    the reference, the best of it. So it isn't a function of the step alone: `schedule(step)` is what holds now.
+    The pruner tells it of each measurement (`pruner.report(metric)`); the first one sets the reference, and pruning
+    begins with the next step, so report once the model has learnt what it is to keep. So it isn't a function of the
+    step alone: `schedule(step)` is what holds now.
     """
 
     def __init__(self, final: float, amount: float, margin: float, *, greater_is_better: bool = True) -> None:

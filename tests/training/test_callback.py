@@ -83,7 +83,30 @@ def test_pruning_waits_for_recovery(tmp_path: Path) -> None:
         trainer(tmp_path, other, eval_strategy="steps", eval_steps=3, save_strategy="no").train()
 
 
+def test_the_best_checkpoint_brings_its_own_mask(tmp_path: Path) -> None:
+    callback = secateur.PruningCallback(Cubic(0.5, begin=1, end=8, every=2))
+    best = {"load_best_model_at_end": True, "greater_is_better": True}
+    given = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 4, "save_steps": 4}
+    work = trainer(tmp_path, callback, **best, **given, metric_for_best_model="eval_loss")
+    work.train()  # of the losses the largest counts as the best
+    at = int(str(work.state.best_model_checkpoint).rpartition("-")[2])
+    assert callback.pruner.steps == at
+    zeros = sum(int((one == 0).sum()) for one in work.model.parameters() if one.ndim == 2)
+    assert zeros >= callback.pruner.masks.pruned() > 0
+    if at < 8:
+        with pytest.warns(UserWarning, match="before the schedule's last pruning"):
+            callback.finish()
+
+
 def test_what_the_trainer_can_t_do_is_named() -> None:
+    with pytest.raises(UsageError, match=r"unknown option 'unti'. Did you mean 'unit'"):
+        secateur.PruningCallback(GRADUAL, unti="neuron")
+    with pytest.raises(UsageError, match="of eval_loss less is better"):
+        secateur.PruningCallback(WhenRecovered(0.4, amount=0.2, margin=0.1))
+    with pytest.raises(UsageError, match="leave it out"):
+        secateur.PruningCallback(GRADUAL, metric="eval_accuracy")
+    with pytest.raises(UsageError, match="nothing was trained yet"):
+        secateur.PruningCallback(GRADUAL).finish()
     with pytest.raises(UsageError, match="couldn't load its own checkpoints"):
         secateur.PruningCallback(GRADUAL, unit="neuron", cut="during")
     with pytest.raises(UsageError, match="Trainer's own"):

@@ -245,6 +245,14 @@ def test_a_saved_model_is_loaded_by_transformers(tmp_path: Path) -> None:
     assert told["sparsity"] == pytest.approx(0.5, abs=1e-3)
 
 
+def test_a_saved_network_with_zeros_is_rebuilt(tmp_path: Path) -> None:
+    model = network()
+    train(model, 14, schedule=GRADUAL).save(tmp_path / "out")
+    again = secateur.rebuild(network(seed=5), tmp_path / "out").eval()
+    assert torch.equal(again(data()[0]), model.eval()(data()[0]))
+    assert secateur.Mask.load(tmp_path / "out").sparsity == pytest.approx(0.75, abs=1e-3)
+
+
 def test_a_saved_network_is_rebuilt(tmp_path: Path) -> None:
     model = network()
     pruner = train(model, 14, schedule=GRADUAL, unit="filter", example_inputs=data()[0])
@@ -264,8 +272,10 @@ def test_a_saved_network_is_rebuilt(tmp_path: Path) -> None:
         {"unit": "filter", "cut": "during"},
         {"schedule": WhenRecovered(0.6, amount=0.2, margin=0.5, greater_is_better=False)},
         {"schedule": Periodic(every=3, amount=0.3, final=0.6)},
+        {"regularizer": Growing(Linear(0.5, begin=0, end=14))},
+        {"unit": "filter", "regularizer": Growing(Linear(0.5, begin=0, end=14))},
     ],
-    ids=["taylor", "movement", "rigl", "filters", "cut during", "when recovered", "periodic"],
+    ids=["taylor", "movement", "rigl", "filters", "cut during", "when recovered", "periodic", "growing", "of filters"],
 )
 def test_a_resumed_run_ends_like_an_uninterrupted_one(options: dict[str, Any], tmp_path: Path) -> None:
     def parts(steps: list[int]) -> nn.Module:
@@ -342,6 +352,55 @@ def test_a_penalty_s_gradient_is_that_of_its_formula() -> None:
     assert torch.allclose(made.grad, expected, atol=1e-6)
 
 
+def test_weights_that_are_nan_end_the_run() -> None:
+    model = network()
+    pruner = train(model, 5, schedule=GRADUAL)
+    with torch.no_grad():
+        model.get_parameter("3.weight")[0] = torch.nan
+    with pytest.raises(ScoreError, match="the score of 0 is NaN at step 7"):
+        train(model, 5, pruner=pruner)
+
+
+@pytest.mark.parametrize("score", ["taylor", "snip", "movement"])
+def test_gradients_that_were_zeroed_before_the_step_say_nothing(score: str) -> None:
+    model = network()
+    optimizer = adam(model)
+    pruner = secateur.TrainingPruner(model, GRADUAL, score=score, optimizer=optimizer)
+    loss_of(model).backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=False)
+    with pytest.raises(ScoreError, match=r"all gradients up to step 1 were zero.*before zero_grad"):
+        pruner.step()
+
+
+def test_a_threshold_above_all_scores_ends_the_run() -> None:
+    with pytest.raises(ScoreError, match="nothing would be left after step 0"):
+        TrainingPruner(network(), OneShot(0.5), threshold=100.0)
+
+
+def test_a_regularizer_that_is_never_applied_is_named() -> None:
+    model = network()
+    pruner = TrainingPruner(model, GRADUAL, regularizer=L1(1e-3))
+    with pytest.raises(UsageError, match=r"call pruner.regularize\(\) between"):
+        pruner.step()
+
+
+def test_a_function_of_one_s_own_scores_units() -> None:
+    def first_go(group: Any, statistics: Any) -> Tensor:
+        return torch.arange(group.count, dtype=torch.float32)
+
+    model = network()
+    pruner = train(model, 14, schedule=GRADUAL, unit="filter", score=first_go, example_inputs=data()[0])
+    assert all(one.pruned.tolist() == sorted(one.pruned.tolist(), reverse=True) for one in pruner.masks.coupled)
+    assert pruner.state_dict()["about"]["score"].endswith("first_go")
+
+
+def test_widths_that_miss_the_target_are_told() -> None:
+    given = {"unit": "filter", "example_inputs": data()[0]}
+    with pytest.warns(UserWarning, match=r"round_to=6 and min_units=1, 40.0% of the units go in the end"):
+        TrainingPruner(network(), OneShot(0.5, begin=1), round_to=6, **given)
+
+
 def bad(make: Callable[[], object], words: str) -> Any:
     return pytest.param(make, words, id=words)
 
@@ -379,6 +438,30 @@ def bad(make: Callable[[], object], words: str) -> Any:
         bad(lambda: TrainingPruner(network(), GRADUAL).report(0.5), "doesn't go by a metric"),
         bad(lambda: TrainingPruner(network(), GRADUAL).regularize(), "has no regularizer"),
         bad(lambda: L1(0), "above 0"),
+        bad(lambda: TrainingPruner(network(), 0.5), "give one of secateur.schedules"),
+        bad(lambda: TrainingPruner(network(), GRADUAL, unit="neurons"), "Did you mean 'neuron'"),
+        bad(lambda: TrainingPruner(network(), GRADUAL, score=len), "scores units, not single weights"),
+        bad(lambda: TrainingPruner(network(), OneShot(0.5), threshold=0.1, pattern="2:4"), "leave pattern out"),
+        bad(lambda: TrainingPruner(network(), GRADUAL, threshold=0.1, allocation="global"), "leave allocation out"),
+        bad(lambda: TrainingPruner(network(), GRADUAL, threshold=-1), "nothing scores below"),
+        bad(lambda: TrainingPruner(network(), GRADUAL, regularizer=1e-4), "give one such as L1"),
+        bad(
+            lambda: TrainingPruner(network(), GRADUAL, unit="filter", example_inputs=data()[0], round_to=100),
+            "no group can lose",
+        ),
+        bad(
+            lambda: TrainingPruner(
+                model := network(),
+                GRADUAL,
+                unit="filter",
+                example_inputs=data()[0],
+                cut="during",
+                optimizer=adam(model),
+                regularizer=Growing(Linear(0.1, begin=0, end=9)),
+            ),
+            "Growing drives the same units",
+        ),
+        bad(lambda: TrainingPruner(network(), GRADUAL).load_state_dict({}), "no state of a pruner"),
     ],
 )
 def test_bad_input_is_named(make: Callable[[], object], words: str) -> None:

@@ -73,7 +73,9 @@ def check_output(output: Path, overwrite: bool, source: Path | None = None) -> N
         raise UsageError(f"the output {output} exists and is not a folder; choose another name.")
     if any(output.iterdir()):
         if not overwrite:
-            raise UsageError(f"the output {output} exists; add --overwrite to replace it, or choose another name.")
+            raise UsageError(
+                f"the output {output} exists; add --overwrite (overwrite=True) to replace it, or choose another name."
+            )
         if not (output / RESULT_FILE).is_file():
             raise UsageError(f"the output {output} wasn't written by secateur, so --overwrite doesn't replace it.")
 

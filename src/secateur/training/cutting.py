@@ -112,7 +112,8 @@ def _cut_state(
         if value.shape != old.shape:
             raise UsageError(
                 f"the optimizer's state '{kind}' of {name} has the shape {tuple(value.shape)} and the parameter "
-                f"{tuple(old.shape)}: it isn't known how to cut it. Take cut='end', or AdamW or SGD."
+                f"{tuple(old.shape)}: it isn't known how to cut it. Take cut='end', or AdamW or SGD. Of a run that "
+                "goes on, load the pruner's state before the optimizer's."
             )
         cut = value
         for axis in range(value.ndim):

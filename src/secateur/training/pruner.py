@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from secateur.allocation.amounts import Pattern
-from secateur.errors import NothingPrunedError, UsageError, did_you_mean
+from secateur.errors import NothingPrunedError, ScoreError, UsageError, did_you_mean
 from secateur.files import save_text
 from secateur.layer_choice import chosen_groups
 from secateur.mask import FILE as MASK_FILE
 from secateur.mask import Mask
 from secateur.network.graph.network import GraphNetwork
-from secateur.network.graph.saving import save_shapes
+from secateur.network.graph.saving import save_shapes, save_uncut
 from secateur.network.pretrained import plain_kind, pretrained
 from secateur.network.saving import RESULT_FILE, check_output, complete_folder, save_model, save_network
 from secateur.outcome import versions
 from secateur.schedules import OneShot, Schedule, WhenRecovered
 from secateur.training.cutting import bare_optimizer, become, carry, check_cuttable, check_optimizer
 from secateur.training.regularization import Regularizer
+from secateur.training.sharded import is_sharded
 from secateur.training.trained import check_units, described, trained_groups, unwrapped, weight_layers
 from secateur.training.unit_masks import UnitMasks
 from secateur.training.weight_masks import WeightMasks
 
-VERSION = 1
+VERSION = 2
+OF_UNITS = ("cut", "min_units", "round_to")  # options that say nothing of single weights
+COARSE = 0.02  # of the units: as many fewer than the schedule says are worth a warning
 ALLOCATIONS = ("uniform", "global")
 
 
@@ -60,7 +63,7 @@ class TrainingPruner:
         schedule: Schedule | None = None,
         *,
         unit: str = "weight",
-        score: str = "l1",
+        score: str | Callable[..., Tensor] = "l1",
         threshold: float | str | None = None,
         pattern: str | None = None,
         allocation: str | Mapping[str, float] = "uniform",
@@ -84,10 +87,11 @@ class TrainingPruner:
             schedule: How much is pruned after which step. A pattern needs none: it is imposed at once.
             unit: `weight`, or units to remove: `neuron`, `head`, `query-head`, `filter`, `hidden`; several with commas.
             score: By name. Of weights: `l1`, `taylor`, `fisher`, `snip`, `random` ..., or `movement`, the sum over all
-                steps of minus gradient times weight (Sanh et al. 2020, arXiv 2005.07683). Of units: data-free and
-                gradient scores, or a function of your own.
-            threshold: What scores below it goes, instead of the schedule's share. A number grows with the schedule to
-                this; `p90` and `mean-1std` are of all scores each time.
+                steps of minus gradient times weight (Sanh et al. 2020, arXiv 2005.07683; before the first step, |w|).
+                Of units: data-free and gradient scores, or a function of your own, (group, statistics) -> (units,), by
+                its import path or itself.
+            threshold: What scores below it goes, instead of the schedule's share, whatever its final one. A number
+                grows with the schedule to this; `p90` and `mean-1std` are of all scores each time.
             pattern: N:M of single weights; the schedule's final sparsity is then 1 - N/M.
             allocation: `uniform`, `global` (the lowest scores wherever they are; of units relative to their group's
                 mean), or each layer's or group's share at the end.
@@ -115,15 +119,13 @@ class TrainingPruner:
         _check_allocation(allocation)
         if cut not in ("end", "during"):
             raise UsageError(f"cut='{cut}': units are removed at the 'end' or 'during' training.")
-        if of_weights:
-            misplaced = {"cut": cut == "during", "min_units": min_units != 1, "round_to": round_to != 1}
-        else:
-            misplaced = {
-                "pattern": pattern is not None,
-                "regrow": regrow,
-            }
-        if wrong := [name for name, given in misplaced.items() if given]:
+        beside = {"cut": cut == "during", "min_units": min_units != 1, "round_to": round_to != 1}
+        beside |= {"pattern": pattern is not None, "regrow": regrow}
+        if wrong := [name for name, given in beside.items() if given and (name in OF_UNITS) == of_weights]:
             raise UsageError(f"{wrong[0]} says nothing about unit='{unit}'.")
+        if threshold is not None:
+            decides = {"pattern": pattern is not None, "allocation": allocation != "uniform", "regrow": regrow}
+            _check_threshold(threshold, [name for name, given in decides.items() if given])
         self.cut_during = cut == "during"
         self.optimizer = None if optimizer is None else bare_optimizer(optimizer)
         self.steps = 0
@@ -148,9 +150,10 @@ class TrainingPruner:
                 raise UsageError("cut='during' cuts the optimizer's state along: give optimizer=.")
         if self.optimizer is not None:
             check_optimizer(self.optimizer, self._pruned_parameters())
-        self.regularizer = regularizer
+        self.regularizer, self._regularized = regularizer, False
         if regularizer is not None:
-            regularizer.check(self.masks, self.model)
+            _check_regularizer(regularizer)
+            regularizer.check(self.masks, self.model, self.cut_during)
         if isinstance(self.masks, UnitMasks):
             _check_room(self.masks, self.schedule, threshold is not None)
         if self.schedule.due(0):
@@ -187,6 +190,7 @@ class TrainingPruner:
         """
         if self.regularizer is None:
             raise UsageError("this pruner has no regularizer; give regularizer= when you make it.")
+        self._regularized = True
         self.regularizer.add_gradients(self.masks, self.model, self.steps + 1, self.schedule)
 
     def step(self) -> None:
@@ -195,11 +199,16 @@ class TrainingPruner:
         Call it after `optimizer.step()` and before `zero_grad()`, once per step of the optimizer.
 
         Raises:
-            UsageError: The score needs gradients and there are none, or the model's parameters were swapped.
+            UsageError: The score needs gradients and there are none, the model's parameters were swapped, or the
+                regularizer was never applied.
             ScoreError: A score came out as NaN, or says nothing.
         """
         if self._small is not None:
             raise UsageError("finish() has cut the units: go on training what it returned, without this pruner.")
+        if self.regularizer is not None and not self._regularized:
+            raise UsageError(
+                "the regularizer was never applied: call pruner.regularize() between backward() and optimizer.step()."
+            )
         self.steps += 1
         self.masks.watch()
         if self.schedule.due(self.steps):
@@ -213,6 +222,8 @@ class TrainingPruner:
             self.schedule.took()
         added = self.masks.prune(self.steps, self.schedule)
         self.masks.hold()
+        if self.schedule.final < 1 and self.sparsity == 1:
+            raise ScoreError(f"nothing would be left after step {self.steps}: the threshold lies above all scores.")
         if self.cut_during and added:
             self._cut()
 
@@ -305,7 +316,8 @@ class TrainingPruner:
         return self.masks.mask()
 
     def save(self, output: str | Path, *, tokenizer: Any = None, overwrite: bool = False) -> nn.Module:
-        """Finishes, and writes the pruned model: a checkpoint that transformers loads, or what `rebuild` reads.
+        """Finishes, and writes the pruned model: a checkpoint that transformers loads, or of another network what
+        `rebuild` reads.
 
         Args:
             output: The folder.
@@ -316,19 +328,17 @@ class TrainingPruner:
             The pruned model.
 
         Raises:
-            UsageError: The output exists, or a network that isn't of transformers has no units cut (save its state
-                dict: it is a plain one).
+            UsageError: The output exists, or the model's parameters are sharded.
             SaveError: It can't be written.
         """
         folder = Path(output).expanduser()
         check_output(folder, overwrite)
+        if any(is_sharded(parameter) for parameter in self.model.parameters()):
+            raise UsageError("its parameters are sharded (FSDP2): gather its state dict, as without pruning.")
         before = self.masks
         small = self.finish()
         network = described(small)
         plain = network is None and plain_kind(small) is not None
-        shaped = isinstance(before, UnitMasks) and isinstance(before.network, GraphNetwork)
-        if network is None and not plain and not shaped:
-            raise UsageError("its shapes are those of the dense network: save its state_dict() as usual.")
         with complete_folder(folder) as scratch:
             if network is not None:
                 network.tokenizer = tokenizer
@@ -337,8 +347,9 @@ class TrainingPruner:
                 save_model(small, scratch)
                 if tokenizer is not None:
                     tokenizer.save_pretrained(scratch)
+            elif isinstance(before, WeightMasks):
+                save_uncut(small, scratch)
             else:
-                assert isinstance(before, UnitMasks)
                 assert isinstance(before.network, GraphNetwork)
                 kept = {group.name: ~one.pruned for one in before.coupled for group in one.groups}
                 save_shapes(before.network, small, kept, scratch)
@@ -357,6 +368,7 @@ class TrainingPruner:
             "schedule": self.schedule.state_dict() if isinstance(self.schedule, WhenRecovered) else {},
             "removed": {name: gone.clone() for name, gone in self._removed.items()},
             "masks": self.masks.state_dict(),
+            "regularizer": {} if self.regularizer is None else self.regularizer.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -366,8 +378,10 @@ class TrainingPruner:
         Raises:
             UsageError: The state is of another schedule, other options or another model.
         """
-        if state.get("version") != VERSION:
-            raise UsageError(f"the state is of version {state.get('version')}, and this secateur reads {VERSION}.")
+        if not isinstance(state, Mapping) or "version" not in state:
+            raise UsageError("this is no state of a pruner; give what its state_dict() returned.")
+        if state["version"] != VERSION:
+            raise UsageError(f"the state is of version {state['version']}, and this secateur reads {VERSION}.")
         mine, found = self._about(), state["about"]
         odd = [name for name in {**mine, **found} if mine.get(name) != found.get(name)]
         if odd:
@@ -380,6 +394,8 @@ class TrainingPruner:
         self.steps = state["steps"]
         if isinstance(self.schedule, WhenRecovered):
             self.schedule.load_state_dict(state["schedule"])
+        if self.regularizer is not None:
+            self.regularizer.load_state_dict(state["regularizer"])
         self.masks.hold()
 
     def _take_away(self, removed: Mapping[str, Tensor]) -> None:
@@ -403,11 +419,18 @@ class TrainingPruner:
             "unit": ", ".join(self.units),
             "cut_during": self.cut_during,
             **self._options,
+            "score": score if isinstance(score := self._options["score"], str) else score.__qualname__,
+            "regularizer": None if self.regularizer is None else self.regularizer.describe(),
             **self.schedule.describe(),
         }
 
 
 def _schedule(schedule: Schedule | None, pattern: str | None) -> Schedule:
+    if schedule is not None and not isinstance(schedule, Schedule):
+        raise UsageError(
+            f"schedule={schedule!r}: give one of secateur.schedules, such as Cubic(final=0.8, begin=100, end=2000, "
+            "every=50), or a Schedule of your own."
+        )
     if pattern is None:
         if schedule is None:
             raise UsageError("a schedule is needed, for instance Cubic(final=0.8, begin=100, end=2000, every=50).")
@@ -419,6 +442,18 @@ def _schedule(schedule: Schedule | None, pattern: str | None) -> Schedule:
     if abs(schedule.final - share) > 1e-9:
         raise UsageError(f"pattern {pattern} removes {share:g}, and the schedule ends at {schedule.final:g}.")
     return schedule
+
+
+def _check_threshold(threshold: float | str, beside: Sequence[str]) -> None:
+    if beside:
+        raise UsageError(f"a threshold says by itself what goes; leave {beside[0]} out.")
+    if isinstance(threshold, int | float) and threshold <= 0:
+        raise UsageError(f"threshold={threshold:g}: nothing scores below that.")
+
+
+def _check_regularizer(regularizer: object) -> None:
+    if not isinstance(regularizer, Regularizer):
+        raise UsageError(f"regularizer={regularizer!r}: give one such as L1(1e-4) of secateur.training.regularization.")
 
 
 def _check_allocation(allocation: str | Mapping[str, float]) -> None:
@@ -436,4 +471,15 @@ def _check_room(masks: UnitMasks, schedule: Schedule, by_threshold: bool) -> Non
             raise UsageError(
                 f"{one.name} has {one.count} units: removing {share:.0%} leaves "
                 f"{one.count - round(share * one.count)}, and at least {masks.min_units} have to stay."
+            )
+    if isinstance(masks.allocation, str):
+        going = {one.name: masks.rounded(one, round(schedule.final * one.count)) for one in masks.coupled}
+        found = sum(going.values()) / masks.units
+        if found == 0:
+            raise UsageError(f"round_to={masks.round_to}: no group can lose {schedule.final:.0%} and keep a multiple.")
+        if found < schedule.final - COARSE:
+            warnings.warn(
+                f"with round_to={masks.round_to} and min_units={masks.min_units}, {found:.1%} of the units go in the "
+                f"end instead of {schedule.final:.1%}.",
+                stacklevel=3,
             )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ class Regularizer(ABC):
     Attributes:
         strength: Its factor λ: a number, or a schedule whose "sparsity" it is after each step.
         of_units: Whether it is about whole units.
+        chosen: By parameter or group, bool: the weights or units that it is about; None for all.
     """
 
     of_units = False
@@ -36,13 +38,33 @@ class Regularizer(ABC):
         if not isinstance(strength, Schedule) and not strength > 0:
             raise UsageError(f"a regularizer's strength is above 0, but got {strength}.")
         self.strength = strength
+        self.chosen: dict[str, Tensor] | None = None
 
     def at(self, step: int) -> float:
         """Returns λ at a step."""
         return self.strength(step) if isinstance(self.strength, Schedule) else self.strength
 
-    def check(self, masks: Masks, model: nn.Module) -> None:
-        """Raises UsageError if there is nothing in the model that it is about."""
+    def describe(self) -> dict[str, Any]:
+        """Returns its kind and its strength, by which a saved pruner knows it again."""
+        strength = self.strength.describe() if isinstance(self.strength, Schedule) else self.strength
+        return {"kind": type(self).__name__, "strength": strength}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what it has decided so far."""
+        return {} if self.chosen is None else {"chosen": dict(self.chosen)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` returned."""
+        self.chosen = dict(state["chosen"]) if "chosen" in state else None
+
+    def check(self, masks: Masks, model: nn.Module, cut_during: bool) -> None:
+        """Raises UsageError if there is nothing in the model that it is about.
+
+        Args:
+            masks: What is pruned.
+            model: The model.
+            cut_during: Whether units are removed while the model trains.
+        """
         if self.of_units and not isinstance(masks, UnitMasks):
             name = type(self).__name__
             raise UsageError(f"{name} is about units: give unit='filter' or another kind, or take L1.")
@@ -91,8 +113,8 @@ class BatchNormScale(Regularizer):
 
     of_units = True
 
-    def check(self, masks: Masks, model: nn.Module) -> None:
-        super().check(masks, model)
+    def check(self, masks: Masks, model: nn.Module, cut_during: bool) -> None:
+        super().check(masks, model, cut_during)
         if not any(True for _ in self._scales(masks, model)):
             raise UsageError("BatchNormScale: no batch norm has a scale per unit in this model.")
 
@@ -127,23 +149,26 @@ class Growing(Regularizer):
                 "Growing takes a schedule for its strength, such as Linear(final=0.01, begin=0, end=1000)."
             )
         super().__init__(strength)
-        self._chosen: dict[str, Tensor] | None = None
+
+    def check(self, masks: Masks, model: nn.Module, cut_during: bool) -> None:
+        super().check(masks, model, cut_during)
+        if cut_during:
+            raise UsageError("Growing drives the same units to zero all the way: it goes with cut='end'.")
 
     @torch.no_grad()
     def add_gradients(self, masks: Masks, model: nn.Module, step: int, schedule: Schedule) -> None:
-        if self._chosen is None:
-            self._chosen = masks.lowest(step, schedule)
+        if self.chosen is None:
+            self.chosen = masks.lowest(step, schedule)
         strength = self.at(step)
         if isinstance(masks, WeightMasks):
             for one in masks.held:
                 if one.parameter.grad is not None:
                     w = own(one.parameter.detach())
-                    own(one.parameter.grad).add_(torch.where(self._chosen[one.name], w, 0), alpha=strength)
+                    chosen = self.chosen[one.name].to(w.device)
+                    own(one.parameter.grad).add_(torch.where(chosen, w, 0), alpha=strength)
             return
-        if any(len(self._chosen[one.name]) != one.count for one in masks.coupled):
-            raise UsageError("Growing goes with cut='end': the units that it was to drive to zero have been cut.")
         factors = {
-            group.name: strength * self._chosen[one.name].float() for one in masks.coupled for group in one.groups
+            group.name: strength * self.chosen[one.name].float() for one in masks.coupled for group in one.groups
         }
         _add_scaled(masks, model, factors)
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers.pytorch_utils import Conv1D
 
-from secateur.errors import ModelError, UsageError
+from secateur.errors import ModelError, UsageError, did_you_mean
 from secateur.layer_choice import chosen_layers
 from secateur.network.families import IMAGE_TYPES, family_of
 from secateur.network.family import Layout
@@ -21,7 +21,7 @@ from secateur.network.graph.rules import CONVOLUTIONS
 from secateur.network.network import Layer, Network, Source
 from secateur.network.pretrained import plain_kind
 from secateur.network.unit_group import UnitGroup
-from secateur.network.units import unit_groups
+from secateur.network.units import UNITS, unit_groups
 from secateur.recipe import TRACED_UNITS
 from secateur.training.sharded import is_sharded
 
@@ -116,6 +116,8 @@ def trained_groups(
 def check_units(units: Sequence[str]) -> None:
     """Raises UsageError if these kinds can't be removed while a model trains."""
     for unit in units:
+        if unit not in (*TRAINED_UNITS, *UNITS):
+            raise UsageError(f"unknown unit '{unit}'.{did_you_mean(unit, TRAINED_UNITS)}")
         if unit not in TRAINED_UNITS:
             raise UsageError(
                 f"units of the kind '{unit}' aren't removed during training, only {', '.join(TRAINED_UNITS)}; "

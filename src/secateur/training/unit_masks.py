@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from secateur.allocation.amounts import Threshold
 from secateur.allocation.selection import lowest
 from secateur.calibration.statistics import GRADIENTS, Gradients, Needs, Statistics
-from secateur.errors import UsageError
+from secateur.errors import UsageError, did_you_mean
 from secateur.network.graph.network import GraphNetwork, cut_graph
 from secateur.network.network import Network
 from secateur.network.surgery import Cut, cut
 from secateur.network.unit_group import UnitGroup
 from secateur.schedules import Schedule
-from secateur.scores.units import UnitStatistics, check_fit, scored, unit_score_named
+from secateur.scores.units import UNIT_SCORES, UnitScore, UnitStatistics, check_fit, scored, unit_score_named
+from secateur.scores.units.own import Own, own_score
 from secateur.training.weight_masks import check_shares, gradient_of
 
 
@@ -63,7 +64,7 @@ class UnitMasks:
         network: Network | GraphNetwork,
         groups: Sequence[UnitGroup],
         *,
-        score: str,
+        score: str | Callable[[UnitGroup, UnitStatistics], Tensor],
         threshold: str | None,
         allocation: str | Mapping[str, float],
         min_units: int,
@@ -75,7 +76,7 @@ class UnitMasks:
         Args:
             network: The model.
             groups: What is pruned.
-            score: A score of units that reads weights or gradients.
+            score: A score of units that reads weights or gradients, by name, or a function of the user's own.
             threshold: Everything that scores below it goes.
             allocation: `uniform`, `global`, or each group's share at the end.
             min_units: Every group keeps so many at least.
@@ -86,12 +87,7 @@ class UnitMasks:
         Raises:
             UsageError: The score reads something else, or these don't go together.
         """
-        self.score = unit_score_named(score)
-        if self.score.needs & ~GRADIENTS:
-            raise UsageError(
-                f"the score '{score}' needs statistics of a calibration pass, which training doesn't gather; take l1, "
-                "l2, taylor, fisher, snip or a function of your own."
-            )
+        self.score = _score(score)
         for group in groups:
             check_fit(self.score, group.unit)
         self.threshold = Threshold.parse(threshold) if threshold is not None else None
@@ -215,7 +211,7 @@ class UnitMasks:
             assert not isinstance(self.allocation, str)
             shares = self.allocation
             wanted = {one.name: round(way * shares[one.name] * one.total) - one.removed for one in self.coupled}
-        return {one.name: max(int(one.pruned.sum()), self._rounded(one, wanted[one.name])) for one in self.coupled}
+        return {one.name: max(int(one.pruned.sum()), self.rounded(one, wanted[one.name])) for one in self.coupled}
 
     def _ranked(self, scores: Mapping[str, Tensor], number: int) -> dict[str, int]:
         """Returns how many of the lowest scores, relative to their group's mean, lie in each group."""
@@ -231,7 +227,7 @@ class UnitMasks:
         counts = [int(part.sum()) for part in marked.split([one.count for one in self.coupled])]
         return {one.name: count for one, count in zip(self.coupled, counts, strict=True)}
 
-    def _rounded(self, one: Coupled, gone: int) -> int:
+    def rounded(self, one: Coupled, gone: int) -> int:
         """Returns how many units go so that what stays is a multiple of `round_to`, and enough."""
         if gone <= 0:
             return 0
@@ -296,6 +292,29 @@ class UnitMasks:
             device = self._parameters[name].device
             parts = {kind: part.to(device) if isinstance(part, Tensor) else part for kind, part in sums.items()}
             self.gradients[name] = Gradients(**parts)  # type: ignore[arg-type]
+
+
+def _score(given: str | Callable[[UnitGroup, UnitStatistics], Tensor]) -> UnitScore:
+    """Returns a score that can be had while training.
+
+    Raises:
+        UsageError: It reads what only a calibration pass gathers, or there is none of the name.
+    """
+    if not isinstance(given, str):
+        score: UnitScore = Own(getattr(given, "__qualname__", "score"), given, Needs.NOTHING)
+    elif ":" in given:
+        score = own_score(given, Needs.NOTHING)
+    else:
+        known = [name for name, one in UNIT_SCORES.items() if not one.needs & ~GRADIENTS]
+        if given not in UNIT_SCORES:
+            raise UsageError(f"unknown score '{given}' of units.{did_you_mean(given, known)}")
+        score = unit_score_named(given)
+    if score.needs & ~GRADIENTS:
+        raise UsageError(
+            f"the score '{score.name}' needs statistics of a calibration pass, which training doesn't gather; take l1, "
+            "l2, taylor, fisher, snip or a function of your own that reads the weights."
+        )
+    return score
 
 
 def _coupled(groups: Sequence[UnitGroup], removed: Mapping[str, int]) -> list[Coupled]:

@@ -14,11 +14,12 @@ from secateur.allocation.amounts import Amount, Pattern, Threshold
 from secateur.allocation.ranking import ScoreRanking
 from secateur.allocation.selection import keep_mask, lowest
 from secateur.calibration.statistics import GRADIENTS, INPUTS, Gradients, Needs, Statistics
-from secateur.errors import UsageError
+from secateur.errors import ScoreError, UsageError, did_you_mean
 from secateur.mask import Mask, MaskedLayer
 from secateur.network.network import Layer
 from secateur.schedules import Schedule
-from secateur.scores import score_named
+from secateur.scores import SCORES, Score, score_named
+from secateur.scores.variance import Variance
 from secateur.training.sharded import own, part_of, whole
 
 MOVEMENT = "movement"
@@ -60,7 +61,7 @@ class WeightMasks:
         layers: Sequence[Layer],
         names: Mapping[int, str],
         *,
-        score: str,
+        score: object,
         pattern: str | None,
         threshold: str | None,
         allocation: str | Mapping[str, float],
@@ -81,12 +82,7 @@ class WeightMasks:
         Raises:
             UsageError, PatternError: These don't go together, or don't fit the layers.
         """
-        self.score = None if score == MOVEMENT else score_named(score)
-        if self.score is not None and self.score.needs & INPUTS:
-            raise UsageError(
-                f"the score '{score}' needs statistics of the layers' inputs, which training doesn't gather; take l1, "
-                "taylor, fisher, snip or movement."
-            )
+        self.score = _score(score)
         self.pattern = Pattern.parse(pattern) if pattern is not None else None
         self.threshold = Threshold.parse(threshold) if threshold is not None else None
         self.allocation, self.regrow, self.seed = allocation, regrow, seed
@@ -159,6 +155,7 @@ class WeightMasks:
         Returns:
             How many weights were set to zero by it.
         """
+        self._check_gradients(step)
         counts = self._counts(step, schedule)
         added = 0
         for one in self.held:
@@ -175,6 +172,22 @@ class WeightMasks:
             added += int((after & ~before).sum())
             self._take(one, part_of(after, one.parameter))
         return added
+
+    def _check_gradients(self, step: int) -> None:
+        """Raises ScoreError if the score goes by gradients, and these were zero everywhere."""
+        if (self.score is None and step == 0) or (self.score is not None and not self.needs):
+            return
+        for one in self.held:
+            sums = one.gradients
+            parts = (one.movement,) if sums is None else (sums.total, sums.sizes, sums.squares)
+            part = next(part for part in parts if part is not None)
+            if (sums is not None and sums.count == 0) or bool(whole(part, one.parameter).any()):
+                break
+        else:
+            raise ScoreError(
+                f"all gradients up to step {step} were zero, so the score says nothing: call pruner.step() after "
+                "optimizer.step() and before zero_grad(), and let the schedule begin at step 1 or later."
+            )
 
     def _take(self, one: Held, pruned: Tensor) -> None:
         """Has a parameter's mask be another one."""
@@ -219,7 +232,7 @@ class WeightMasks:
         for layer in one.layers:
             W = layer.as_matrix(stored).float()
             if movement is not None:
-                values = layer.as_matrix(movement).clone()
+                values = layer.as_matrix(movement).clone() if step > 0 else W.abs()  # nothing has moved yet
             else:
                 assert self.score is not None
                 statistics = None
@@ -234,6 +247,11 @@ class WeightMasks:
                     statistics.gradients = Gradients(one.gradients.count, *parts)
                 random = torch.Generator().manual_seed((self.seed * 1_000_003 + len(found)) * 65_537 + step)
                 values = self.score.weights(W, statistics, random)
+            if bool(values.isnan().any()):
+                raise ScoreError(
+                    f"the score of {layer.name} is NaN at step {step}: its weights or gradients are NaN or infinite, "
+                    "as when the learning rate is too high."
+                )
             if not (self.regrow and movement is not None):
                 values = torch.where(layer.as_matrix(pruned), -torch.inf, values)
             found.append(values.contiguous())
@@ -333,6 +351,25 @@ class WeightMasks:
                 sums = known["gradients"].items()
                 parts = {kind: part.to(device) if isinstance(part, Tensor) else part for kind, part in sums}
                 one.gradients = Gradients(**parts)  # type: ignore[arg-type]
+
+
+def _score(name: object) -> Score | None:
+    """Returns a score that can be had while training; None is movement.
+
+    Raises:
+        UsageError: It reads what only a calibration pass gathers, or there is none of the name.
+    """
+    if not isinstance(name, str) or ":" in name:
+        raise UsageError("a function of your own scores units, not single weights.")
+    known = [MOVEMENT, *(one for one, score in SCORES.items() if not score.needs & INPUTS and one != Variance.name)]
+    if name in SCORES and name not in known:
+        raise UsageError(
+            f"the score '{name}' needs statistics of the layers' inputs, which training doesn't gather; take "
+            f"{', '.join(sorted(known))}."
+        )
+    if name not in known:
+        raise UsageError(f"unknown score '{name}' of weights.{did_you_mean(name, known)}")
+    return None if name == MOVEMENT else score_named(name)
 
 
 def gradient_of(name: str, parameter: nn.Parameter) -> Tensor:

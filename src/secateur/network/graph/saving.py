@@ -44,10 +44,7 @@ def save_shapes(network: GraphNetwork, small: nn.Module, keep: Mapping[str, Tens
         {"node": edit.node, "position": edit.position, "value": _plain(edit.value)} for edit in constants(network, keep)
     ]
     about = {
-        "version": VERSION,
         "architecture": network.architecture,
-        "weights": WEIGHTS_FILE,
-        "shapes": {name: list(tensor.shape) for name, tensor in state.items()},
         "axes": _axes_of_units(network),
         "fields": {
             module: {name: one for name, one in some.items() if one != dense[module][name]}
@@ -58,6 +55,27 @@ def save_shapes(network: GraphNetwork, small: nn.Module, keep: Mapping[str, Tens
         "leaf_modules": [*network.leaf_names, *sorted(network.steps.layers)],
         "arguments": len(network.inputs),
     }
+    _write(state, about, folder)
+
+
+def save_uncut(model: nn.Module, folder: Path) -> None:
+    """Writes a network that lost no units into an existing folder, for `rebuild`.
+
+    Args:
+        model: The network.
+        folder: Where to.
+
+    Raises:
+        OSError: The disk is full, or can't be written.
+    """
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    about = {"architecture": type(model).__name__, "axes": {}, "fields": {}, "constants": []}
+    _write(state, {**about, "leaf_modules": [], "arguments": 0}, folder)
+
+
+def _write(state: Mapping[str, Tensor], about: Mapping[str, Any], folder: Path) -> None:
+    shapes = {name: list(tensor.shape) for name, tensor in state.items()}
+    about = {"version": VERSION, **about, "weights": WEIGHTS_FILE, "shapes": shapes}
     try:
         save_file({name: tensor.clone() for name, tensor in state.items()}, folder / WEIGHTS_FILE)
     except SafetensorError as error:

@@ -23,11 +23,21 @@ class Own(UnitScore):
 
     about = "the user's own function"
 
-    def __init__(self, name: str, function: Callable[[UnitGroup, UnitStatistics], Tensor]) -> None:
-        """Raises UsageError if the function's attributes aren't what they should be."""
+    def __init__(
+        self, name: str, function: Callable[[UnitGroup, UnitStatistics], Tensor], needs: Needs = Needs.MOMENTS
+    ) -> None:
+        """
+        Args:
+            name: What it is called in messages.
+            function: The function.
+            needs: What it reads, if it doesn't say.
+
+        Raises:
+            UsageError: The function's attributes aren't what they should be.
+        """
         self.name = name
         self.function = function
-        self.needs = getattr(function, "needs", Needs.MOMENTS)
+        self.needs = getattr(function, "needs", needs)
         if not isinstance(self.needs, Needs):
             raise UsageError(f"{name}.needs must be a secateur Needs, such as Needs.GRAM, but is {self.needs!r}.")
         self.fits = _kinds(name, getattr(function, "fits", ALL_UNITS))
@@ -52,6 +62,6 @@ def _kinds(name: str, fits: Iterable[str]) -> frozenset[str]:
     return kinds
 
 
-def own_score(path: str) -> Own:
-    """Returns the score that an import path names; see `function_at`."""
-    return Own(path, function_at(path, "(group, statistics)"))
+def own_score(path: str, needs: Needs = Needs.MOMENTS) -> Own:
+    """Returns the score that an import path names; see `function_at` and `Own`."""
+    return Own(path, function_at(path, "(group, statistics)"), needs)
