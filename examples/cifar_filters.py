@@ -84,6 +84,6 @@ for epoch in range(epochs):
     print(f"epoch {epoch + 1}: filters {filters}, {accuracy():.1%} of the test images are right")
 
 if len(sys.argv) > 3:
-    small = pruner.save(sys.argv[3])
+    small = pruner.save(sys.argv[3], overwrite=True)
     again = secateur.rebuild(make(images.shape[1]), sys.argv[3])
     print("saved and read again:", torch.equal(again.eval()(tests[:8]), small.eval()(tests[:8])))

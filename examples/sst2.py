@@ -49,9 +49,9 @@ class Rows(Dataset):
 steps = 2 * -(-len(table) // 32)
 folders = [f"{out}/dense"]
 for name, final, options in (
-    ("weights-50", 0.5, {"score": "movement"}),
-    ("weights-70", 0.7, {"score": "movement"}),
-    ("weights-90", 0.9, {"score": "movement"}),
+    ("weights-50", 0.5, {}),
+    ("weights-70", 0.7, {}),
+    ("weights-90", 0.9, {}),
     ("neurons-50", 0.5, {"unit": "neuron", "score": "taylor"}),
     ("heads-50", 0.5, {"unit": "head", "score": "taylor"}),
 ):
