@@ -50,6 +50,14 @@ def test_the_tables_of_units_are_those_that_the_benchmark_wrote() -> None:
 
 
 @pytest.mark.usefixtures("bench")
+def test_the_tables_of_recovery_are_those_that_the_benchmark_wrote() -> None:
+    recovery = import_module("recovery")
+    page = (ROOT / "docs/recovery.md").read_text()
+    for table in recovery.tables(json.loads(recovery.RESULTS.read_text())).values():
+        assert table in page
+
+
+@pytest.mark.usefixtures("bench")
 def test_the_table_of_speech_is_the_one_that_the_benchmark_wrote() -> None:
     whisper = import_module("whisper")
     assert whisper.table(json.loads(whisper.RESULTS.read_text())) in (ROOT / "docs/units.md").read_text()
