@@ -34,7 +34,8 @@ from secateur.report.structure import group_rows, units_table
 from secateur.report.terminal import to_text
 from secateur.result import Comparison, Result, StageReport
 from secateur.scores.units import unit_score_named
-from secateur.structure.traced import WEIGHTS_TRAINED, TracedJob, prune_traced
+from secateur.structure.traced import WEIGHTS_TRAINED, prune_traced
+from secateur.structure.traced_job import TracedJob
 from secateur.timing import timed
 
 if TYPE_CHECKING:

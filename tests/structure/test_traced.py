@@ -13,7 +13,8 @@ from secateur.errors import NothingPrunedError, UsageError
 from secateur.network.graph.costs import GraphCosts
 from secateur.network.graph.network import GraphNetwork
 from secateur.recipe import Prune
-from secateur.structure.traced import TracedJob, prune_traced
+from secateur.structure.traced import prune_traced
+from secateur.structure.traced_job import TracedJob
 
 
 def rings(number: int, seed: int) -> tuple[Tensor, Tensor]:

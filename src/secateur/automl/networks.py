@@ -17,7 +17,9 @@ from secateur.network.graph.network import GraphNetwork
 from secateur.network.graph.tracing import evaluating
 from secateur.network.unit_group import UnitGroup
 from secateur.recipe import Prune
-from secateur.structure.traced import TracedJob, prune_traced, time_ratio, traced_groups, unit_scores
+from secateur.structure.traced import prune_traced, unit_scores
+from secateur.structure.traced_job import TracedJob, traced_groups
+from secateur.structure.traced_widths import time_ratio
 
 PARTS = 8  # of a group's units that go one by one
 MEASURES = {"params": "parameters", "macs": "macs"}
