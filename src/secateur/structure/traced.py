@@ -22,7 +22,7 @@ from secateur.scores.units import UnitStatistics, check_fit, scored
 from secateur.structure.traced_job import TracedJob, score_of, traced_groups
 from secateur.structure.traced_obs import losses_in_rounds
 from secateur.structure.traced_repair import repair
-from secateur.structure.traced_widths import kept_of, least, widths_of
+from secateur.structure.traced_widths import kept_of, least_of, widths_of
 
 GRADIENT = "the loss on the calibration data"  # what gradient scores differentiate, for the report
 WEIGHTS_TRAINED = (
@@ -87,7 +87,7 @@ def _pruned(job: TracedJob) -> tuple[nn.Module, dict[str, Tensor], StageReport]:
     scores = unit_scores(job, groups) if job.scores is None else job.scores
     groups = [group for group in groups if group.name in scores]
     left = widths_of(job, groups, scores, counter)
-    whole = [group.name for group in groups if least(job, group) == group.count]
+    whole = [group.name for group in groups if least_of(job, group) == group.count]
     if whole and left is not None:
         job.notes.append(
             f"{', '.join(whole)}: left whole, as they have no more units than --round-to {stage.round_to} and "

@@ -26,7 +26,7 @@ from secateur.structure.traced_job import TracedJob, score_of
 REPEATS = 5  # of timings for --latency
 
 
-def least(job: TracedJob, group: UnitGroup) -> int:
+def least_of(job: TracedJob, group: UnitGroup) -> int:
     """Returns how many units a group keeps at least."""
     return least_width(group.count, job.stage.min_units, job.stage.round_to)
 
@@ -39,7 +39,7 @@ def widths_of(
     if stage.threshold is not None:
         return None
     if stage.amounts is not None:
-        gone = amounts_of(stage.amounts, {one.name: one.count - least(job, one) for one in groups}, "group of units")
+        gone = amounts_of(stage.amounts, {one.name: one.count - least_of(job, one) for one in groups}, "group of units")
         return {group.name: group.count - gone[group.name] for group in groups}
     if stage.remove is not None or (stage.sparsity is not None and stage.allocation == "uniform"):
         return {group.name: _own(job, group) for group in groups}
@@ -75,21 +75,21 @@ def _even(job: TracedJob, groups: Sequence[UnitGroup]) -> tuple[int, Callable[[i
 
 def _own(job: TracedJob, group: UnitGroup) -> int:
     stage = job.stage
-    if least(job, group) == group.count:
+    if least_of(job, group) == group.count:
         return group.count
     gone = stage.remove if stage.remove is not None else round(group.count * (stage.sparsity or 0))
     left = (group.count - gone) // stage.round_to * stage.round_to
-    if left < least(job, group):
+    if left < least_of(job, group):
         raise UsageError(
             f"{group.name} has {group.count} units: removing {gone} leaves {max(left, 0)}, and at least "
-            f"{least(job, group)} have to stay."
+            f"{least_of(job, group)} have to stay."
         )
     return left
 
 
 def _rounded(job: TracedJob, group: UnitGroup, width: float) -> int:
     step = job.stage.round_to
-    return group.count if width >= group.count else max(least(job, group), int(width + 1e-9) // step * step)
+    return group.count if width >= group.count else max(least_of(job, group), int(width + 1e-9) // step * step)
 
 
 def _ranked(job: TracedJob, groups: Sequence[UnitGroup], scores: Mapping[str, Tensor], counter: GraphCosts) -> Tensor:
@@ -108,7 +108,7 @@ def _ranked(job: TracedJob, groups: Sequence[UnitGroup], scores: Mapping[str, Te
         if losses:
             saved = getattr(dense, measure) - getattr(counter.of({group.name: group.count - 1}), measure)
             scale = 1.0 if stage.sparsity is not None else max(float(saved), 1e-9)
-        gains.append(values.sort().values[: group.count - least(job, group)] / scale)
+        gains.append(values.sort().values[: group.count - least_of(job, group)] / scale)
         places.append(torch.full((len(gains[-1]),), place))
     return torch.cat(places)[torch.cat(gains).sort(stable=True).indices]
 
@@ -204,7 +204,7 @@ def kept_of(
             assert job.stage.threshold is not None
             stays = values >= Threshold.parse(job.stage.threshold).value(values)
             number = -(-int(stays.sum()) // job.stage.round_to) * job.stage.round_to
-            number = max(least(job, group), min(group.count, number))  # never the last unit of a layer
+            number = max(least_of(job, group), min(group.count, number))  # never the last unit of a layer
         else:
             number = left[group.name]
         stays = torch.zeros(group.count, dtype=torch.bool)
