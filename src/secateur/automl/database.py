@@ -82,9 +82,8 @@ class LevelDatabase:
             mask, values = file.get_tensor("mask"), file.get_tensor("values")
             bias = file.get_tensor("bias") if "bias" in file.keys() else None  # noqa: SIM118 (it is no dict)
         rows, columns = int(about["rows"]), int(about["columns"])
-        stays = torch.from_numpy(np.unpackbits(mask.numpy(), count=rows * columns, bitorder="little")).bool()
-        W = torch.zeros(rows * columns, dtype=values.dtype)
-        W[stays] = values
+        stays = np.unpackbits(mask.numpy(), count=rows * columns, bitorder="little").view(np.bool_)
+        W = torch.zeros(rows * columns, dtype=values.dtype).masked_scatter_(torch.from_numpy(stays), values)
         return W.view(rows, columns), bias
 
     @contextmanager
