@@ -4,8 +4,8 @@
     python bench/strategies.py --table
 
 seeds: SmolLM2-135M at 70 % of its weights, on a cheaper setting than bench/search.py's: 16 calibration windows of 512
-tokens, candidates judged on 512 and 2,048 tokens, four minutes each, three seeds; every search starts from the knapsack
-solution, or evenly (`uniform start`). resnet56: half of the MACs of CIFAR-10's ResNet-56, five minutes each, accuracy
+tokens, candidates judged on 512 and 2,048 tokens, four minutes each, three seeds, all from the knapsack solution.
+resnet56: half of the MACs of CIFAR-10's ResNet-56, five minutes each, accuracy
 before and after two epochs. digits and minilm: a search over score, solver and how often is pruned, beside the default
 recipe: a fully connected network on scikit-learn's digits loses 90 % of its neurons (300 digits choose, 597 others
 judge in the end, five networks each); MiniLM on SST-2 loses 80 % of its weights, trained for 120 steps of 32 rows,
@@ -88,8 +88,8 @@ def seeds(place: Place) -> dict[str, Callable[[], Row]]:
     """Each strategy with each seed."""
     judged = ["--evaluate", str(place.data / "text/wiki.test.raw"), "--windows", "10"]
 
-    def measured(strategy: str, seed: int, start: str) -> Row:
-        how = ["--strategy", strategy, "--seed", str(seed), "--seconds", str(SHORT), "--start", start]
+    def measured(strategy: str, seed: int) -> Row:
+        how = ["--strategy", strategy, "--seed", str(seed), "--seconds", str(SHORT)]
         found = secateur(*search_command(place, place.scratch / "out", *how, *judged))
         told, (other,) = found["search"], found["comparison"]["others"]
         divergences = {"start_kl": -told["start"], "best_kl": -told["best"]}
@@ -100,14 +100,7 @@ def seeds(place: Place) -> dict[str, Callable[[], Row]]:
             "seconds": round(told["seconds"]),
         }
 
-    return {
-        f"{strategy}, seed {seed}{'' if start == 'knapsack' else ', uniform start'}": partial(
-            measured, strategy, seed, start
-        )
-        for start in ("knapsack", "uniform")
-        for seed in SEEDS
-        for strategy in SEARCHES
-    }
+    return {f"{strategy}, seed {seed}": partial(measured, strategy, seed) for seed in SEEDS for strategy in SEARCHES}
 
 
 def resnet56(place: Place) -> dict[str, Callable[[], Row]]:
