@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from secateur.allocation.amounts import Amount, Pattern, Threshold
 from secateur.allocation.ranking import ScoreRanking
 from secateur.allocation.selection import keep_mask, lowest
+from secateur.bits import bits_of, clear
 from secateur.calibration.statistics import GRADIENTS, INPUTS, Gradients, Needs, Statistics
 from secateur.errors import ScoreError, UsageError, did_you_mean
 from secateur.mask import Mask, MaskedLayer
@@ -34,7 +35,8 @@ class Held:
         name: The parameter's.
         parameter: It.
         layers: The layers whose weights it holds; several where experts share it.
-        pruned: Bool: which weights are zero.
+        pruned: Bool: which weights are zero; change it by `mark`.
+        bits: The same as a mask of bits, see `secateur.bits`.
         gradients: Sums since the last pruning, where the score reads them.
         movement: The sum over all steps of -g·w (Sanh et al. 2020, arXiv 2005.07683, eq. 6), where the score reads it.
         asleep: What pruned weights were, where they may come back with that value; zero elsewhere.
@@ -44,9 +46,17 @@ class Held:
     parameter: nn.Parameter
     layers: list[Layer]
     pruned: Tensor
+    bits: Tensor = field(init=False)
     gradients: Gradients | None = None
     movement: Tensor | None = None
     asleep: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.mark(self.pruned)
+
+    def mark(self, pruned: Tensor) -> None:
+        """Says which weights are zero."""
+        self.pruned, self.bits = pruned, bits_of(~pruned)
 
 
 class WeightMasks:
@@ -196,7 +206,7 @@ class WeightMasks:
             back = one.pruned & ~pruned
             w[back] = one.asleep[back]
             one.asleep = torch.where(pruned & ~one.pruned, w, torch.where(pruned, one.asleep, 0))
-        one.pruned = pruned
+        one.mark(pruned)
         if one.gradients is not None:
             fresh = Gradients.empty(tuple(pruned.shape), self.needs, pruned.device)  # type: ignore[arg-type]
             one.gradients = fresh
@@ -216,7 +226,7 @@ class WeightMasks:
         """Sets what is pruned to zero, whatever the optimizer made of it."""
         with torch.no_grad():
             for one in self.held:
-                own(one.parameter.detach()).masked_fill_(one.pruned, 0)
+                clear(own(one.parameter.detach()), one.bits)
 
     def _scores(self, one: Held, pruned: Tensor, step: int) -> list[Tensor]:
         """Returns each layer's scores: (out, in) float32, -inf where a weight is pruned and doesn't come back."""
@@ -342,7 +352,7 @@ class WeightMasks:
         for one in self.held:
             known = state[one.name]
             device = one.pruned.device
-            one.pruned = known["pruned"].to(device)
+            one.mark(known["pruned"].to(device))
             if one.movement is not None:
                 one.movement = known["movement"].to(device)
             if one.asleep is not None:

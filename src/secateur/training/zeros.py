@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.bits import bits_of, clear
 from secateur.errors import ModelError
 from secateur.network.network import Layer, Network
 
@@ -18,22 +19,22 @@ class Zeros:
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         stored = {id(layer.parameter): layer.parameter for layer in layers if layer.zeros()}
-        self.held = [(one, one.detach() == 0) for one in stored.values()]
-        self.number = sum(int(zeros.sum()) for _, zeros in self.held)
+        self.held = [(one, bits_of(one.detach() != 0)) for one in stored.values()]
+        self.number = sum(int((bits == 0).sum()) for _, bits in self.held)
 
     @torch.no_grad()
     def hold(self) -> None:
         """Sets them to zero again, wherever the parameters are by now."""
-        self.held = [(parameter, zeros.to(parameter.device)) for parameter, zeros in self.held]
-        for parameter, zeros in self.held:
-            parameter.masked_fill_(zeros, 0)
+        self.held = [(parameter, bits.to(parameter.device)) for parameter, bits in self.held]
+        for parameter, bits in self.held:
+            clear(parameter, bits)
 
     @torch.no_grad()
     def settle(self) -> None:
         """Has no other weight of these layers be zero: one that is becomes the dtype's smallest normal number."""
         self.hold()
-        for parameter, zeros in self.held:
-            parameter[(parameter == 0) & ~zeros] = torch.finfo(parameter.dtype).smallest_normal
+        for parameter, bits in self.held:
+            parameter[(parameter == 0) & (bits != 0)] = torch.finfo(parameter.dtype).smallest_normal
 
 
 def zeros_of(network: Network) -> Zeros:
