@@ -6,8 +6,9 @@
 sst2: MiniLM-L6 (an encoder of 22 million parameters) is fine-tuned on 12,000 rows of SST-2 for two epochs; the dense
 classifier is then pruned in several ways, each trained for two epochs, all with products in bf16. Accuracy is on the
 7,607 rows of dev and test. smollm2: the protocol of bench/protocol.py, then distillation for thirty minutes
-on documents of C4 that calibration didn't take; WikiText isn't trained on. scratch: examples/from_scratch.py, dense and
-half of the blocks' weights zero in the end. overhead: what `pruner.step()` takes of a training step of MiniLM.
+on documents of C4 that calibration didn't take, with products in bf16; WikiText isn't trained on. scratch:
+examples/from_scratch.py, dense and half of the blocks' weights zero in the end. overhead: what `pruner.step()` takes of
+a training step of MiniLM.
 
 Figures go to bench/results/recovery.json, and with --table the tables of docs/recovery.md are printed from them. Rows
 that were measured before stay unless --again is given. What rows of a task begin with (the dense classifier) is made
@@ -187,7 +188,8 @@ def smollm2(data: Path, scratch: Path) -> dict[str, Callable[[], Row]]:
         "calibration": {"data": text, "samples": 32, "length": 1024},
         "evaluate": {"text": str(data / "text/wiki.test.raw"), "windows": 20, "length": 1024, "speed": False},
     }
-    distill = {"distill": {"data": text, "length": 512, "batch": 8, "accumulate": 2, "minutes": 30, "judged": 6}}
+    training = {"data": text, "length": 512, "batch": 4, "minutes": 30, "judged": 6, "compute": "bfloat16"}
+    distill = {"distill": training}
 
     def measured(cut: dict[str, Any], *after: dict[str, Any]) -> Row:
         found = run([{"prune": cut}, *after], "demo:smollm2-135m", scratch / "out", **told)
