@@ -41,7 +41,7 @@ from transformers import (
 
 import secateur as library
 from protocol import HERE, call, check_texts, secateur
-from rows import Row, parser_of, printed
+from rows import Row, parser_of, printed, take_tasks
 from secateur.calibration.tables import Table, read_table
 from secateur.schedules import Cubic
 
@@ -310,29 +310,17 @@ def main() -> None:
     arguments = parser.parse_args()
     if printed(arguments, RESULTS, lambda found: "\n\n".join(tables(found).values())):
         return
-    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": {}}
     check_texts(arguments.data)
-    results["command"] = "python bench/recovery.py --data DATA"
     with tempfile.TemporaryDirectory() as folder:
         scratch, keep = Path(folder), arguments.keep or Path(folder)
         keep.mkdir(parents=True, exist_ok=True)
         tasks = {
-            "sst2": Sst2(arguments.data, scratch, keep).rows,
+            "sst2": lambda: Sst2(arguments.data, scratch, keep).rows(),
             "smollm2": lambda: smollm2(arguments.data, scratch),
             "scratch": lambda: scratch_rows(arguments.data, scratch),
             "overhead": lambda: overhead(arguments.data, scratch),
         }
-        for task in arguments.only or TASKS:
-            known = results["rows"].setdefault(task, {})
-            rows = tasks[task]()
-            for name in arguments.row or rows:
-                if name not in rows:
-                    parser.error(f"{task} has no row {name!r}, but {', '.join(map(repr, rows))}")
-                if name not in known or arguments.again:
-                    known[name] = rows[name]()
-                    print(task, name, known[name], flush=True)
-                    results["rows"][task] = {one: known[one] for one in rows if one in known}
-                    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        take_tasks(parser, arguments, RESULTS, "python bench/recovery.py --data DATA", tasks)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,37 @@ def parser_of(doc: str | None, only: Iterable[str] | None = None) -> argparse.Ar
     return parser
 
 
+def take_tasks(
+    parser: argparse.ArgumentParser,
+    arguments: argparse.Namespace,
+    file: Path,
+    command: str,
+    tasks: dict[str, Callable[[], dict[str, Callable[[], Row]]]],
+) -> None:
+    """Measures the rows of several tasks that are asked for, and writes the file after each of them.
+
+    Args:
+        parser: Says it if --row names a row that a task doesn't have.
+        arguments: With `only`, `row` and `again`.
+        file: `bench/results/NAME.json`.
+        command: What wrote it.
+        tasks: By name, what gives a task's rows; called when its turn comes.
+    """
+    results: Row = json.loads(file.read_text()) if file.is_file() else {"rows": {}}
+    results["command"] = command
+    for task in arguments.only or tasks:
+        rows = tasks[task]()
+        known = results["rows"].setdefault(task, {})
+        for name in arguments.row or rows:
+            if name not in rows:
+                parser.error(f"{task} has no row {name!r}, but {', '.join(map(repr, rows))}")
+            if name not in known or arguments.again:
+                known[name] = rows[name]()
+                print(task, name, known[name], flush=True)
+                results["rows"][task] = {one: known[one] for one in rows if one in known}
+                file.write_text(json.dumps(results, indent=1) + "\n")
+
+
 def printed(arguments: argparse.Namespace, file: Path, table: Callable[[Row], str]) -> bool:
     """Prints the tables if that is all that is asked for; returns whether it was."""
     if arguments.table:

@@ -21,7 +21,6 @@ bench/recovery.py stay for further runs.
 from __future__ import annotations
 
 import copy
-import json
 import os
 import signal
 import subprocess
@@ -45,7 +44,7 @@ import secateur as library
 import vision_training
 from protocol import HERE, MODEL, check_texts, secateur
 from recovery import Sst2, run
-from rows import Row, parser_of, printed
+from rows import Row, parser_of, printed, take_tasks
 from secateur.automl.outer import Report, search_choices
 from secateur.schedules import Cubic
 
@@ -289,6 +288,8 @@ def workers(place: Place) -> dict[str, Callable[[], Row]]:
         ]
         if kill:
             while _ended(storage, name) < 2 * number:
+                if any(worker.poll() is not None for worker in running):
+                    sys.exit("a worker ended before it was to be killed; see its message above.")
                 time.sleep(1)
             time.sleep(KILLED)
             running[0].send_signal(signal.SIGKILL)
@@ -360,22 +361,12 @@ def main() -> None:
     if printed(arguments, RESULTS, lambda found: "\n\n".join(tables(found).values())):
         return
     check_texts(arguments.data)
-    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": {}}
-    results["command"] = "python bench/strategies.py --data DATA"
     with tempfile.TemporaryDirectory() as folder:
         keep = arguments.keep or Path(folder) / "keep"
         keep.mkdir(parents=True, exist_ok=True)
-        for task in arguments.only or TASKS:
-            rows = TASKS[task](Place(arguments.data, Path(folder), keep, arguments.storage))
-            known = results["rows"].setdefault(task, {})
-            for name in arguments.row or rows:
-                if name not in rows:
-                    parser.error(f"{task} has no row {name!r}, but {', '.join(map(repr, rows))}")
-                if name not in known or arguments.again:
-                    known[name] = rows[name]()
-                    print(task, name, known[name], flush=True)
-                    results["rows"][task] = {one: known[one] for one in rows if one in known}
-                    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        place = Place(arguments.data, Path(folder), keep, arguments.storage)
+        tasks = {name: partial(rows_of, place) for name, rows_of in TASKS.items()}
+        take_tasks(parser, arguments, RESULTS, "python bench/strategies.py --data DATA", tasks)
 
 
 if __name__ == "__main__":

@@ -214,10 +214,10 @@ def _check_distill(network: Network, stage: Distill, trust: bool) -> None:
 
 def _check_training(recipe: Recipe, stage: Training, kind: str, network: Network, from_loader: bool) -> None:
     for name in stage.report_to:
-        from transformers.integrations import (  # noqa: PLC0415 (a slow import)
+        from transformers.integrations.integration_utils import (  # noqa: PLC0415 (a slow import)
+            INTEGRATION_TO_CALLBACK,
             get_available_reporting_integrations,
         )
-        from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK  # noqa: PLC0415
 
         if name not in INTEGRATION_TO_CALLBACK:
             raise UsageError(f"{kind}: unknown logger '{name}'.{did_you_mean(name, INTEGRATION_TO_CALLBACK)}")
