@@ -75,7 +75,8 @@ def test_when_recovered_goes_by_a_loss_as_well() -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Cubic(0.5, begin=10, end=10), "ends \\(step 10\\) before it begins"),
+        (lambda: Cubic(0.5, begin=10, end=10), "ends where it begins, at step 10; OneShot"),
+        (lambda: Cubic(0.5, begin=10, end=9), "ends \\(step 9\\) before it begins \\(step 10\\)"),
         (lambda: Linear(1.5, begin=0, end=10), "final=1.5"),
         (lambda: Linear(0.0, begin=0, end=10), "above 0"),
         (lambda: Linear(0.5, begin=0, end=10, every=0), "every=0"),
