@@ -10,8 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from secateur.allocation.amounts import Pattern
-from secateur.errors import NothingPrunedError, ScoreError, UsageError, did_you_mean
+from secateur.errors import NothingPrunedError, ScoreError, UsageError
 from secateur.files import save_text
 from secateur.layer_choice import chosen_groups
 from secateur.mask import FILE as MASK_FILE
@@ -21,8 +20,9 @@ from secateur.network.graph.saving import save_shapes, save_uncut
 from secateur.network.pretrained import plain_kind, pretrained
 from secateur.network.saving import RESULT_FILE, check_output, complete_folder, save_model, save_network
 from secateur.outcome import versions
-from secateur.schedules import OneShot, Schedule, WhenRecovered
+from secateur.schedules import Schedule, WhenRecovered
 from secateur.training.cutting import bare_optimizer, become, carry, check_cuttable, check_optimizer
+from secateur.training.options import check_allocation, check_regularizer, check_room, check_threshold, schedule_of
 from secateur.training.regularization import Regularizer
 from secateur.training.sharded import is_sharded
 from secateur.training.trained import check_units, described, trained_groups, unwrapped, weight_layers
@@ -30,9 +30,6 @@ from secateur.training.unit_masks import UnitMasks
 from secateur.training.weight_masks import WeightMasks
 
 VERSION = 2
-OF_UNITS = ("cut", "min_units", "round_to")  # options that say nothing of single weights
-COARSE = 0.02  # of the units: as many fewer than the schedule says are worth a warning
-ALLOCATIONS = ("uniform", "global")
 
 
 class TrainingPruner:
@@ -115,17 +112,17 @@ class TrainingPruner:
         self.units = tuple(part.strip() for part in unit.split(","))
         check_units(self.units)
         of_weights = self.units == ("weight",)
-        self.schedule = _schedule(schedule, pattern)
-        _check_allocation(allocation)
+        self.schedule = schedule_of(schedule, pattern)
+        check_allocation(allocation)
         if cut not in ("end", "during"):
             raise UsageError(f"cut='{cut}': units are removed at the 'end' or 'during' training.")
-        beside = {"cut": cut == "during", "min_units": min_units != 1, "round_to": round_to != 1}
-        beside |= {"pattern": pattern is not None, "regrow": regrow}
-        if wrong := [name for name, given in beside.items() if given and (name in OF_UNITS) == of_weights]:
+        of_units = {"cut": cut == "during", "min_units": min_units != 1, "round_to": round_to != 1}
+        of_single = {"pattern": pattern is not None, "regrow": regrow}
+        if wrong := [name for name, given in (of_units if of_weights else of_single).items() if given]:
             raise UsageError(f"{wrong[0]} says nothing about unit='{unit}'.")
         if threshold is not None:
-            decides = {"pattern": pattern is not None, "allocation": allocation != "uniform", "regrow": regrow}
-            _check_threshold(threshold, [name for name, given in decides.items() if given])
+            decides = {**of_single, "allocation": allocation != "uniform"}
+            check_threshold(threshold, [name for name, given in decides.items() if given])
         self.cut_during = cut == "during"
         self.optimizer = None if optimizer is None else bare_optimizer(optimizer)
         self.steps = 0
@@ -152,10 +149,10 @@ class TrainingPruner:
             check_optimizer(self.optimizer, self._pruned_parameters())
         self.regularizer, self._regularized = regularizer, False
         if regularizer is not None:
-            _check_regularizer(regularizer)
+            check_regularizer(regularizer)
             regularizer.check(self.masks, self.model, self.cut_during)
         if isinstance(self.masks, UnitMasks):
-            _check_room(self.masks, self.schedule, threshold is not None)
+            check_room(self.masks, self.schedule, threshold is not None)
         if self.schedule.due(0):
             self._prune()
 
@@ -423,63 +420,3 @@ class TrainingPruner:
             "regularizer": None if self.regularizer is None else self.regularizer.describe(),
             **self.schedule.describe(),
         }
-
-
-def _schedule(schedule: Schedule | None, pattern: str | None) -> Schedule:
-    if schedule is not None and not isinstance(schedule, Schedule):
-        raise UsageError(
-            f"schedule={schedule!r}: give one of secateur.schedules, such as Cubic(final=0.8, begin=100, end=2000, "
-            "every=50), or a Schedule of your own."
-        )
-    if pattern is None:
-        if schedule is None:
-            raise UsageError("a schedule is needed, for instance Cubic(final=0.8, begin=100, end=2000, every=50).")
-        return schedule
-    parsed = Pattern.parse(pattern)
-    share = 1 - parsed.n / parsed.m
-    if schedule is None:
-        return OneShot(share)
-    if abs(schedule.final - share) > 1e-9:
-        raise UsageError(f"pattern {pattern} removes {share:g}, and the schedule ends at {schedule.final:g}.")
-    return schedule
-
-
-def _check_threshold(threshold: float | str, beside: Sequence[str]) -> None:
-    if beside:
-        raise UsageError(f"a threshold says by itself what goes; leave {beside[0]} out.")
-    if isinstance(threshold, int | float) and threshold <= 0:
-        raise UsageError(f"threshold={threshold:g}: nothing scores below that.")
-
-
-def _check_regularizer(regularizer: object) -> None:
-    if not isinstance(regularizer, Regularizer):
-        raise UsageError(f"regularizer={regularizer!r}: give one such as L1(1e-4) of secateur.training.regularization.")
-
-
-def _check_allocation(allocation: str | Mapping[str, float]) -> None:
-    if isinstance(allocation, str) and allocation not in ALLOCATIONS:
-        raise UsageError(f"unknown allocation '{allocation}' while training.{did_you_mean(allocation, ALLOCATIONS)}")
-
-
-def _check_room(masks: UnitMasks, schedule: Schedule, by_threshold: bool) -> None:
-    """Raises UsageError if the schedule would leave a group less than it has to keep."""
-    if by_threshold or masks.allocation == "global":
-        return
-    for one in masks.coupled:
-        share = schedule.final if isinstance(masks.allocation, str) else masks.allocation[one.name]
-        if one.count - round(share * one.count) < masks.min_units:
-            raise UsageError(
-                f"{one.name} has {one.count} units: removing {share:.0%} leaves "
-                f"{one.count - round(share * one.count)}, and at least {masks.min_units} have to stay."
-            )
-    if isinstance(masks.allocation, str):
-        going = {one.name: masks.rounded(one, round(schedule.final * one.count)) for one in masks.coupled}
-        found = sum(going.values()) / masks.units
-        if found == 0:
-            raise UsageError(f"round_to={masks.round_to}: no group can lose {schedule.final:.0%} and keep a multiple.")
-        if found < schedule.final - COARSE:
-            warnings.warn(
-                f"with round_to={masks.round_to} and min_units={masks.min_units}, {found:.1%} of the units go in the "
-                f"end instead of {schedule.final:.1%}.",
-                stacklevel=3,
-            )

@@ -1,0 +1,1 @@
+"""The commands: what each takes, and how what it found is shown."""
