@@ -196,7 +196,7 @@ def test_a_recipe_cannot_be_changed_once_it_is_made() -> None:
         ({"model": "m", "stages": [{"prun": HALF}]}, "unknown stage 'prun'. Did you mean 'prune'?"),
         ({"stages": [{"prune": HALF}]}, "model is missing"),
         ({"model": "m"}, "stages is missing"),
-        ({"model": "m", "stages": None}, "stages: Input should be a list"),
+        ({"model": "m", "stages": None}, "stages: must be a list"),
         ({"model": "m", "stages": []}, "stages: a recipe needs at least one stage"),
         ({"model": "m", "stages": [{}]}, "a stage has one kind, but got none"),
         ({"model": "m", "stages": [{"prune": HALF}], "version": 2}, "version: "),
@@ -447,7 +447,7 @@ def test_a_stage_that_makes_no_sense_is_named(stage: object, says: str) -> None:
 
 
 def test_the_command_line_names_options_and_not_places_in_a_recipe() -> None:
-    with pytest.raises(UsageError, match=r"^--min-units: Input should be greater than or equal to"):
+    with pytest.raises(UsageError, match=r"^--min-units: must be greater than or equal to"):
         single_stage("m", None, "self", True, {"unit": "neuron", "params": 0.8, "min_units": -1})
     with pytest.raises(UsageError, match=r"^--unit: unknown unit 'foo'.* weight, but got 'foo'\.$"):
         single_stage("m", None, "self", True, {"unit": "foo"})

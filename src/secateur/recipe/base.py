@@ -76,7 +76,7 @@ def refuse(settings: Settings, name: str, fields: Sequence[str]) -> None:
 
 def _reason(message: str) -> str:
     plain = message.removeprefix("Value error, ").removesuffix(".")
-    return plain.replace("Input should be a valid tuple", "Input should be a list")
+    return plain.replace("Input should be a valid tuple", "must be a list").replace("Input should be", "must be")
 
 
 def explain(error: ValidationError, kind: type[Settings]) -> str:
