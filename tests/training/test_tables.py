@@ -71,6 +71,15 @@ def test_an_encoder_learns_the_classes_of_a_table_is_cut_and_taught(folder: Path
     assert "accuracy" in result.table()
 
 
+def test_a_setting_that_the_data_or_the_teacher_cannot_meet_is_told(folder: Path, tmp_path: Path) -> None:
+    table, dense = str(folder / "rows.tsv"), str(tmp_path / "dense")
+    result = run(folder, {"finetune": {**SHORT, "data": table, "held_out": 60}}, output=dense)
+    assert any(note.startswith("10 of the 80 examples judge, not 60 (held_out)") for note in result.stages[0].notes)
+    cut = {"prune": {"sparsity": 0.3}}
+    with pytest.raises(UsageError, match="top_k=3 is more than the 2 logits"):
+        run(folder, cut, {"distill": {**SHORT, "data": table, "top_k": 3}}, model=dense)
+
+
 def test_the_head_is_new_and_the_encoder_is_as_it_was(folder: Path) -> None:
     network = load(str(folder / "bert"))
     found = with_classes(network, ("a", "b", "c"), seed=0)

@@ -221,6 +221,10 @@ def train(
         return batch_of([place for place, _ in visits], [epoch for _, epoch in visits])
 
     notes: list[str] = []
+    if held < settings.held_out and "held_out" in settings.model_fields_set:
+        notes.append(
+            f"{held} of the {examples} examples judge, not {settings.held_out} (held_out): at most one in {HELD_SHARE}."
+        )
     if settings.batch > split:
         notes.append(
             f"A batch of {settings.batch} is more than the {split} examples that there are: each step repeats some."
