@@ -30,45 +30,34 @@ def test_the_figures_in_the_readme_are_those_that_the_benchmarks_wrote() -> None
         assert part in (ROOT / "README.md").read_text()
 
 
-@pytest.mark.usefixtures("bench")
-def test_the_table_of_solvers_is_the_one_that_the_benchmark_wrote() -> None:
-    solvers = import_module("solvers")
-    page = (ROOT / "docs/solvers.md").read_text()
-    if solvers.RESULTS.is_file():
-        assert solvers.table(json.loads(solvers.RESULTS.read_text())) in page
-    else:
-        assert "| sparsegpt |" not in page  # no figure without a file that it comes from
+PAGES = {
+    "solvers": "solvers",
+    "structure": "units",
+    "whisper": "units",
+    "recovery": "recovery",
+    "vision": "vision",
+    "search": "search",
+    "strategies": "search",
+    "compress": "deploying",
+    "shipping": "deploying",
+}
 
 
 @pytest.mark.usefixtures("bench")
-def test_the_tables_of_units_are_those_that_the_benchmark_wrote() -> None:
-    structure = import_module("structure")
-    page = (ROOT / "docs/units.md").read_text()
-    quality, speed = structure.tables(json.loads(structure.RESULTS.read_text()))
-    assert quality in page
-    assert speed in page
-
-
-@pytest.mark.usefixtures("bench")
-def test_the_tables_of_recovery_are_those_that_the_benchmark_wrote() -> None:
-    recovery = import_module("recovery")
-    page = (ROOT / "docs/recovery.md").read_text()
-    for table in recovery.tables(json.loads(recovery.RESULTS.read_text())).values():
-        assert table in page
-
-
-@pytest.mark.usefixtures("bench")
-def test_the_table_of_speech_is_the_one_that_the_benchmark_wrote() -> None:
-    whisper = import_module("whisper")
-    assert whisper.table(json.loads(whisper.RESULTS.read_text())) in (ROOT / "docs/units.md").read_text()
-
-
-@pytest.mark.usefixtures("bench")
-def test_the_tables_of_vision_networks_are_those_that_the_benchmark_wrote() -> None:
-    vision = import_module("vision")
-    page = (ROOT / "docs/vision.md").read_text()
-    for table in vision.tables(json.loads(vision.RESULTS.read_text())).values():
-        assert table in page
+@pytest.mark.parametrize(("name", "page"), PAGES.items())
+def test_the_tables_of_a_page_are_those_that_the_benchmark_wrote(name: str, page: str) -> None:
+    module = import_module(name)
+    text = (ROOT / f"docs/{page}.md").read_text()
+    named = f"bench/results/{name}.json"
+    if not module.RESULTS.is_file():
+        assert named not in text  # no figure without the file that it comes from
+        return
+    assert named in text
+    results = json.loads(module.RESULTS.read_text())
+    found = module.tables(results) if hasattr(module, "tables") else [module.table(results)]
+    assert found
+    for table in found.values() if isinstance(found, dict) else found:
+        assert table in text
 
 
 def test_the_table_of_proofs_is_that_of_the_tests() -> None:
