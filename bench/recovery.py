@@ -84,7 +84,9 @@ class Sst2:
             found[f"{name}, one-shot, then fine-tuning"] = lambda cut=cut: self._recipe([cut, finetune])
             found[f"{name}, gradual fine-tuning"] = lambda amount=amount: self._gradual(amount, False)
             found[f"{name}, gradual distillation"] = lambda amount=amount: self._gradual(amount, True)
-        found["weights 70 %, gradual distillation by movement"] = lambda: self._gradual(0.7, True, "movement")
+        by_movement = "weights 70 %, gradual distillation by movement"
+        found[by_movement] = lambda: self._gradual(0.7, True, score="movement")
+        found[f"{by_movement}, weights may return"] = lambda: self._gradual(0.7, True, score="movement", regrow=True)
         for unit in ("neuron", "head"):
             cut = {"prune": {"unit": unit, "sparsity": 0.5}}
             found[f"{unit}s 50 %, cut"] = lambda cut=cut: self._recipe([cut])
@@ -112,7 +114,7 @@ class Sst2:
         seconds = sum(found["stages"][-1]["seconds"].values()) if trained else 0.0
         return _figures(other, seconds, trained.get("steps", 0))
 
-    def _gradual(self, amount: float, distilled: bool, score: str = "l1") -> Row:
+    def _gradual(self, amount: float, distilled: bool, score: str = "l1", regrow: bool = False) -> Row:
         if not self.dense.is_dir():
             self._train_dense()
         torch.manual_seed(0)
@@ -121,7 +123,7 @@ class Sst2:
         model, teacher = (AutoModelForSequenceClassification.from_pretrained(self.dense) for _ in range(2))
         steps = EPOCHS * -(-ROWS_TRAINED // BATCH)
         schedule = Cubic(amount, begin=steps // 10, end=steps * 7 // 10, every=max(1, steps // 30))
-        callback = library.PruningCallback(schedule, score=score)
+        callback = library.PruningCallback(schedule, score=score, regrow=regrow)
         trainer = Taught(
             model=model,
             args=TrainingArguments(
