@@ -254,6 +254,8 @@ def exportable(
         program = _of_images(found.model, found.example(), seed)
         return Exportable(found.source.path, (program,), found.model, None, None)
     network = load(model, dtype=dtype, trust_remote_code=trust_remote_code, progress=progress)
+    if network.family.experts is not None:
+        network.model.set_experts_implementation("batched_mm")  # runtimes have no grouped products
     some = tuple(_programs(network, seed)) if programs else ()
     return Exportable(network.source.path, some, network.model, network.tokenizer, network)
 
