@@ -25,7 +25,7 @@ from tiny import save_tiny
 from zoo import ZOO
 
 TEXT = "What is cut off is gone; what is left must carry on as if nothing had happened. " * 40
-EXPORTED = "gpt2 gpt_neox opt mistral gemma3 qwen3 phi3 mixtral qwen3_moe bert whisper".split()
+EXPORTED = ["gpt2", "gpt_neox", "opt", "mistral", "gemma3", "qwen3", "phi3", "mixtral", "qwen3_moe", "bert", "whisper"]
 
 
 def ragged(tmp_path: Path, family: str = "llama") -> Path:
