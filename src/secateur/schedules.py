@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
 from secateur.errors import UsageError
@@ -37,7 +37,9 @@ class Schedule(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Returns its kind and its settings, by which a saved pruner knows its schedule again."""
-        return {"schedule": type(self).__name__, **asdict(self)}  # type: ignore[call-overload]
+        own = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        settings = asdict(self) if is_dataclass(self) else own
+        return {"schedule": type(self).__name__, **settings}
 
 
 def _check_share(name: str, value: float, least: float = 0.0) -> None:

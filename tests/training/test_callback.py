@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 import secateur
 from secateur.errors import UsageError
-from secateur.schedules import Cubic, WhenRecovered
+from secateur.schedules import Cubic, OneShot, WhenRecovered
 from tiny import tiny_model
 
 GRADUAL = Cubic(0.5, begin=1, end=8, every=2)
@@ -32,7 +32,7 @@ class Texts(Dataset[dict[str, torch.Tensor]]):
         return {"input_ids": self.ids[index], "labels": self.ids[index]}
 
 
-def trainer(out: Path, callback: secateur.PruningCallback, **arguments: Any) -> transformers.Trainer:
+def trainer(out: Path, callback: transformers.TrainerCallback, **arguments: Any) -> transformers.Trainer:
     settings = {"max_steps": 10, "per_device_train_batch_size": 4, "logging_steps": 2, "report_to": [], "use_cpu": True}
     model = tiny_model("llama").requires_grad_(True).train()
     return transformers.Trainer(
@@ -81,6 +81,46 @@ def test_pruning_waits_for_recovery(tmp_path: Path) -> None:
     other = secateur.PruningCallback(WhenRecovered(0.4, amount=0.2, margin=1.0), metric="eval_accuracy")
     with pytest.raises(UsageError, match="'eval_accuracy', which isn't among"):
         trainer(tmp_path, other, eval_strategy="steps", eval_steps=3, save_strategy="no").train()
+
+
+def test_evaluations_beside_training_are_let_be(tmp_path: Path) -> None:
+    schedule = WhenRecovered(0.4, amount=0.2, margin=10.0, greater_is_better=False)
+    callback = secateur.PruningCallback(schedule, metric="eval_b_loss")
+    work = trainer(tmp_path, callback, eval_strategy="steps", eval_steps=3, save_strategy="no")
+    work.evaluate()  # before there is a pruner
+    work.eval_dataset = {"a": Texts(), "b": Texts()}
+    work.train()
+    work.evaluate(Texts(), metric_key_prefix="test")
+    assert callback.pruner.sparsity == pytest.approx(0.4, abs=1e-3)
+
+
+class Logger(transformers.TrainerCallback):
+    """What a logger of report_to gets."""
+
+    def __init__(self) -> None:
+        self.got: list[dict[str, Any]] = []
+
+    def on_log(self, *arguments: Any, logs: dict[str, Any], **given: Any) -> None:
+        self.got.append(dict(logs))
+
+
+def test_loggers_get_the_sparsity_if_the_callback_comes_first(tmp_path: Path) -> None:
+    logger = Logger()
+    work = trainer(tmp_path, logger, save_strategy="no")
+    secateur.PruningCallback(GRADUAL).add_to(work)
+    work.train()
+    assert [one["sparsity"] for one in logger.got if "loss" in one][-1] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_a_resumed_run_doesn_t_prune_trained_weights_by_a_schedule_from_step_0(tmp_path: Path) -> None:
+    options = {"threshold": 0.02}
+    whole = secateur.PruningCallback(OneShot(0.5), **options)
+    trainer(tmp_path / "out", whole, save_steps=4).train()
+    expected = [one.detach().clone() for one in whole.finish().parameters()]
+    rest = secateur.PruningCallback(OneShot(0.5), **options)
+    trainer(tmp_path / "out", rest).train(resume_from_checkpoint=str(tmp_path / "out/checkpoint-4"))
+    for one, other in zip(rest.finish().parameters(), expected, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_the_best_checkpoint_brings_its_own_mask(tmp_path: Path) -> None:

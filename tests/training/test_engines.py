@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 from in_processes import trained
@@ -15,7 +16,9 @@ from loops import adam, data, loss_of, network, train
 from torch import nn
 
 import secateur
+from secateur.errors import ScoreError
 from secateur.schedules import Cubic
+from secateur.training.regularization import L1
 from tiny import tiny_model
 
 GRADUAL = Cubic(0.75, begin=1, end=12, every=3)
@@ -57,6 +60,51 @@ def test_mixed_precision_with_a_scaler() -> None:
     ]
     assert min(same) > 0.8
     assert pruner.mask().zeros == plain.zeros
+
+
+@pytest.mark.parametrize("options", [{"score": "movement"}, {"unit": "filter", "score": "taylor"}], ids=str)
+def test_steps_that_a_scaler_skips_aren_t_gone_by(options: dict[str, Any]) -> None:
+    model = network()
+    optimizer = adam(model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120, backoff_factor=2.0**-50)
+    if "unit" in options:
+        options = {**options, "example_inputs": data()[0]}
+    pruner = secateur.TrainingPruner(model, Cubic(0.75, begin=4, end=14, every=5), optimizer=optimizer, **options)
+    for step in range(14):
+        scaler.scale(loss_of(model) * (1e6 if step < 2 else 1)).backward()  # too large at first
+        scaler.step(optimizer)
+        scaler.update()
+        pruner.step()
+        optimizer.zero_grad()
+    assert scaler.get_scale() < 2.0**120
+    assert pruner.sparsity == pytest.approx(0.75, abs=1e-3)
+
+
+def test_gradients_that_are_never_finite_end_the_run() -> None:
+    model = network()
+    pruner = secateur.TrainingPruner(model, Cubic(0.75, begin=1, end=12), score="taylor")
+    for one in model.parameters():
+        one.grad = torch.full_like(one, torch.inf)
+    for _ in range(3):
+        pruner.masks.watch()
+    with pytest.raises(ScoreError, match="the 4 steps up to step 1 were NaN or infinite"):
+        pruner.step()
+
+
+def test_accelerate_s_portions_are_one_step() -> None:
+    accelerator = accelerate.Accelerator(gradient_accumulation_steps=4, cpu=True)
+    model = network()
+    model, optimizer = accelerator.prepare(model, adam(model))
+    pruner = secateur.TrainingPruner(model, GRADUAL, score="taylor", optimizer=optimizer, regularizer=L1(1e-3))
+    for _ in range(8):
+        with accelerator.accumulate(model):
+            accelerator.backward(loss_of(model))
+            pruner.regularize()
+            optimizer.step()
+            pruner.step()
+            optimizer.zero_grad()
+    assert pruner.steps == 2
+    assert pruner.sparsity == pytest.approx(GRADUAL(2), abs=1e-2)
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -17,9 +19,12 @@ from torch import Tensor, nn
 import secateur
 from cuts import shrink_epsilon
 from secateur.errors import NothingPrunedError, ScoreError, UsageError
-from secateur.schedules import Cubic, Linear, OneShot, Periodic, WhenRecovered
+from secateur.network.unit_group import UnitGroup
+from secateur.schedules import Cubic, Linear, OneShot, Periodic, Schedule, WhenRecovered
+from secateur.scores.units import UnitStatistics
 from secateur.training.pruner import TrainingPruner
 from secateur.training.regularization import L1, BatchNormScale, GroupLasso, Growing
+from secateur.training.unit_masks import UnitMasks
 from tiny import tiny_model
 
 GRADUAL = Cubic(0.75, begin=1, end=12, every=3)
@@ -401,6 +406,9 @@ def test_widths_that_miss_the_target_are_told() -> None:
         TrainingPruner(network(), OneShot(0.5, begin=1), round_to=6, **given)
 
 
+GROWING = Growing(Linear(0.1, begin=0, end=9))
+
+
 def bad(make: Callable[[], object], words: str) -> Any:
     return pytest.param(make, words, id=words)
 
@@ -457,11 +465,17 @@ def bad(make: Callable[[], object], words: str) -> Any:
                 example_inputs=data()[0],
                 cut="during",
                 optimizer=adam(model),
-                regularizer=Growing(Linear(0.1, begin=0, end=9)),
+                regularizer=GROWING,
             ),
             "Growing drives the same units",
         ),
         bad(lambda: TrainingPruner(network(), GRADUAL).load_state_dict({}), "no state of a pruner"),
+        bad(lambda: TrainingPruner(network(), OneShot(0.5), regrow=True), "OneShot prunes once"),
+        bad(lambda: TrainingPruner(network(), GRADUAL, score="movement", regularizer=GROWING), "take l1"),
+        bad(
+            lambda: TrainingPruner(network(), GRADUAL, unit="filter", example_inputs=data()[0], allocation={"0": 0.5}),
+            "each of the 2 groups",
+        ),
     ],
 )
 def test_bad_input_is_named(make: Callable[[], object], words: str) -> None:
@@ -486,6 +500,128 @@ def test_swapped_parameters_are_noticed() -> None:
     model.load_state_dict(network().state_dict(), assign=True)
     with pytest.raises(UsageError, match="was swapped since"):
         train(model, 3, optimizer=adam(model), pruner=pruner)
+
+
+def test_swapped_parameters_are_noticed_after_the_last_pruning() -> None:
+    model = network()
+    pruner = train(model, 13, schedule=GRADUAL)
+    model.load_state_dict(network().state_dict(), assign=True)
+    with pytest.raises(UsageError, match="was swapped since"):
+        pruner.step()
+    with pytest.raises(UsageError, match="was swapped since"):
+        pruner.finish()
+
+
+def test_an_optimizer_whose_state_cannot_be_cut_leaves_the_model_as_it_is() -> None:
+    model = network()
+    optimizer = transformers.Adafactor(model.parameters(), lr=1e-2, scale_parameter=False, relative_step=False)
+    given = {"unit": "filter", "example_inputs": data()[0], "cut": "during"}
+    with pytest.raises(UsageError, match="isn't known how to cut it"):
+        train(model, 5, optimizer=optimizer, schedule=Linear(0.5, begin=1, end=3), **given)
+    known = {id(one) for group in optimizer.param_groups for one in group["params"]}
+    assert all(id(one) in known for one in model.parameters())
+    assert model[0].out_channels == 8
+
+
+@pytest.mark.parametrize("options", [{}, {"unit": "filter", "cut": "during"}], ids=str)
+def test_a_state_spares_a_model_the_pruning_before_the_first_step(options: dict[str, Any]) -> None:
+    if options:
+        options = {**options, "example_inputs": data()[0]}
+    schedule = OneShot(0.5)
+    whole = network()
+    optimizer = adam(whole)
+    pruner = train(whole, 6, optimizer=optimizer, schedule=schedule, **options)
+    state = copy.deepcopy([pruner.state_dict(), whole.state_dict(), optimizer.state_dict()])
+    train(whole, 4, optimizer=optimizer, pruner=pruner)
+    again = network(seed=9)
+    if not options:
+        again.load_state_dict(state[1])  # as transformers' Trainer does before there is a pruner
+    optimizer = adam(again)
+    rest = secateur.TrainingPruner(again, schedule, optimizer=optimizer, state=state[0], **options)
+    again.load_state_dict(state[1])
+    optimizer.load_state_dict(state[2])
+    train(again, 4, optimizer=optimizer, pruner=rest)
+    for one, other in zip(again.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_group_that_is_cut_while_it_trains_keeps_two() -> None:
+    given = {"unit": "filter", "example_inputs": data()[0], "allocation": "global", "cut": "during"}
+    pruner = train(network(), 13, schedule=Cubic(0.8, begin=1, end=12, every=3), **given)
+    assert isinstance(pruner.masks, UnitMasks)
+    assert sorted(one.total for one in pruner.masks.coupled) == [8, 12]
+    assert min(one.count for one in pruner.masks.coupled) >= 2
+    assert pruner.sparsity == pytest.approx(0.8, abs=0.01)
+
+
+def test_a_percentile_is_of_all_units_whether_they_are_cut_or_not() -> None:
+    given = {"unit": "filter", "example_inputs": data()[0], "threshold": "p50"}
+    schedule = Linear(0.5, begin=1, end=12, every=3)
+    for cut in ("end", "during"):
+        assert train(network(), 13, schedule=schedule, cut=cut, **given).sparsity == pytest.approx(0.5)
+
+
+def test_layers_of_one_shape_are_drawn_differently() -> None:
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+    one, other = TrainingPruner(model, OneShot(0.5), score="random").mask().layers.values()
+    assert not torch.equal(one.keep, other.keep)
+
+
+def test_weights_return_on_a_schedule_without_an_end() -> None:
+    masks: list[Tensor] = []
+    schedule = Periodic(every=2, amount=0.2)
+    train(network(), 12, schedule=schedule, regrow=True, each=lambda one: masks.append(one.mask().layers["7"].keep))
+    assert any(bool((one & ~other).any()) for one, other in zip(masks[1:], masks[:-1], strict=True))
+
+
+def test_growing_is_about_what_the_allocation_will_take() -> None:
+    shares = {"0": 0.0, "3": 0.5, "7": 1.0}
+    pruner = train(network(), 1, schedule=GRADUAL, allocation=shares, regularizer=Growing(Linear(0.1, begin=0, end=9)))
+    assert pruner.regularizer is not None
+    assert pruner.regularizer.chosen is not None
+    found = [float(one.float().mean()) for one in pruner.regularizer.chosen.values()]
+    assert found == pytest.approx(list(shares.values()), abs=1e-3)
+
+
+class Halfway(Schedule):
+    """A schedule of one's own."""
+
+    final = 0.5
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def __call__(self, step: int) -> float:
+        return 0.5 if step >= self.step else 0.0
+
+    def due(self, step: int) -> bool:
+        return step == self.step
+
+
+def test_what_is_of_one_s_own_is_saved_and_known_again(tmp_path: Path) -> None:
+    given = {"unit": "filter", "example_inputs": data()[0], "score": functools.partial(first_go_by, sign=1.0)}
+    for schedule in (Halfway(2), Linear(np.float64(0.5), begin=1, end=3)):
+        pruner = train(network(), 2, schedule=schedule, **given)
+        torch.save(pruner.state_dict(), tmp_path / "state.pt")
+        state = torch.load(tmp_path / "state.pt", weights_only=True)
+        TrainingPruner(network(), schedule, state=state, **given)
+    with pytest.raises(UsageError, match="step is 2 there, 3 here"):
+        TrainingPruner(network(), Halfway(3), state=train(network(), 2, schedule=Halfway(2)).state_dict())
+
+
+def first_go_by(group: UnitGroup, statistics: UnitStatistics, sign: float) -> Tensor:
+    """A score of one's own: the first units go."""
+    return sign * torch.arange(group.count).float()
+
+
+def test_shares_of_heads_that_go_together_are_given_by_what_they_share() -> None:
+    model = tiny_model("t5").requires_grad_(True)
+    amounts = {f"{half}.block.{block}/head": 1 for half in ("encoder", "decoder") for block in (0, 1)}
+    recipe = secateur.Recipe.build({"model": "m", "stages": [{"prune": {"unit": "head", "amounts": amounts}}]})
+    allocation = secateur.shares(recipe, model)
+    assert {"encoder/head", "decoder/head"} < set(allocation)
+    pruner = TrainingPruner(model, OneShot(0.25), unit="head", allocation=allocation)
+    assert pruner.sparsity > 0
 
 
 def test_a_constant_score_says_so() -> None:

@@ -24,9 +24,9 @@ from secateur.progress import Progress
 from secateur.recipe import Distill, Finetune, Lora, Recipe, Training
 from secateur.result import Result, StageReport
 from secateur.stage_journal import StageJournal
-from secateur.training.examples import TextExamples
+from secateur.training.examples import IGNORED, TextExamples
 from secateur.training.lora import Adapters
-from secateur.training.objectives import DataLoss, Distillation, divergence
+from secateur.training.objectives import DataLoss, Distillation, _counting, _matched, data_loss, divergence
 from secateur.training.recovery import Trained, _Watch, train
 from secateur.training.teacher import Kept
 from secateur.training.zeros import trainable, zeros_of
@@ -322,6 +322,19 @@ def test_distillation_comes_nearer_to_the_teacher(folder: Path, text: str) -> No
         assert type(network.model).__name__ == "LlamaForCausalLM"
         assert network.model.config._attn_implementation == pruned.model.config._attn_implementation
         assert set(network.model.state_dict()) == set(pruned.model.state_dict())
+
+
+def test_layers_are_matched_within_their_half_and_labels_may_be_missing() -> None:
+    def layers(*counts: int) -> list[tuple[torch.Tensor, ...]]:
+        return [tuple(torch.tensor([half, place]) for place in range(count)) for half, count in enumerate(counts)]
+
+    pairs = [(mine.tolist(), other.tolist()) for mine, other in _matched(layers(4, 2), layers(2, 6))]
+    assert [mine[0] for mine, _ in pairs] == [other[0] for _, other in pairs]
+    assert [other[1] for _, other in pairs] == [0, 0, 1, 1, 2, 5]
+    assert float(data_loss(torch.randn(2, 3, 5), torch.full((2, 3), IGNORED))) == 0
+    labels = torch.tensor([[1, IGNORED]])
+    batch = {"labels": labels, "attention_mask": torch.ones(1, 7), "decoder_input_ids": labels}
+    assert _counting(batch).tolist() == [[True, False]]
 
 
 def test_a_narrower_student_learns_hidden_states_by_projections(folder: Path) -> None:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from secateur.errors import UsageError, did_you_mean
 from secateur.schedules import Schedule, WhenRecovered
 from secateur.training.pruner import TrainingPruner
+from secateur.training.sharded import is_sharded
 
 STATE_FILE = "secateur_pruner.pt"
 
@@ -60,15 +61,27 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
                 "model; take cut='end', or a TrainingPruner in a loop of your own."
             )
         self._schedule, self._metric, self._options = schedule, metric, options
+        self._told, self._others = False, set[str]()
+
+    def add_to(self, trainer: Any) -> None:
+        """Joins a trainer before all of its other callbacks, so that its loggers (`report_to`) get the sparsity, too.
+
+        Args:
+            trainer: A Trainer that was made without this callback.
+        """
+        trainer.callback_handler.callbacks.insert(0, self)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
         """Makes the pruner, or takes up that of the checkpoint that training goes on from."""
         model: nn.Module = given["model"]
-        self.pruner = TrainingPruner(model, self._schedule, optimizer=given.get("optimizer"), **self._options)
+        before = None
         if state.global_step:
-            self.pruner.load_state_dict(_read(_path(args, state).parent, f"step {state.global_step}"))
+            before = _read(_checkpoint(args, state) / _file(model), f"step {state.global_step}")
+        optimizer = given.get("optimizer")
+        self.pruner = TrainingPruner(model, self._schedule, optimizer=optimizer, state=before, **self._options)
+        self._told, self._others = False, set()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
@@ -92,7 +105,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         **given: Any,
     ) -> None:
         """Adds the sparsity to what is logged."""
-        if logs is not None:
+        if logs is not None and self._begun:
             logs["sparsity"] = round(self.pruner.sparsity, 6)
             if state.log_history:
                 state.log_history[-1]["sparsity"] = logs["sparsity"]
@@ -106,25 +119,39 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         **given: Any,
     ) -> None:
         """Tells a schedule that waits for recovery."""
-        if not isinstance(self.pruner.schedule, WhenRecovered):
+        if not self._begun or not isinstance(self.pruner.schedule, WhenRecovered):
             return
-        if metrics is None or self._metric not in metrics:
+        if metrics is None or self._metric not in metrics:  # of another data set, perhaps
+            self._others.update(metrics or {})
+            return
+        self.pruner.report(metrics[self._metric])
+        self._told = True
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
+        """Raises UsageError if evaluation, which is over by now, didn't give the metric that the schedule goes by."""
+        if self._others and not self._told:
             raise UsageError(
                 f"WhenRecovered goes by '{self._metric}', which isn't among the Trainer's metrics: "
-                f"{', '.join(metrics or {})}."
+                f"{', '.join(sorted(self._others))}."
             )
-        self.pruner.report(metrics[self._metric])
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         """Writes the pruner's state into the checkpoint that was just saved."""
-        path = _path(args, state)
-        if state.is_world_process_zero and path.parent.is_dir():
-            torch.save(self.pruner.state_dict(), path)
+        folder, name = _checkpoint(args, state), _file(self.pruner.model)
+        if (state.is_world_process_zero or name != STATE_FILE) and folder.is_dir():
+            torch.save(self.pruner.state_dict(), folder / name)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         """Takes up the pruner of the best checkpoint, where the Trainer has loaded that."""
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
-            self.pruner.load_state_dict(_read(Path(state.best_model_checkpoint), "the best state"))
+            best = Path(state.best_model_checkpoint)
+            self.pruner.load_state_dict(_read(best / _file(self.pruner.model), "the best state"))
+
+    @property
+    def _begun(self) -> bool:
+        return hasattr(self, "pruner")
 
     def finish(self) -> nn.Module:
         """Returns the pruned model; see `TrainingPruner.finish`.
@@ -132,21 +159,29 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         Raises:
             UsageError: Nothing was trained yet.
         """
-        if not hasattr(self, "pruner"):
+        if not self._begun:
             raise UsageError("nothing was trained yet: finish() follows trainer.train().")
         return self.pruner.finish()
 
 
-def _path(args: TrainingArguments, state: TrainerState) -> Path:
-    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / STATE_FILE
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
 
 
-def _read(checkpoint: Path, where: str) -> dict[str, Any]:
-    path = checkpoint / STATE_FILE
+def _file(model: nn.Module) -> str:
+    """Returns where in a checkpoint the pruner's state is: under FSDP2 each process has a part of its own."""
+    if not any(is_sharded(parameter) for parameter in model.parameters()):
+        return STATE_FILE
+    path = Path(STATE_FILE)
+    return f"{path.stem}-{distributed.get_rank() + 1}-of-{distributed.get_world_size()}{path.suffix}"
+
+
+def _read(path: Path, where: str) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(
             f"training goes on from {where}, but {path} isn't there: the checkpoint was saved without "
-            "this callback, or lies elsewhere. Start afresh, or copy the checkpoint into output_dir."
+            "this callback or by another number of processes, or lies elsewhere. Start afresh, or copy the checkpoint "
+            "into output_dir."
         )
     found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return found

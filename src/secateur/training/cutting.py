@@ -72,27 +72,40 @@ def become(model: nn.Module, small: nn.Module) -> dict[nn.Parameter, nn.Paramete
     return changed
 
 
+def cut_states(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    stays: Mapping[tuple[str, int], Tensor],
+) -> dict[nn.Parameter, dict[str, Any]]:
+    """Returns an optimizer's state of parameters that are about to be cut, cut along.
+
+    Args:
+        optimizer: The optimizer.
+        parameters: The model's, by name.
+        stays: By name and axis, bool: the places that stay.
+
+    Raises:
+        UsageError: The state of a parameter has another shape than itself, so it isn't known how to cut it.
+    """
+    cut = {name for (name, _), places in stays.items() if not bool(places.all())}
+    known = {parameters[name]: name for name in sorted(cut)}
+    return {
+        one: _cut_state(optimizer.state[one], one, name, stays) for one, name in known.items() if one in optimizer.state
+    }
+
+
 def carry(
     optimizer: torch.optim.Optimizer,
     changed: Mapping[nn.Parameter, nn.Parameter],
-    names: Mapping[nn.Parameter, str],
-    stays: Mapping[tuple[str, int], Tensor],
+    states: Mapping[nn.Parameter, dict[str, Any]],
 ) -> None:
-    """Has an optimizer go on with cut parameters: its state of them is cut along.
+    """Has an optimizer go on with cut parameters.
 
     Args:
         optimizer: The optimizer.
         changed: The new parameter by the old one.
-        names: The old parameters' names.
-        stays: By name and axis, bool: the places that stay.
-
-    Raises:
-        UsageError: The state of a parameter has another shape than itself, so it isn't known how to cut it. Nothing is
-            changed then.
+        states: Its state of the new ones, by the old one, see `cut_states`.
     """
-    states = {
-        old: _cut_state(optimizer.state[old], old, names[old], stays) for old in changed if old in optimizer.state
-    }
     for group in optimizer.param_groups:
         group["params"] = [changed.get(one, one) for one in group["params"]]
     for old, new in changed.items():

@@ -23,13 +23,16 @@ def arguments(batch: Mapping[str, Tensor], device: torch.device | None = None) -
 
 
 def data_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Returns the cross-entropy over the places that have a label.
+    """Returns the mean cross-entropy over the places that have a label; 0 if none has.
 
     Args:
         logits: (..., classes)
         labels: (...) int64, IGNORED where there is none.
     """
-    return functional.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED)
+    terms = functional.cross_entropy(
+        logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return _mean(terms, labels.flatten() != IGNORED)
 
 
 class DataLoss:
@@ -71,10 +74,7 @@ class Distillation:
         if settings.attention and not (_maps(ours) and _maps(theirs)):
             raise UsageError("distill: these models give no attention maps; leave attention out.")
         if settings.hidden:
-            places = _matched(len(states(ours)), len(states(theirs)))
-            widths = [
-                (one.shape[-1], states(theirs)[at].shape[-1]) for one, at in zip(states(ours), places, strict=True)
-            ]
+            widths = [(mine.shape[-1], other.shape[-1]) for mine, other in _matched(_states(ours), _states(theirs))]
             if any(mine != other for mine, other in widths):
                 self.projections = nn.ModuleList(nn.Linear(mine, other) for mine, other in widths)
 
@@ -106,10 +106,9 @@ class Distillation:
         return loss
 
     def _hidden(self, student: Any, teacher: Any) -> Tensor:
-        ours, theirs = states(student), states(teacher)
         terms = []
-        for number, (mine, place) in enumerate(zip(ours, _matched(len(ours), len(theirs)), strict=True)):
-            target = theirs[place].float()
+        for number, (mine, other) in enumerate(_matched(_states(student), _states(teacher))):
+            target = other.float()
             projected = mine.float() if self.projections is None else self.projections[number](mine.float())
             terms.append((projected - target).square().mean() / target.square().mean().clamp_min(1e-12))
         return torch.stack(terms).mean()
@@ -122,38 +121,46 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return temperature**2 * (theirs.exp() * (theirs - ours)).sum(-1)
 
 
-def states(output: Any) -> tuple[Tensor, ...]:
-    """Returns what a model's blocks gave: an encoder's, then a decoder's."""
+Layers = list[tuple[Tensor, ...]]  # of each half: an encoder, a decoder, or the only one
+
+
+def _states(output: Any) -> Layers:
+    """Returns what a model's blocks gave, half by half."""
     names = ("encoder_hidden_states", "decoder_hidden_states", "hidden_states")
-    found = [one for name in names for one in (getattr(output, name, None) or ())[1:]]
-    return tuple(found)
+    return [some[1:] for name in names if (some := getattr(output, name, None))]
 
 
-def _maps(output: Any) -> tuple[Tensor, ...]:
+def _maps(output: Any) -> Layers:
     names = ("encoder_attentions", "decoder_attentions", "attentions")
-    return tuple(one for name in names for one in (getattr(output, name, None) or ()))
+    return [some for name in names if (some := getattr(output, name, None))]
 
 
 def _attention(student: Any, teacher: Any) -> Tensor:
     """Returns the mean KL divergence between attention maps, each the mean over heads."""
-    ours, theirs = _maps(student), _maps(teacher)
     terms = []
-    for mine, place in zip(ours, _matched(len(ours), len(theirs)), strict=True):
-        p, q = theirs[place].float().mean(1).clamp_min(1e-9), mine.float().mean(1).clamp_min(1e-9)
+    for mine, other in _matched(_maps(student), _maps(teacher)):
+        p, q = other.float().mean(1).clamp_min(1e-9), mine.float().mean(1).clamp_min(1e-9)
         terms.append((p * (p.log() - q.log())).sum(-1).mean())
     return torch.stack(terms).mean()
 
 
-def _matched(ours: int, theirs: int) -> list[int]:
-    """Returns the teacher's layer for each of the student's, evenly spread, the last one for the last."""
-    return [round((place + 1) * theirs / ours) - 1 for place in range(ours)]
+def _matched(ours: Layers, theirs: Layers) -> list[tuple[Tensor, Tensor]]:
+    """Returns each of the student's layers with one of the same half of the teacher's: evenly spread, the last for the
+    last."""
+    pairs = []
+    for mine, others in zip(ours, theirs, strict=True):
+        for place, one in enumerate(mine):
+            pairs.append((one, others[max(0, round((place + 1) * len(others) / len(mine)) - 1)]))
+    return pairs
 
 
 def _counting(batch: Mapping[str, Tensor]) -> Tensor:
     """Returns where a batch holds text and not padding, or where something is to be predicted."""
     if batch["labels"].ndim == 1:  # a class for each text
         return torch.ones_like(batch["labels"])
-    return batch["attention_mask"] if "attention_mask" in batch else batch["labels"] != IGNORED
+    if "attention_mask" in batch and "decoder_input_ids" not in batch:  # else the mask is the encoder's
+        return batch["attention_mask"]
+    return batch["labels"] != IGNORED
 
 
 def _mean(values: Tensor, where: Tensor) -> Tensor:

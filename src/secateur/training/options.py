@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from secateur.allocation.amounts import Pattern
 from secateur.errors import UsageError, did_you_mean
@@ -15,20 +18,26 @@ COARSE = 0.02  # of the units: as many fewer than the schedule says are worth a 
 ALLOCATIONS = ("uniform", "global")
 
 
-def schedule_of(schedule: Schedule | None, pattern: str | None) -> Schedule:
+def schedule_of(schedule: Schedule | None, pattern: str | None, regrow: bool) -> Schedule:
     """Returns the schedule; of a pattern alone, all at once.
 
     Raises:
-        UsageError: There is none, or it doesn't end at the pattern's sparsity.
+        UsageError: There is none, it doesn't end at the pattern's sparsity, or nothing could return on it.
     """
     if schedule is not None and not isinstance(schedule, Schedule):
         raise UsageError(
             f"schedule={schedule!r}: give one of secateur.schedules, such as Cubic(final=0.8, begin=100, end=2000, "
             "every=50), or a Schedule of your own."
         )
+    if schedule is None and pattern is None:
+        raise UsageError("a schedule is needed, for instance Cubic(final=0.8, begin=100, end=2000, every=50).")
+    if isinstance(schedule, OneShot) and regrow:
+        raise UsageError(
+            "regrow=True exchanges weights whenever there is pruning, and OneShot prunes once; for a constant sparsity "
+            f"give Cubic(final={schedule.final:g}, begin=0, end=1000, every=50, initial={schedule.final:g})."
+        )
     if pattern is None:
-        if schedule is None:
-            raise UsageError("a schedule is needed, for instance Cubic(final=0.8, begin=100, end=2000, every=50).")
+        assert schedule is not None
         return schedule
     parsed = Pattern.parse(pattern)
     share = 1 - parsed.n / parsed.m
@@ -57,6 +66,18 @@ def check_allocation(allocation: str | Mapping[str, float]) -> None:
     """Raises UsageError if there is no allocation of the name."""
     if isinstance(allocation, str) and allocation not in ALLOCATIONS:
         raise UsageError(f"unknown allocation '{allocation}' while training.{did_you_mean(allocation, ALLOCATIONS)}")
+
+
+def own_name(score: Callable[..., object]) -> str:
+    """Returns what a score of the user's own is known by."""
+    return str(getattr(score, "__qualname__", type(score).__qualname__))
+
+
+def plain(value: Any) -> Any:
+    """Returns settings with Python's numbers in the place of numpy's, which `torch.load` wouldn't read."""
+    if isinstance(value, Mapping):
+        return {name: plain(one) for name, one in value.items()}
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def check_room(masks: UnitMasks, schedule: Schedule, by_threshold: bool) -> None:

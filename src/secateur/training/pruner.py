@@ -21,8 +21,16 @@ from secateur.network.pretrained import plain_kind, pretrained
 from secateur.network.saving import RESULT_FILE, check_output, complete_folder, save_model, save_network
 from secateur.outcome import versions
 from secateur.schedules import Schedule, WhenRecovered
-from secateur.training.cutting import bare_optimizer, become, carry, check_cuttable, check_optimizer
-from secateur.training.options import check_allocation, check_regularizer, check_room, check_threshold, schedule_of
+from secateur.training.cutting import bare_optimizer, become, carry, check_cuttable, check_optimizer, cut_states
+from secateur.training.options import (
+    check_allocation,
+    check_regularizer,
+    check_room,
+    check_threshold,
+    own_name,
+    plain,
+    schedule_of,
+)
 from secateur.training.regularization import Regularizer
 from secateur.training.sharded import is_sharded
 from secateur.training.trained import check_units, described, trained_groups, unwrapped, weight_layers
@@ -75,8 +83,9 @@ class TrainingPruner:
         example_inputs: Any = None,
         leaf_modules: Sequence[type[nn.Module] | str] = (),
         seed: int = 0,
+        state: Mapping[str, Any] | None = None,
     ) -> None:
-        """Finds what is pruned. A schedule that begins at step 0 prunes at once.
+        """Finds what is pruned. A schedule that begins at step 0 prunes at once, unless `state` is given.
 
         Args:
             model: The model that is trained; it may be compiled or wrapped by DistributedDataParallel or FSDP2
@@ -97,22 +106,24 @@ class TrainingPruner:
             regrow: Whether pruned weights may come back: by the largest gradients (RigL, Evci et al. 2020, arXiv
                 1911.11134), or, with the score `movement`, when their score has risen.
             cut: When units are removed: at the `end`, or `during` training.
-            min_units: Every group keeps so many units at least.
+            min_units: Every group keeps so many units at least; a traced network that is cut while it trains keeps two.
             round_to: Groups keep multiples of it.
             optimizer: The optimizer. `cut="during"` needs it; otherwise it is checked to have the model's parameters.
             regularizer: Drives weights or units to zero before they go; `regularize()` applies it.
             example_inputs: What a network other than a language model takes: it is traced to find its units.
             leaf_modules: Modules that tracing doesn't look into.
             seed: Of scores that draw.
+            state: What the `state_dict` of a run that is gone on with returned; the model is the dense one, or has
+                that run's weights already.
 
         Raises:
-            UsageError: These don't go together, or don't fit the model.
+            UsageError: These don't go together, or don't fit the model, or the state is of another pruner.
         """
         self.model = unwrapped(model)
         self.units = tuple(part.strip() for part in unit.split(","))
         check_units(self.units)
         of_weights = self.units == ("weight",)
-        self.schedule = schedule_of(schedule, pattern)
+        self.schedule = schedule_of(schedule, pattern, regrow)
         check_allocation(allocation)
         if cut not in ("end", "during"):
             raise UsageError(f"cut='{cut}': units are removed at the 'end' or 'during' training.")
@@ -125,6 +136,7 @@ class TrainingPruner:
             check_threshold(threshold, [name for name, given in decides.items() if given])
         self.cut_during = cut == "during"
         self.optimizer = None if optimizer is None else bare_optimizer(optimizer)
+        self._accumulation = getattr(optimizer, "gradient_state", None)  # of Accelerate's wrapper
         self.steps = 0
         self._inputs, self._leaves = example_inputs, tuple(leaf_modules)
         self._options: dict[str, Any] = {
@@ -153,7 +165,9 @@ class TrainingPruner:
             regularizer.check(self.masks, self.model, self.cut_during)
         if isinstance(self.masks, UnitMasks):
             check_room(self.masks, self.schedule, threshold is not None)
-        if self.schedule.due(0):
+        if state is not None:
+            self.load_state_dict(state)
+        elif self.schedule.due(0):
             self._prune()
 
     def _find(self) -> WeightMasks | UnitMasks:
@@ -163,7 +177,10 @@ class TrainingPruner:
         network, groups = trained_groups(self.model, self.units, self._inputs, self._leaves)
         groups = chosen_groups(groups, *self._globs)
         removed = {name: int(gone.sum()) for name, gone in self._removed.items()}
-        return UnitMasks(network, groups, **self._options, removed=removed)
+        options = self._options
+        if self.cut_during and isinstance(network, GraphNetwork):  # which doesn't find groups of one
+            options = {**options, "min_units": max(2, options["min_units"])}
+        return UnitMasks(network, groups, **options, removed=removed)
 
     def _pruned_parameters(self) -> dict[str, nn.Parameter]:
         if isinstance(self.masks, WeightMasks):
@@ -173,10 +190,18 @@ class TrainingPruner:
 
     @property
     def sparsity(self) -> float:
-        """The share of weights or units that is pruned, masked or already cut."""
+        """The share of weights or units that is pruned, masked or already cut.
+
+        Under FSDP2 all processes have to ask for it.
+        """
         if isinstance(self.masks, WeightMasks):
             return self.masks.pruned() / self.masks.weights
         return (self.masks.removed + self.masks.pruned()) / self.masks.units
+
+    @property
+    def _accumulates(self) -> bool:
+        """Whether Accelerate's optimizer has only gathered gradients, as further portions of the step are to come."""
+        return self._accumulation is not None and not self._accumulation.sync_gradients
 
     def regularize(self) -> None:
         """Adds the regularizer's gradient to the model's: call it after `backward()` (and after a `GradScaler`'s
@@ -188,12 +213,15 @@ class TrainingPruner:
         if self.regularizer is None:
             raise UsageError("this pruner has no regularizer; give regularizer= when you make it.")
         self._regularized = True
+        if self._accumulates:
+            return
         self.regularizer.add_gradients(self.masks, self.model, self.steps + 1, self.schedule)
 
     def step(self) -> None:
         """Counts a step of the optimizer, prunes if the schedule says so, and holds what is pruned at zero.
 
-        Call it after `optimizer.step()` and before `zero_grad()`, once per step of the optimizer.
+        Call it after `optimizer.step()` and before `zero_grad()`, once per step of the optimizer. Inside of
+        Accelerate's `accumulate` it waits for a step's last portion, if `optimizer` is the prepared one.
 
         Raises:
             UsageError: The score needs gradients and there are none, the model's parameters were swapped, or the
@@ -206,6 +234,9 @@ class TrainingPruner:
             raise UsageError(
                 "the regularizer was never applied: call pruner.regularize() between backward() and optimizer.step()."
             )
+        if self._accumulates:
+            return
+        self._check_identity()
         self.steps += 1
         self.masks.watch()
         if self.schedule.due(self.steps):
@@ -214,7 +245,6 @@ class TrainingPruner:
             self.masks.hold()
 
     def _prune(self) -> None:
-        self._check_identity()
         if isinstance(self.schedule, WhenRecovered):
             self.schedule.took()
         added = self.masks.prune(self.steps, self.schedule)
@@ -238,7 +268,8 @@ class TrainingPruner:
         masks = self.masks
         assert isinstance(masks, UnitMasks)
         stays = masks.places()
-        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        known = dict(self.model.named_parameters())
+        states = {} if self.optimizer is None else cut_states(self.optimizer, known, stays)
         for one in masks.coupled:
             before = self._removed.get(one.name)
             ids = (~before).nonzero().flatten() if before is not None else None
@@ -248,7 +279,7 @@ class TrainingPruner:
             self._removed[one.name] = gone
         changed = become(self.model, masks.cut())
         if self.optimizer is not None:
-            carry(self.optimizer, changed, names, stays)
+            carry(self.optimizer, changed, states)
         self.masks = self._find()
 
     def report(self, metric: float) -> None:
@@ -268,9 +299,11 @@ class TrainingPruner:
 
         Raises:
             NothingPrunedError: Nothing was pruned.
+            UsageError: The model's parameters were swapped.
         """
         if self._small is not None:
             return self._small
+        self._check_identity()
         end = self.schedule.finished
         if self.sparsity == 0:
             raise NothingPrunedError(
@@ -360,7 +393,7 @@ class TrainingPruner:
         """Returns what a resumed run needs, for `torch.save`: step, masks, sums; under FSDP2 this process's part."""
         return {
             "version": VERSION,
-            "about": self._about(),
+            "about": plain(self._about()),
             "steps": self.steps,
             "schedule": self.schedule.state_dict() if isinstance(self.schedule, WhenRecovered) else {},
             "removed": {name: gone.clone() for name, gone in self._removed.items()},
@@ -379,7 +412,7 @@ class TrainingPruner:
             raise UsageError("this is no state of a pruner; give what its state_dict() returned.")
         if state["version"] != VERSION:
             raise UsageError(f"the state is of version {state['version']}, and this secateur reads {VERSION}.")
-        mine, found = self._about(), state["about"]
+        mine, found = plain(self._about()), state["about"]
         odd = [name for name in {**mine, **found} if mine.get(name) != found.get(name)]
         if odd:
             raise UsageError(
@@ -416,7 +449,7 @@ class TrainingPruner:
             "unit": ", ".join(self.units),
             "cut_during": self.cut_during,
             **self._options,
-            "score": score if isinstance(score := self._options["score"], str) else score.__qualname__,
+            "score": score if isinstance(score := self._options["score"], str) else own_name(score),
             "regularizer": None if self.regularizer is None else self.regularizer.describe(),
             **self.schedule.describe(),
         }

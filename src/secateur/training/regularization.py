@@ -154,6 +154,11 @@ class Growing(Regularizer):
         super().check(masks, model, cut_during)
         if cut_during:
             raise UsageError("Growing drives the same units to zero all the way: it goes with cut='end'.")
+        if masks.score is None or masks.score.needs:
+            name = "movement" if masks.score is None else masks.score.name
+            raise UsageError(
+                f"Growing chooses at its first step, before there are gradients that '{name}' could go by: take l1."
+            )
 
     @torch.no_grad()
     def add_gradients(self, masks: Masks, model: nn.Module, step: int, schedule: Schedule) -> None:

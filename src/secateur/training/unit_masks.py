@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from secateur.allocation.amounts import Threshold
 from secateur.allocation.selection import lowest
 from secateur.calibration.statistics import GRADIENTS, Gradients, Needs, Statistics
-from secateur.errors import UsageError, did_you_mean
+from secateur.errors import ScoreError, UsageError, did_you_mean
 from secateur.network.graph.network import GraphNetwork, cut_graph
 from secateur.network.network import Network
 from secateur.network.surgery import Cut, cut
@@ -21,7 +21,8 @@ from secateur.network.unit_group import UnitGroup
 from secateur.schedules import Schedule
 from secateur.scores.units import UNIT_SCORES, UnitScore, UnitStatistics, check_fit, scored, unit_score_named
 from secateur.scores.units.own import Own, own_score
-from secateur.training.weight_masks import check_shares, gradient_of
+from secateur.training.gradients import NOT_FINITE, all_finite, gradient_of
+from secateur.training.weight_masks import check_shares
 
 
 @dataclass
@@ -96,10 +97,11 @@ class UnitMasks:
         self.coupled = _coupled(groups, removed)
         self.allocation = allocation
         if not isinstance(allocation, str):
-            check_shares(allocation, [one.name for one in self.coupled])
+            check_shares(allocation, [one.name for one in self.coupled], "groups")
         self._parameters = dict(network.model.named_parameters())
         self._names = {id(parameter): name for name, parameter in self._parameters.items()}
         self.gradients = self._no_sums()
+        self._unread = 0  # steps since the last pruning whose gradients weren't finite
 
     def _no_sums(self) -> dict[str, Gradients]:
         """Returns sums over no steps, by the names of the weights that read units; none where the score reads none."""
@@ -131,13 +133,20 @@ class UnitMasks:
         return sum(one.removed for one in self.coupled)
 
     def watch(self) -> None:
-        """Adds the gradients of one step to what the score reads.
+        """Adds the gradients of one step to what the score reads; not those that are NaN or infinite anywhere, as of a
+        step that a GradScaler skips.
 
         Raises:
             UsageError: There are no gradients.
         """
+        if not self.gradients:
+            return
+        gradients = {name: gradient_of(name, self._parameters[name]) for name in self.gradients}
+        if not all_finite(list(gradients.values()), [self._parameters[name] for name in gradients]):
+            self._unread += 1
+            return
         for name, sums in self.gradients.items():
-            sums.add(gradient_of(name, self._parameters[name]))
+            sums.add(gradients[name])
 
     @torch.no_grad()
     def prune(self, step: int, schedule: Schedule) -> int:
@@ -151,23 +160,22 @@ class UnitMasks:
             How many units were set to zero by it.
         """
         scores = {one.name: self._scores(number, one, step) for number, one in enumerate(self.coupled)}
-        gone = self._counts(scores, step, schedule)
+        gone = self._counts(scores, schedule(step), schedule(step) / schedule.final)
         added = 0
         for one in self.coupled:
             values = torch.where(one.pruned, -torch.inf, scores[one.name])
             pruned = lowest(values, gone[one.name])
             added += int((pruned & ~one.pruned).sum())
             one.pruned = pruned
-        self.gradients = self._no_sums()
+        self.gradients, self._unread = self._no_sums(), 0
         return added
 
     @torch.no_grad()
     def lowest(self, step: int, schedule: Schedule) -> dict[str, Tensor]:
-        """Returns by group, (units,) bool: the units that would go now by the final share."""
-        return {
-            one.name: lowest(self._scores(number, one, step), round(schedule.final * one.count))
-            for number, one in enumerate(self.coupled)
-        }
+        """Returns by group, (units,) bool: the units that would go now, were it the last pruning."""
+        scores = {one.name: self._scores(number, one, step) for number, one in enumerate(self.coupled)}
+        gone = self._counts(scores, schedule.final, 1.0)
+        return {name: lowest(values, gone[name]) for name, values in scores.items()}
 
     def _scores(self, number: int, one: Coupled, step: int) -> Tensor:
         """Returns (units,): the sum of the coupled groups' scores."""
@@ -177,6 +185,8 @@ class UnitMasks:
             for reader in group.readers if self.gradients else ():
                 layer = reader.layer
                 sums = self.gradients[self._names[id(layer.parameter)]]
+                if sums.count == 0 and self._unread:
+                    raise ScoreError(NOT_FINITE.format(steps=self._unread, step=step))
                 if sums.count == 0:
                     raise UsageError(
                         f"the score '{self.score.name}' reads gradients, and there are none at step {step}: let the "
@@ -192,15 +202,14 @@ class UnitMasks:
             total += scored(self.score, group, UnitStatistics(tuple(inputs), random=random))
         return total
 
-    def _counts(self, scores: Mapping[str, Tensor], step: int, schedule: Schedule) -> dict[str, int]:
-        """Returns how many units of each group are zero after this pruning."""
-        share = schedule(step)
-        way = share / schedule.final
+    def _counts(self, scores: Mapping[str, Tensor], share: float, way: float) -> dict[str, int]:
+        """Returns how many units of each group are zero at a share of all units, `way` of the final one."""
         if self.threshold is not None:
             wanted = {}
             for one in self.coupled:
                 values = scores[one.name]
-                least = self.threshold.value(values)
+                known = torch.where(one.pruned, 0.0, values)  # what is pruned scored nothing
+                least = self.threshold.value(torch.cat([known, known.new_zeros(one.removed)]))
                 least = least * way if self.threshold.kind == "value" else least
                 wanted[one.name] = int(((values < least) | one.pruned).sum())
         elif self.allocation == "global":

@@ -21,6 +21,7 @@ from secateur.network.network import Layer
 from secateur.schedules import Schedule
 from secateur.scores import SCORES, Score, score_named
 from secateur.scores.variance import Variance
+from secateur.training.gradients import NOT_FINITE, all_finite, gradient_of
 from secateur.training.sharded import own, part_of, whole
 
 MOVEMENT = "movement"
@@ -101,7 +102,7 @@ class WeightMasks:
         if self.pattern is not None:
             self.pattern.check_all({layer.name: layer.shape[1] for layer in layers})
         if not isinstance(allocation, str):
-            check_shares(allocation, [layer.name for layer in layers])
+            check_shares(allocation, [layer.name for layer in layers], "layers")
         found: dict[int, Held] = {}
         for layer in layers:
             key = id(layer.parameter)
@@ -110,6 +111,8 @@ class WeightMasks:
                 found[key] = Held(names[key], layer.parameter, [], torch.zeros_like(part, dtype=torch.bool))
             found[key].layers.append(layer)
         self.held = list(found.values())
+        self._places = {layer.name: place for place, layer in enumerate(layers)}
+        self._read = self._unread = 0  # steps since the last pruning whose gradients were finite, and others
         for one in self.held:
             part = own(one.parameter.detach())
             if self.score is None:
@@ -137,15 +140,20 @@ class WeightMasks:
         return [(whole(one.pruned, one.parameter), one) for one in self.held]
 
     def watch(self) -> None:
-        """Adds the gradients of one step to what the score reads.
+        """Adds the gradients of one step to what the score reads; not those that are NaN or infinite anywhere, as of a
+        step that a GradScaler skips.
 
         Raises:
             UsageError: There are no gradients.
         """
         if self.score is not None and not self.needs:
             return
-        for one in self.held:
-            g = gradient_of(one.name, one.parameter)
+        gradients = [gradient_of(one.name, one.parameter) for one in self.held]
+        if not all_finite(gradients, [one.parameter for one in self.held]):
+            self._unread += 1
+            return
+        self._read += 1
+        for one, g in zip(self.held, gradients, strict=True):
             if one.movement is not None:
                 w = own(one.parameter.detach()).float()
                 if one.asleep is not None:
@@ -166,7 +174,8 @@ class WeightMasks:
             How many weights were set to zero by it.
         """
         self._check_gradients(step)
-        counts = self._counts(step, schedule)
+        way = schedule(step) / schedule.final
+        counts = self._counts(step, schedule(step), way)
         added = 0
         for one in self.held:
             before = whole(one.pruned, one.parameter)
@@ -177,16 +186,19 @@ class WeightMasks:
                 if self.regrow and self.score is not None:
                     keep = self._exchange(one, layer, values, was, counts[layer.name], step, schedule)
                 else:
-                    keep = self._keep(layer, values, counts, step, schedule)
+                    keep = self._keep(layer, values, counts, schedule(step), way)
                 layer.as_matrix(after).copy_(~keep)
             added += int((after & ~before).sum())
             self._take(one, part_of(after, one.parameter))
+        self._read = self._unread = 0
         return added
 
     def _check_gradients(self, step: int) -> None:
-        """Raises ScoreError if the score goes by gradients, and these were zero everywhere."""
+        """Raises ScoreError if the score goes by gradients, and none of them was finite, or all of them were zero."""
         if (self.score is None and step == 0) or (self.score is not None and not self.needs):
             return
+        if self._unread and not self._read:
+            raise ScoreError(NOT_FINITE.format(steps=self._unread, step=step))
         for one in self.held:
             sums = one.gradients
             parts = (one.movement,) if sums is None else (sums.total, sums.sizes, sums.squares)
@@ -213,12 +225,12 @@ class WeightMasks:
 
     @torch.no_grad()
     def lowest(self, step: int, schedule: Schedule) -> dict[str, Tensor]:
-        """Returns by parameter, this process's part, bool: the weights that would go now by the final sparsity."""
-        found = {}
+        """Returns by parameter, this process's part, bool: the weights that would go now, were it the last pruning."""
+        counts, found = self._counts(step, schedule.final, 1.0), {}
         for before, one in self._masks():
             chosen = before.clone()
             for layer, values in zip(one.layers, self._scores(one, before, step), strict=True):
-                layer.as_matrix(chosen).copy_(lowest(values, round(schedule.final * layer.weights)))
+                layer.as_matrix(chosen).copy_(~self._keep(layer, values, counts, schedule.final, 1.0))
             found[one.name] = part_of(chosen, one.parameter)
         return found
 
@@ -255,7 +267,8 @@ class WeightMasks:
                     parts = [None if part is None else layer.as_matrix(part) for part in sums]
                     statistics = Statistics.empty(W.shape[1], Needs.NOTHING, W.device)
                     statistics.gradients = Gradients(one.gradients.count, *parts)
-                random = torch.Generator().manual_seed((self.seed * 1_000_003 + len(found)) * 65_537 + step)
+                place = self._places[layer.name]
+                random = torch.Generator().manual_seed((self.seed * 1_000_003 + place) * 65_537 + step)
                 values = self.score.weights(W, statistics, random)
             if bool(values.isnan().any()):
                 raise ScoreError(
@@ -267,16 +280,20 @@ class WeightMasks:
             found.append(values.contiguous())
         return found
 
-    def _counts(self, step: int, schedule: Schedule) -> dict[str, int]:
-        """Returns how many weights of each layer are zero after this pruning; nothing where a pattern or θ says so."""
+    def _counts(self, step: int, sparsity: float, way: float) -> dict[str, int]:
+        """Returns how many weights of each layer are zero at a sparsity; nothing where a pattern or θ says so.
+
+        Args:
+            step: The step that it is.
+            sparsity: Of all weights together.
+            way: What share of the final sparsity that is.
+        """
         if self.pattern is not None or self.threshold is not None:
             return {}
-        sparsity = schedule(step)
         sizes = {layer.name: layer.weights for one in self.held for layer in one.layers}
         if self.allocation == "uniform":
             return {name: round(sparsity * size) for name, size in sizes.items()}
         if not isinstance(self.allocation, str):
-            way = sparsity / schedule.final
             return {name: round(way * self.allocation[name] * size) for name, size in sizes.items()}
         with ScoreRanking() as ranking:
             for pruned, one in self._masks():
@@ -284,13 +301,13 @@ class WeightMasks:
                     ranking.add(layer.name, values)
             return ranking.lowest(round(sparsity * sum(sizes.values())))
 
-    def _keep(self, layer: Layer, scores: Tensor, counts: Mapping[str, int], step: int, schedule: Schedule) -> Tensor:
+    def _keep(self, layer: Layer, scores: Tensor, counts: Mapping[str, int], sparsity: float, way: float) -> Tensor:
         """Returns (out, in) bool: the weights that stay, for masks that only ever grow."""
         if self.threshold is not None:
-            return _above(scores, self.threshold, schedule(step) / schedule.final)
+            return _above(scores, self.threshold, way)
         if self.pattern is None:
             return ~lowest(scores, counts[layer.name])
-        kept = self.pattern.m - round(schedule(step) * self.pattern.m)
+        kept = self.pattern.m - round(sparsity * self.pattern.m)
         if kept == self.pattern.m:
             return scores != -torch.inf
         return keep_mask(scores, Amount(pattern=Pattern(kept, self.pattern.m)), layer.name)[0]
@@ -300,10 +317,11 @@ class WeightMasks:
     ) -> Tensor:
         """Returns (out, in) bool: what stays after the least weights gave way to those with the largest gradients.
 
-        RigL (Evci et al. 2020, arXiv 1911.11134, algorithm 1), the share that is exchanged falling as a cosine.
+        RigL (Evci et al. 2020, arXiv 1911.11134, algorithm 1), the share that is exchanged falling as a cosine to the
+        schedule's end, where it has one.
         """
         end = schedule.finished
-        way = 1.0 if end is None or end == 0 else min(1.0, step / end)
+        way = 0.0 if end is None else min(1.0, step / max(1, end))
         share = DROPPED * (1 + math.cos(math.pi * way)) / 2
         exchanged = min(int(share * (layer.weights - remove)), int(was.sum()))
         if exchanged == 0:
@@ -382,25 +400,12 @@ def _score(name: object) -> Score | None:
     return None if name == MOVEMENT else score_named(name)
 
 
-def gradient_of(name: str, parameter: nn.Parameter) -> Tensor:
-    """Returns this process's part of a parameter's gradient.
-
-    Raises:
-        UsageError: It has none.
-    """
-    if parameter.grad is None:
-        raise UsageError(
-            f"{name} has no gradient: call pruner.step() after optimizer.step() and before zero_grad(), and leave "
-            "frozen layers out with exclude=."
-        )
-    return own(parameter.grad.detach())
-
-
-def check_shares(shares: Mapping[str, float], layers: Sequence[str]) -> None:
-    odd = sorted(set(shares) ^ set(layers))
+def check_shares(shares: Mapping[str, float], places: Sequence[str], kind: str) -> None:
+    """Raises UsageError if these aren't shares of some places: `layers` or `groups`."""
+    odd = sorted(set(shares) ^ set(places))
     if odd:
         where = "isn't pruned" if odd[0] in shares else "has no share"
-        raise UsageError(f"allocation: {odd[0]} {where}; give a share for each of the {len(layers)} layers.")
+        raise UsageError(f"allocation: {odd[0]} {where}; give a share for each of the {len(places)} {kind}.")
     wrong = [name for name, share in shares.items() if not 0 <= share <= 1]
     if wrong:
         raise UsageError(f"allocation: {wrong[0]} has the share {shares[wrong[0]]}; shares lie between 0 and 1.")
