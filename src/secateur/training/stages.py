@@ -128,7 +128,7 @@ class Recovery:
 
     def _distill(self, settings: Distill, examples: Examples, given: dict[str, Any]) -> Trained:
         model: Any = self.network.model
-        teacher, kept = self._teacher(settings, examples)
+        teacher, kept = self._teacher(settings, examples, given["bf16"])
         with timed(self.seconds, "train"), trainable(self.network, given["zeros"]), _eager(settings, model, teacher):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
@@ -142,7 +142,7 @@ class Recovery:
                 if loss.projections is not None:
                     delattr(model, PROJECTIONS)
 
-    def _teacher(self, settings: Distill, examples: Examples) -> tuple[Any, Kept | None]:
+    def _teacher(self, settings: Distill, examples: Examples, bf16: bool) -> tuple[Any, Kept | None]:
         """Returns the teacher, None where its logits on the disk are all that is needed, and these."""
         kept = None if settings.top_k is None else Kept(self.folder, settings.temperature)
         beside = settings.hidden > 0 or settings.attention > 0
@@ -151,7 +151,7 @@ class Recovery:
         with timed(self.seconds, "load teacher"):
             teacher = self.dense(settings.teacher, False)
         check_vocabulary(self.network, teacher, settings.teacher)
-        model = teacher.model.float()
+        model = teacher.model.to(torch.bfloat16 if bf16 else torch.float32)
         if kept is not None and not kept.full:
             assert settings.top_k is not None
             batch = settings.batch // settings.accumulate
