@@ -35,7 +35,7 @@ from tiny import save_tiny
 TEXT = "".join(
     f"{n}: the quick brown fox jumps over the lazy dog {n * 7 % 31} times, then it sleeps. " for n in range(150)
 )
-SHORT = {"steps": 10, "rate": 1e-2, "held_out": 8, "batch": 4, "judged": 2}
+SHORT = {"steps": 10, "rate": 1e-2, "held_out": 6, "batch": 4, "judged": 2}
 GENTLE = {**SHORT, "rate": 3e-3}
 HALF = {"prune": {"sparsity": 0.5, "score": "l1"}}
 
@@ -512,7 +512,7 @@ def test_training_takes_what_calibration_left(folder: Path, text: str) -> None:
     result = run(folder, HALF, {"finetune": {**SHORT, "length": 32}})
     training = result.stages[1].training
     assert training is not None
-    assert training.trained + training.judged == min(len(TEXT) // 32, 10 * 4 + 8)
+    assert training.trained + training.judged == min(len(TEXT) // 32, 10 * SHORT["batch"] + SHORT["held_out"])
     everything = run(folder, HALF, {"finetune": {**SHORT, "steps": 2, "length": 64, "samples": 4000}})
     assert everything.stages[1].training is not None
 
