@@ -55,9 +55,10 @@ if kind == "gpt2":
     model = GPT2LMHeadModel(config)
     collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
 else:
-    config = XLNetConfig(vocab_size=len(known), d_model=256, n_layer=4, n_head=4, d_inner=1024, pad_token_id=0)
+    sizes = {"d_model": 256, "n_layer": 4, "n_head": 4, "d_inner": 1024}
+    config = XLNetConfig(vocab_size=len(known), **sizes, dropout=0.0, pad_token_id=0)
     model = XLNetLMHeadModel(config)
-    collator = DataCollatorForPermutationLanguageModeling(tokenizer)
+    collator = DataCollatorForPermutationLanguageModeling(tokenizer, plm_probability=1 / 2)
 
 schedule = Cubic(sparsity, begin=steps // 3, end=steps * 4 // 5, every=max(1, steps // 50)) if sparsity else None
 callbacks = [secateur.PruningCallback(schedule)] if schedule else []
@@ -69,7 +70,7 @@ trainer = Trainer(
         per_device_train_batch_size=16,
         per_device_eval_batch_size=16,
         learning_rate=1e-3,
-        warmup_steps=steps // 20,
+        warmup_steps=steps // 8,
         lr_scheduler_type="cosine",
         eval_strategy="steps",
         eval_steps=max(1, steps // 10),
