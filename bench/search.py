@@ -65,7 +65,8 @@ def measure(command: list[str], data: Path, levels: Path, out: Path) -> dict[str
     }
     told = found["search"]
     if told is not None:
-        names = ("trials", "start", "best", "seconds", "seconds_levels")
+        row["seconds"] += round(told["seconds"] + told["seconds_levels"])
+        names = ("trials", "start", "best", "solved", "seconds", "seconds_levels")
         row["search"] = {name: round(told[name], 4) for name in names}
     return row
 

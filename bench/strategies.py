@@ -7,11 +7,11 @@ seeds: SmolLM2-135M at 70 % of its weights, on a cheaper setting than bench/sear
 tokens, candidates judged on 512 and 2,048 tokens, four minutes each, three seeds, all from the knapsack solution.
 resnet56: half of the MACs of CIFAR-10's ResNet-56, five minutes each, accuracy
 before and after two epochs. digits and minilm: a search over score, solver and how often is pruned, beside the default
-recipe: a fully connected network on scikit-learn's digits loses 90 % of its neurons (300 digits choose, 597 others
-judge in the end, five networks each); MiniLM on SST-2 loses 80 % of its weights, trained for 120 steps of 32 rows,
-judged on dev while searching and on test in the end. workers: trials per minute of one worker on all processors and of
-three that share them, and of three of which one is killed; --storage names where they meet, such as postgresql://...,
-and is a SQLite file otherwise.
+recipe: a fully connected network on scikit-learn's digits loses 90 % of its neurons, whichever the way (300 digits
+choose, 597 others judge in the end, five networks each); MiniLM on SST-2 loses 80 % of its weights, trained for 120
+steps of 32 rows, judged on dev while searching and on test in the end. workers: trials per minute of one worker on all
+processors and of three that share them, and of three of which one is killed; --storage names where they meet, such as
+postgresql://..., and is a SQLite file otherwise.
 
 Figures go to bench/results/strategies.json, and with --table the tables of docs/search.md are printed from them. Rows
 that were measured before stay unless --again is given. --keep names a folder where levels and the dense classifier of
@@ -46,6 +46,7 @@ from protocol import HERE, MODEL, check_texts, secateur
 from recovery import Sst2, run
 from rows import Row, parser_of, printed, take_tasks
 from secateur.automl.outer import Report, search_choices
+from secateur.run_network import graph_network
 from secateur.schedules import Cubic
 
 RESULTS = HERE / "results" / "strategies.json"
@@ -91,7 +92,7 @@ def seeds(place: Place) -> dict[str, Callable[[], Row]]:
         how = ["--strategy", strategy, "--seed", str(seed), "--seconds", str(SHORT)]
         found = secateur(*search_command(place, place.scratch / "out", *how, *judged))
         told, (other,) = found["search"], found["comparison"]["others"]
-        divergences = {"start_kl": -told["start"], "best_kl": -told["best"]}
+        divergences = {f"{name}_kl": -told[name] for name in ("start", "best", "solved")}
         return {
             **{name: round(value, 4) for name, value in divergences.items()},
             "perplexity": round(other["perplexity"], 2),
@@ -177,13 +178,19 @@ class Digits:
             return pruner.finish()
         given = {"example_inputs": self.train[0][:1], "calibration": self.train, "evaluate": False, "unit": "neuron"}
         given |= {name: how[name] for name in ("score", "solver") if name in how}
-        for _ in range(how["rounds"]):
-            share = 1 - (1 - REMOVED) ** (1 / how["rounds"])
-            small = library.prune(model, **given, sparsity=share).model
+        widths = {group.name: group.count for group in graph_network(model, given["example_inputs"]).groups}
+        there = dict(widths)
+        for number in range(1, how["rounds"] + 1):
+            left = {name: round(width * (1 - REMOVED) ** (number / how["rounds"])) for name, width in widths.items()}
+            small = library.prune(model, **given, amounts={name: there[name] - left[name] for name in widths}).model
             assert isinstance(small, nn.Module)
-            model = small.train()
+            model, there = small.train(), left
             self.learn(model, torch.optim.Adam(model.parameters(), 1e-3), EPOCHS // how["rounds"])
         return model
+
+    def neurons(self, model: nn.Module) -> list[int]:
+        """Returns how many neurons each hidden layer has."""
+        return [layer.out_features for layer in model.modules() if isinstance(layer, nn.Linear)][:-1]
 
     def accuracy(self, model: nn.Module, part: tuple[Tensor, Tensor]) -> float:
         """Returns how many of some digits are right."""
@@ -194,21 +201,25 @@ class Digits:
 def digits(place: Place) -> dict[str, Callable[[], Row]]:
     """Which algorithm suits the digits network."""
     by_score = {"choice": ["l1", "l2", "taylor", "fisher", "random"]}
-    solved = {"solver": {"choice": ["obs", "greedy"]}, "rounds": {"choice": [1, 2, 5, 10]}}
+    solved = {"solver": "obs", "rounds": {"choice": [1, 2, 5, 10]}}
     scored = {"score": by_score, "rounds": {"choice": [1, 2, 5, 10]}}
     trained = {"score": by_score, "every": {"int": [4, 128], "log": True}}
     space = {"how": {"choice": [solved, scored, trained]}}
     data = Digits()
 
-    def judged(how: dict[str, Any]) -> float:
-        models = [data.smaller(how, seed) for seed in range(len(data.dense))]
-        return mean(data.accuracy(model, data.judged) for model in models)
+    def judged(models: list[nn.Module]) -> Row:
+        (neurons,) = {tuple(data.neurons(model)) for model in models}  # the same, however they came about
+        accuracy = mean(data.accuracy(model, data.judged) for model in models)
+        return {"accuracy": round(accuracy, 4), "neurons": " and ".join(map(str, neurons))}
+
+    def smaller(how: dict[str, Any]) -> Row:
+        return judged([data.smaller(how, seed) for seed in range(len(data.dense))])
 
     def dense() -> Row:
-        return {"accuracy": round(mean(data.accuracy(model, data.judged) for model in data.dense), 4)}
+        return judged([*data.dense])
 
     def default() -> Row:
-        return {"accuracy": round(judged({"rounds": 1}), 4)}
+        return smaller({"rounds": 1})
 
     def found() -> Row:
         def worth(chosen: dict[str, Any], report: Report) -> float:
@@ -220,7 +231,7 @@ def digits(place: Place) -> dict[str, Callable[[], Row]]:
 
         outcome = search_choices(space, worth, trials=60)
         return {
-            "accuracy": round(judged(outcome.best["how"]), 4),
+            **smaller(outcome.best["how"]),
             "trials": outcome.trials,
             "pruned": outcome.pruned,
             "seconds": round(outcome.seconds),
@@ -252,9 +263,9 @@ def minilm(place: Place) -> dict[str, Callable[[], Row]]:
             return row
         searched = {name: found["search"][name] for name in ("trials", "pruned")}
         stages = found["recipe"]["stages"]
-        chosen = {name.rpartition(".")[2]: value for name, value in found["search"]["params"].items()}
+        named = {name.rpartition(".")[2]: value for name, value in found["search"]["params"].items()}
+        chosen = {name: value for name, value in named.items() if not str(value).startswith("#")}  # lists, by number
         chosen["rounds"] = stages[0]["repeat"]["times"] if "repeat" in stages[0] else 1
-        del chosen["stages"]  # by number
         seconds = round(found["search"]["seconds"])
         return {**row, **searched, "seconds": seconds, "chosen": said(chosen), "stages": stages}
 
@@ -294,6 +305,8 @@ def workers(place: Place) -> dict[str, Callable[[], Row]]:
             time.sleep(KILLED)
             running[0].send_signal(signal.SIGKILL)
         codes = [worker.wait() for worker in running]
+        if codes.count(0) < number - kill:
+            sys.exit(f"{number - kill} workers were to end well, and {codes.count(0)} did; see their messages above.")
         trials = optuna.load_study(study_name=name, storage=storage).trials
         complete = [trial for trial in trials if trial.state == optuna.trial.TrialState.COMPLETE]
         failed = [trial for trial in trials if trial.state == optuna.trial.TrialState.FAIL]
@@ -303,7 +316,6 @@ def workers(place: Place) -> dict[str, Callable[[], Row]]:
             "trials_per_minute": round(60 * len(complete) / (ended - begun).total_seconds(), 1),
             "complete": len(complete),
             "failed": len(failed),
-            "running": len(trials) - len(complete) - len(failed),
             "numbered": [trial.number for trial in trials] == list(range(len(trials))),
             "workers": len({trial.user_attrs["worker"] for trial in trials}),
             "ended_well": codes.count(0),
@@ -334,7 +346,7 @@ def said(chosen: dict[str, Any]) -> str:
 
 TASKS = {"seeds": seeds, "resnet56": resnet56, "digits": digits, "minilm": minilm, "workers": workers}
 SHARES = ("accuracy", "sparsity", "macs", "dense", "repaired", "tuned")
-QUIET = ("stages", "numbered", "running", "storage")
+QUIET = ("stages", "numbered", "storage")
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
