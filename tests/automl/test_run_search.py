@@ -207,6 +207,8 @@ def test_levels_are_in_equal_steps_and_amounts_add_up_to_the_weight() -> None:
     assert {b - a for some in levels.values() for a, b in pairwise(some)} == {50, 150, 400}
     found = exact({"k": 600, "q": 1800, "up": 4800}, sizes, 0.6)
     assert sum(found.values()) == round(0.6 * 12001)
+    assert sum(exact({"k": 0, "q": 0, "up": 95}, sizes, 90 / 12001).values()) == 90  # some have nothing to give back
+    assert sum(exact({"k": 1000, "q": 3000, "up": 0}, sizes, 0.9).values()) == round(0.9 * 12001)
     assert yaml.safe_load(yaml.safe_dump(found)) == found
 
 

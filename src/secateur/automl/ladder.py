@@ -62,12 +62,13 @@ def weight_space(layers: Sequence[Layer], sparsity: float, loss: Callable[[str, 
 
 def exact(amounts: Mapping[str, int], sizes: Mapping[str, int], sparsity: float) -> dict[str, int]:
     """Returns amounts that add up to the sparsity to the weight: less than a level is shared out over all layers."""
-    rest = round(sparsity * sum(sizes.values())) - sum(amounts.values())
     found = {name: amounts.get(name, 0) for name in sizes}
-    each, left = divmod(abs(rest), len(found))
-    sign = 1 if rest > 0 else -1
-    for number, name in enumerate(found):
-        found[name] = min(sizes[name], max(0, found[name] + sign * (each + (number < left))))
+    while rest := round(sparsity * sum(sizes.values())) - sum(found.values()):
+        able = [name for name in sizes if (found[name] < sizes[name] if rest > 0 else found[name] > 0)]
+        each, left = divmod(abs(rest), len(able))
+        for number, name in enumerate(able):
+            more = each + (number < left)
+            found[name] = min(sizes[name], found[name] + more) if rest > 0 else max(0, found[name] - more)
     return found
 
 
