@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from feeding import random_windows
 from secateur.automl.database import LevelDatabase
 from secateur.automl.ladder import exact, levels_of
 from secateur.automl.units import UnitSearch
-from secateur.errors import SearchError, UsageError
+from secateur.errors import SaveError, SearchError, UsageError
 from secateur.network.classifier import with_classes
 from secateur.network.loading import load
 from secateur.network.saving import save_network
@@ -73,6 +74,54 @@ def test_candidates_are_judged_in_the_precision_that_is_asked_for(told: dict[str
         starts.append(result.search["start"])
     assert starts[0] != starts[1]
     assert starts[0] == pytest.approx(starts[1], rel=0.1)
+
+
+def test_the_search_reads_what_the_run_calibrates_on_and_no_more(
+    told: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a short text some windows are held back to be measured on."""
+    seen = []
+
+    def noted(network: Any, recipe: Any, solved: Any, search: Any, windows: Any) -> dict[str, Any]:
+        seen.append(len(windows))
+        return {"windows": len(windows)}
+
+    monkeypatch.setattr("secateur.automl.weights.database_about", noted)
+    (tmp_path / "short.txt").write_text(SENTENCE * 20)
+    calibration = {**told["calibration"], "data": str(tmp_path / "short.txt"), "samples": 1000}
+    result = run(told, calibration=calibration, evaluate={"windows": 4}, search={"trials": 1, "tokens": [64]})
+    assert result.calibration is not None
+    assert result.calibration["held_out"] > 0
+    assert seen == [result.calibration["windows"]]
+
+
+def test_levels_that_the_disk_has_no_room_for_are_not_begun(
+    told: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(told, search={"trials": 1, "tokens": [128]})
+    known = sum(path.stat().st_size for path in (tmp_path / ".secateur-levels").rglob("*.safetensors"))
+    needed = []
+    monkeypatch.setattr(LevelDatabase, "check_room", lambda database, bytes_: needed.append(bytes_))
+    run(told, overwrite=True, search={"trials": 1, "tokens": [128], "levels": str(tmp_path / "anew")})
+    assert needed[0] == pytest.approx(known, rel=0.2)  # files have a few hundred bytes each beside it
+    monkeypatch.undo()
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=needed[0] - 1))
+    database = LevelDatabase.of(tmp_path / "levels", {})
+    with pytest.raises(SaveError, match=r"solving every level needs .* name another folder with --levels"):
+        database.check_room(needed[0])
+
+
+def test_levels_depend_on_the_seed_only_where_something_is_drawn(told: dict[str, Any], tmp_path: Path) -> None:
+    root = tmp_path / ".secateur-levels"
+    for seed in (0, 1):
+        run(told, seed=seed, overwrite=True, search={"trials": 1, "tokens": [128]})
+    assert len(list(root.iterdir())) == 1
+    drawn = [{"prune": {"sparsity": 0.6, "score": "random"}}]
+    for seed in (0, 1):
+        run(
+            told, seed=seed, overwrite=True, stages=drawn, search={"trials": 1, "tokens": [128], "level_solver": "none"}
+        )
+    assert len(list(root.iterdir())) == 3
 
 
 def test_levels_serve_a_later_search(told: dict[str, Any], tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from secateur.calibration.windows import Windows
-from secateur.errors import ModelError
+from secateur.errors import ModelError, SaveError
 from secateur.files import save_tensors, save_text
 from secateur.journal import weight_files
 from secateur.network.network import Network
@@ -56,6 +57,15 @@ class LevelDatabase:
 
     def __contains__(self, entry: tuple[str, int]) -> bool:
         return self._path(*entry).is_file()
+
+    def check_room(self, needed: int) -> None:
+        """Raises SaveError if the disk has no room for so many bytes of further entries."""
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise SaveError(
+                f"solving every level needs {needed / 1e9:.3g} GB in {self.folder}, whose disk has {free / 1e9:.3g} GB "
+                "free; make room, or name another folder with --levels."
+            )
 
     def put(self, place: str, amount: int, W: Tensor, loss: float, bias: Tensor | None = None) -> None:
         """Keeps a place's weights (out, in) at an amount, and what that costs in quality."""
@@ -102,6 +112,7 @@ class LevelDatabase:
 def database_about(network: Network, recipe: Recipe, solved: Prune, search: Search, windows: Windows) -> dict[str, Any]:
     """Returns what all entries of a level database depend on."""
     told = solved.model_dump(mode="json", exclude={"sparsity", "params"})
+    draws = recipe.calibration.data == "self" or solved.score == "random" or ":" in (solved.score or "")
     return {
         "model": weight_files(network),
         "dtype": str(network.model.dtype),
@@ -109,5 +120,10 @@ def database_about(network: Network, recipe: Recipe, solved: Prune, search: Sear
         "losses": search.losses,
         "calibration": recipe.calibration.model_dump(mode="json", exclude={"activation_memory"}),
         "tokens": int(windows.ids.sum()),
-        "seed": recipe.seed,
+        "seed": recipe.seed if draws else None,
     }
+
+
+def entry_bytes(weights: int, stay: int, size: int) -> int:
+    """Returns the bytes of an entry of the database: of how many weights, how many of which stay, of how many bytes."""
+    return -(-weights // 8) + stay * size

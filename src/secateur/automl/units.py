@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from secateur.automl.database import LevelDatabase, database_about
+from secateur.automl.database import LevelDatabase, database_about, entry_bytes
 from secateur.automl.space import Levels, Place, Space
 from secateur.automl.stitched import Stitched
 from secateur.calibration.windows import Windows
@@ -78,6 +78,14 @@ class UnitSearch:
         ]
         levels = {group.name: _amounts(group, stage, search.halves) for group in ordered}
         database = LevelDatabase.of(root, database_about(network, recipe, solved, search, windows))
+        database.check_room(
+            sum(
+                _entry_bytes(group, amount)
+                for group in ordered
+                for amount in levels[group.name]
+                if (group.name, amount) not in database
+            )
+        )
         for group in ordered:
             layer = group.readers[0].layer
             if (group.name, 0) not in database:
@@ -130,6 +138,13 @@ class UnitSearch:
         if found["neuron"]:
             stages.append(Stage(prune=stage.model_copy(update={"params": None, "amounts": found["neuron"]})))
         return tuple(stages)
+
+
+def _entry_bytes(group: UnitGroup, amount: int) -> int:
+    """Returns the bytes that a group's reader takes in the database at an amount."""
+    layer = group.readers[0].layer
+    left = 1 - amount / group.count
+    return entry_bytes(layer.weights, round(left * layer.weights), layer.parameter.element_size())
 
 
 def _check(network: Network) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from secateur.automl.database import LevelDatabase, database_about
+from secateur.automl.database import LevelDatabase, database_about, entry_bytes
 from secateur.automl.ladder import exact, levels_of, weight_space
 from secateur.automl.space import Levels, Space
 from secateur.automl.stitched import Stitched
@@ -77,6 +77,15 @@ class WeightSearch:
         about = database_about(network, recipe, solved, search, windows)
         database = LevelDatabase.of(root, about)
         levels = levels_of(sizes, stage.sparsity)
+        wide = {layer.name: layer.parameter.element_size() for layer in layers}
+        database.check_room(
+            sum(
+                entry_bytes(sizes[name], sizes[name] - amount, wide[name])
+                for name, amounts in levels.items()
+                for amount in amounts
+                if (name, amount) not in database
+            )
+        )
         for layer in layers:
             if levels[layer.name][0] == 0 and (layer.name, 0) not in database:
                 database.put(layer.name, 0, layer.matrix(), 0.0)
