@@ -196,8 +196,7 @@ def _prepared(recipe: Recipe, progress: Progress) -> tuple[Network, Windows]:
         stream=False,
         progress=progress,
     )
-    alone = recipe.model_copy(update={"evaluate": None})
-    windows, _ = RunWindows(alone, progress, []).read(network)
+    windows, _ = RunWindows(recipe, progress, []).read(network)  # what the run holds back, the search doesn't see
     if windows is None:
         raise UsageError("search: candidates are judged on the calibration's text, and the stage needs none; give one.")
     return network, windows
