@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from secateur.api import compare, evaluate, prune, search, units
+    from secateur.automl.shares import shares
     from secateur.benchmark.bench import bench
     from secateur.calibration.data import Windows
     from secateur.errors import SecateurError
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from secateur.run_export import export
     from secateur.training.callback import PruningCallback
     from secateur.training.pruner import TrainingPruner
-    from secateur.training.shares import shares
 
 # Imported when first used: torch and transformers take seconds, which `secateur --help` needn't wait for.
 _HOMES = {
@@ -44,7 +44,7 @@ _HOMES = {
     "rebuild": "secateur.network.graph.saving",
     "run_recipe": "secateur.run",
     "search": "secateur.api",
-    "shares": "secateur.training.shares",
+    "shares": "secateur.automl.shares",
     "units": "secateur.api",
 }
 

@@ -314,6 +314,17 @@ def test_neurons_and_halves_are_searched_for_under_a_budget_of_parameters(
     (other,) = result.comparison.others
     assert other.parameters <= 0.8 * result.comparison.dense.parameters
     assert result.reload is not None
+    assert result.search["solved"] > 2 * result.search["best"]  # fitted anew, on the smaller model
+
+
+def test_shares_say_why_whole_halves_have_none(told: dict[str, Any]) -> None:
+    model = load(told["model"]).model
+    stages = [
+        {"prune": {"unit": "mlp", "amounts": {"model.layers.1": 1}}},
+        {"prune": {"unit": "neuron", "amounts": {"model.layers.0/neuron": 3}}},
+    ]
+    with pytest.raises(UsageError, match=r"halves of them \(model.layers.1\), which no pruner does .* --no-halves"):
+        secateur.shares(secateur.Recipe.build({**told, "search": None, "stages": stages}), model)
 
 
 def test_a_candidate_is_judged_as_the_cut_model_is(told: dict[str, Any], tmp_path: Path) -> None:
