@@ -149,6 +149,8 @@ def find_widths(
     if settings.reward != "kl":
         raise UsageError("a network's candidates are judged by their loss on examples: give loss=... for your own.")
     folder, storage = (None, settings.storage) if output is None else _opened(output, settings, resume)
+    if work.fixed:
+        progress.say(f"{', '.join(work.fixed)}: no unit can go there, by round_to and min_units.")
     start = work.space.uniform()
     strategy = strategy_of(work.space, start, settings.tokens, seed)
     told = settings.model_dump(mode="json", exclude={"storage", "levels", "trials", "seconds"})

@@ -10,7 +10,12 @@ import yaml
 from torch import Tensor, nn
 
 import secateur
+from secateur.automl.networks import NetworkSearch
+from secateur.calibration.batches import batches_of
 from secateur.errors import UsageError
+from secateur.progress import Progress
+from secateur.recipe import Prune
+from secateur.run_network import graph_network
 
 
 def data(number: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -51,6 +56,28 @@ def test_widths_are_found_under_a_budget_of_macs(strategy: str, learnt: nn.Modul
     again = secateur.prune(learnt, unit="filter,neuron", amounts=stage["prune"]["amounts"], **given)
     assert [group.left for group in again.stages[0].groups] == [group.left for group in result.stages[0].groups]
     assert (tmp_path / "out/study.db").is_file()
+    found = secateur.shares(tmp_path / "out/recipe.yaml", learnt, torch.randn(1, 3, 8, 8))
+    assert {name: share for name, share in found.items() if share} == {
+        group.name: 1 - group.left / group.before for group in result.stages[0].groups if group.left < group.before
+    }
+
+
+def test_widths_leave_multiples_and_groups_that_are_too_small_are_told(learnt: nn.Module) -> None:
+    said: list[str] = []
+
+    class Heard(Progress):
+        def say(self, message: str) -> None:
+            said.append(message)
+
+    x, stage = torch.randn(1, 3, 8, 8), {"unit": "filter,neuron", "params": 0.75}
+    for round_to, amounts in ((8, [(0, 8), (0, 8, 16), (0, 8)]), (16, [(0,), (0, 8), (0,)])):
+        asked = Prune.build({**stage, "round_to": round_to})
+        work = NetworkSearch(graph_network(learnt, x), asked, batches_of(data(64, 1), 1), None, 0)
+        assert [place.amounts for place in work.space.places] == amounts
+    given = {"example_inputs": x, "calibration": data(64, 1), "progress": Heard()}
+    secateur.search(learnt, **stage, round_to=16, strategy="random", trials=4, **given)
+    assert len(said) == 1
+    assert "no unit can go there" in said[0]
 
 
 def test_a_study_in_memory_and_what_is_refused(learnt: nn.Module) -> None:

@@ -34,6 +34,7 @@ class NetworkSearch:
 
     Attributes:
         space: What is chosen from.
+        fixed: Groups that can't give any units, as too few would be left.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class NetworkSearch:
         dense = self.counter.of()
         self.dense = {what: int(getattr(dense, what)) for what in MEASURES.values()}
         whole = self.dense[measure]
+        self.fixed = [group.name for group in groups if len(_amounts(group, stage)) == 1]
         self.places: list[Place] = []
         for number, group in enumerate(groups):
             amounts = _amounts(group, stage)
@@ -138,10 +140,10 @@ class NetworkSearch:
 
 
 def _amounts(group: UnitGroup, stage: Prune) -> tuple[int, ...]:
-    step = max(1, group.count // PARTS)
+    """Returns how many units may go: none, or about eighths of them that leave a multiple of `round_to`."""
+    step = max(1, group.count // PARTS // stage.round_to) * stage.round_to
     most = group.count - max(1, stage.min_units)
-    amounts = range(0, most + 1, step)
-    return tuple(amount for amount in amounts if (group.count - amount) % stage.round_to == 0 or amount == 0)
+    return (0, *range(group.count % stage.round_to or step, most + 1, step))
 
 
 def _halved(batch: Batch) -> list[Batch]:
