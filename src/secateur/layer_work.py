@@ -224,7 +224,7 @@ def solve_levels(
         stage: How layers are solved; its target says nothing here.
         levels: Numbers of zeros, by layer.
         take: Is called with the layer, the number of zeros, its weights before and after (out, in), and the statistics
-            of its input.
+            of its input, which have their Gram matrix whatever the stage reads.
     """
     chosen = [layer for layer in select_layers(network, stage) if levels.get(layer.name)]
     if not chosen:
@@ -239,4 +239,4 @@ def solve_levels(
             solution, _, _ = work.solve(layer, W, Amount(remove=zeros), statistics)
             take(layer, zeros, W, solution.W, statistics)
 
-    work.look(work.needs, act, "solving every level")
+    work.look(work.needs | Needs.GRAM, act, "solving every level")
