@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from secateur.automl.course import Course, search
-from secateur.automl.judge import quality_of, windows_of
+from secateur.automl.judge import Known, Quality, quality_of, windows_of
 from secateur.automl.networks import NetworkSearch
 from secateur.automl.reward import Reward, Worth
 from secateur.automl.space import Levels
-from secateur.automl.strategies import STRATEGIES, Strategy, strategy_named
-from secateur.automl.study import Study, check_storage
+from secateur.automl.storage import opened
+from secateur.automl.strategies import STRATEGIES, Proposal, Strategy, strategy_named
+from secateur.automl.study import Study
 from secateur.automl.units import UnitSearch
 from secateur.automl.weights import WeightSearch
 from secateur.calibration.windows import Windows
@@ -32,7 +34,9 @@ from secateur.run_windows import RunWindows
 
 STUDY = "study.db"
 RECIPE = "recipe.yaml"
+FRONT = "front"
 DENSE = "dense.npy"
+REMEMBERED = 64  # candidates of which it is known what pieces of the text gave
 
 
 def search_folder(output: Path) -> Path:
@@ -48,22 +52,44 @@ class Found:
         recipe: What prunes as the best candidate says, as plain data.
         told: What the search came to, as plain data.
         folder: Where the search's state is, if it is in files.
+        front: The same as `recipe` for each trial of the front, where there are several goals.
+        worth: What a model is worth that gives up as much as the best candidate, on the tokens that candidates were
+            judged on; None where candidates are what is kept.
     """
 
     recipe: dict[str, Any]
     told: dict[str, Any]
     folder: Path | None
+    front: Mapping[int, dict[str, Any]] = field(default_factory=dict)
+    worth: Callable[[Network], float] | None = None
+
+    def judge(self, network: Network) -> None:
+        """Notes what the model is worth that was solved for good, beside the candidate that was put together."""
+        if self.worth is not None and math.isfinite(worth := self.worth(network)):
+            self.told["solved"] = worth
 
     def write(self, output: Path) -> None:
-        """Puts the recipe and the study into the output."""
-        (output / RECIPE).write_text(yaml.safe_dump(self.recipe, sort_keys=False), encoding="utf-8")
+        """Puts the recipe, those of the front, and the study into the output."""
+        _write(self.recipe, output / RECIPE)
+        for number, recipe in self.front.items():
+            (output / FRONT).mkdir(exist_ok=True)
+            _write(recipe, output / FRONT / f"trial-{number}.yaml")
         if self.folder is not None and (self.folder / STUDY).is_file():
             shutil.copy2(self.folder / STUDY, output / STUDY)
+
+    def close(self) -> None:
+        """Removes what is large of the search's state."""
+        if self.folder is not None:
+            (self.folder / DENSE).unlink(missing_ok=True)
 
     def forget(self) -> None:
         """Removes the search's state."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _write(recipe: Mapping[str, Any], file: Path) -> None:
+    file.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
 
 
 def find_recipe(recipe: Recipe, progress: Progress, resume: bool) -> tuple[Recipe, Found]:
@@ -103,7 +129,8 @@ def find_recipe(recipe: Recipe, progress: Progress, resume: bool) -> tuple[Recip
     solved = time.perf_counter() - begun
     start = work.space.knapsack() if settings.start == "knapsack" else work.space.uniform()
     strategy = strategy_of(work.space, start, settings.tokens, recipe.seed)
-    about = {"recipe": _about(recipe), "levels": [list(place.amounts) for place in work.space.places]}
+    levels = [list(place.amounts) for place in work.space.places]
+    about = {"recipe": _about(recipe), "levels": levels, "tokens": int(windows.ids.sum())}
     more = resume or settings.storage is not None
     study = Study(storage, settings.study, about, work.space, more, settings.front)
     dense = folder / DENSE
@@ -111,23 +138,56 @@ def find_recipe(recipe: Recipe, progress: Progress, resume: bool) -> tuple[Recip
         compute = recipe.calibration.compute
         quality, words = quality_of(settings, network, _cut(windows, settings), compute, dense, progress)
         reward = Reward(words, settings.weigh, settings.limit, settings.front)
-
-        def worth(levels: Levels, tokens: int) -> Worth:
-            shares = work.space.shares(levels)
-            if reward.excess(shares) > 0:
-                return reward.beyond(shares)
-            work.stitched.stand(work.space, levels)
-            return reward.of(quality(tokens), shares)
-
+        worth = _worth(work, network, quality, reward)
         course = search(strategy, study, worth, settings.most, settings.seconds, progress)
-    finally:
+    except BaseException:
         dense.unlink(missing_ok=True)
-    final = recipe.model_copy(update={"search": None, "stages": work.stages(course.best.levels, stage)})
-    return final, Found(final.to_dict(), _told(settings, course, study, solved, reward), folder)
+        raise
+    told = _told(settings, course, study, solved, reward)
+
+    def plain(levels: Levels) -> Recipe:
+        return recipe.model_copy(update={"search": None, "stages": work.stages(levels, stage)})
+
+    def solved_worth(network: Network) -> float:
+        return reward.of(quality(lambda: network, settings.tokens[-1], 0, {}), told["shares"]).reward
+
+    final = plain(course.best.levels)
+    front = {one.number: plain(one.levels).to_dict() for one in course.front} if settings.front else {}
+    return final, Found(final.to_dict(), told, folder, front, solved_worth)
+
+
+def _worth(
+    work: WeightSearch | UnitSearch, network: Network, quality: Quality, reward: Reward
+) -> Callable[[Proposal], Worth]:
+    """Returns what says what a candidate is worth, put together in the dense model."""
+    seen: dict[Levels, Known] = {}
+
+    def worth(proposal: Proposal) -> Worth:
+        levels = proposal.levels
+        shares = work.space.shares(levels)
+        if reward.excess(shares) > 0:
+            return reward.beyond(shares)
+
+        def candidate() -> Network:
+            work.stitched.stand(work.space, levels)
+            return network
+
+        seen[levels] = seen.pop(levels, {})  # the last one to be forgotten
+        if len(seen) > REMEMBERED:
+            del seen[next(iter(seen))]
+        return reward.of(quality(candidate, proposal.tokens, proposal.text, seen[levels]), shares)
+
+    return worth
 
 
 def find_widths(
-    work: NetworkSearch, settings: Search, seed: int, output: Path | None, progress: Progress, resume: bool
+    work: NetworkSearch,
+    settings: Search,
+    seed: int,
+    output: Path | None,
+    progress: Progress,
+    resume: bool,
+    recipe: Recipe | None = None,
 ) -> tuple[Prune, Found]:
     """Searches for how many units each group of a network gives.
 
@@ -138,6 +198,7 @@ def find_widths(
         output: Beside which the study is kept; None keeps it in memory.
         progress: Shows progress.
         resume: Whether trials that the study has are gone on from.
+        recipe: The run, if it is one of a recipe; of a network in memory there are the stages alone.
 
     Returns:
         The stage that removes what the best candidate says, and what the search came to.
@@ -159,13 +220,17 @@ def find_widths(
     quality = f"minus the mean loss on {settings.tokens[-1]:,} examples"
     reward = Reward(quality, settings.weigh, settings.limit, settings.front)
 
-    def worth(levels: Levels, examples: int) -> Worth:
-        return work.judged_as(levels, examples, reward)
+    def worth(proposal: Proposal) -> Worth:
+        return work.judged_as(proposal, reward)
+
+    def plain(levels: Levels) -> dict[str, Any]:
+        stages = [{"prune": work.stage_of(levels).model_dump(mode="json")}]
+        return {"stages": stages} if recipe is None else {**recipe.to_dict(), "search": None, "stages": stages}
 
     course = search(strategy, study, worth, settings.most, settings.seconds, progress)
-    stage = work.stage_of(course.best.levels)
-    recipe = {"stages": [{"prune": stage.model_dump(mode="json")}]}
-    return stage, Found(recipe, _told(settings, course, study, 0.0, reward), folder)
+    front = {one.number: plain(one.levels) for one in course.front} if settings.front else {}
+    best = course.best.levels
+    return work.stage_of(best), Found(plain(best), _told(settings, course, study, 0.0, reward), folder, front)
 
 
 def _strategy(settings: Search) -> type[Strategy]:
@@ -184,7 +249,7 @@ def _opened(output: Path, settings: Search, resume: bool) -> tuple[Path, str]:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     storage = settings.storage or f"sqlite:///{folder / STUDY}"
-    check_storage(storage)
+    opened(storage)  # an error now, if it can't be reached
     return folder, storage
 
 

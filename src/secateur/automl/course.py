@@ -6,10 +6,10 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 
 from secateur.automl.reward import OUTSIDE, Worth
-from secateur.automl.space import Levels
-from secateur.automl.strategies import Judged, Strategy
+from secateur.automl.strategies import Judged, Proposal, Strategy
 from secateur.automl.study import Study
 from secateur.errors import SearchError
 from secateur.progress import Progress
@@ -39,7 +39,7 @@ class Course:
 def search(
     strategy: Strategy,
     study: Study,
-    worth: Callable[[Levels, int], Worth],
+    worth: Callable[[Proposal], Worth],
     trials: int | None,
     seconds: float | None,
     progress: Progress,
@@ -49,7 +49,7 @@ def search(
     Args:
         strategy: Proposes them.
         study: Keeps them; what it has already is gone on from.
-        worth: What a candidate is worth on a number of tokens.
+        worth: What a candidate is worth on the tokens that it is to be judged on.
         trials: How many the study has in the end, at most.
         seconds: Wall time at most.
         progress: Shows progress.
@@ -59,14 +59,13 @@ def search(
     """
     began, own, failed, last = time.perf_counter(), 0, 0, ""
     start: Judged | None = None
-    study.bury()
     tick = progress.bar("searching", trials if trials is not None else 100)
     shown = 0
 
     def over() -> float:
         """The share of the search that is over."""
         spent = 0.0 if seconds is None else (time.perf_counter() - began) / seconds
-        done = 0.0 if trials is None else len(study.trials()) / trials
+        done = 0.0 if trials is None else len(study) / trials
         return max(spent, done)
 
     while True:
@@ -80,25 +79,20 @@ def search(
         shown = max(shown, steps)
         if way >= 1:
             break
-        proposal = strategy.ask(len(study.trials()))
-        trial = study.begin(proposal)
+        proposal = strategy.ask(len(study))
+        begun = datetime.now()
         found: Worth | None = None
         try:
-            found = worth(proposal.levels, proposal.tokens)
+            found = worth(proposal)
         except Exception as error:  # a reward of the user's own may raise anything
             last = f"{type(error).__name__}: {error}"
         if found is not None and not math.isfinite(found.reward):
             last, found = f"it came out as {found.reward}", None
-        study.end(trial, found, last)
-        value, others = (None, ()) if found is None else (found.reward, found.others)
-        judged = Judged(trial.number, proposal.levels, proposal.tokens, value, proposal.info, others=others)
-        start = judged if start is None and proposal.info.get("start") and value is not None else start
-        strategy.tell(judged)
+        study.add(proposal, begun, found, last)
         own += 1
-        failed = failed + 1 if value is None else 0
+        failed = failed + 1 if found is None else 0
         if failed == FAILURES:
             raise SearchError(f"{FAILURES} candidates in a row couldn't be judged; the last one: {last}.")
-    study.bury()
     if strategy.best is None or start is None:
         raise SearchError(
             "the search was over before one candidate was judged on all tokens; give it more --seconds or --trials, "

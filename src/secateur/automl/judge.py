@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from secateur.automl.pieces import pieces_of
 from secateur.calibration.data import text_tokenizer, window_length
 from secateur.calibration.inputs import model_inputs
 from secateur.calibration.precision import products
@@ -22,8 +25,11 @@ from secateur.network.network import Network
 from secateur.progress import Progress
 from secateur.recipe import Search
 
-POSITIONS = 256  # whose distributions are held at once
+POSITIONS = 16  # whose distributions are compared at once: few enough to stay in the processor's cache
 ROWS = 16  # of a table at a time
+
+Known = dict[int, tuple[float, int]]  # what pieces of the text gave: a sum, and over how many it goes
+Quality = Callable[[Callable[[], Network], int, int, Known], float]
 
 
 def windows_of(windows: Windows, tokens: int) -> int:
@@ -41,24 +47,50 @@ def windows_of(windows: Windows, tokens: int) -> int:
     return number
 
 
-class _OnText:
+class Judge(ABC):
+    """Judges candidates piece by piece of the text; `words` say by what, `sizes` how many tokens each piece has."""
+
+    words: ClassVar[str]
+    sizes: Sequence[int]
+
+    def __call__(self, candidate: Callable[[], Network], tokens: int, text: int, known: Known) -> float:
+        """Returns the mean over some pieces of the text.
+
+        Args:
+            candidate: Gives the model; called only if a piece isn't known yet.
+            tokens: How many tokens are read at least.
+            text: Which of them, see `pieces_of`.
+            known: What the candidate gave on pieces that it has read; those that it reads now are added.
+        """
+        pieces = pieces_of(self.sizes, tokens, text)
+        missing = [number for number in pieces if number not in known]
+        network = candidate() if missing else None
+        for number in missing:
+            assert network is not None
+            known[number] = self.piece(network, number)
+        total, count = (sum(known[number][what] for number in pieces) for what in (0, 1))
+        return total / count
+
+    @abstractmethod
+    def piece(self, network: Network, number: int) -> tuple[float, int]:
+        """Returns what a model gives on a piece: a sum, and over how many it goes."""
+
+
+class _OnText(Judge):
     """Reads the calibration's windows, as many as hold the tokens that are asked for."""
 
-    def __init__(self, network: Network, windows: Windows, tokens: int, compute: str) -> None:
-        self.network, self.length, self.compute = network, windows.length, compute
+    def __init__(self, windows: Windows, tokens: int, compute: str) -> None:
+        self.compute = compute
         self.batches = windows.part(0, windows_of(windows, tokens)).batches(1)
+        self.sizes = [windows.length] * len(self.batches)
 
     @torch.inference_mode()
-    def logits(self, number: int) -> Tensor:
-        """(positions, vocabulary) float32."""
-        first, others = model_inputs(self.network, self.batches[number])
-        with products(self.compute, self.network.model.dtype, self.network.device):
-            output: Tensor = self.network.model(first.to(self.network.device), **others)[0]
-        return output[0].float().cpu()
-
-    def windows(self, tokens: int) -> range:
-        """The windows that hold so many tokens."""
-        return range(-(-tokens // self.length))
+    def logits(self, network: Network, number: int) -> Tensor:
+        """(positions, vocabulary), in the dtype that they are computed in."""
+        first, others = model_inputs(network, self.batches[number])
+        with products(self.compute, network.model.dtype, network.device):
+            output: Tensor = network.model(first.to(network.device), **others)[0]
+        return output[0].cpu()
 
 
 class Divergence(_OnText):
@@ -84,26 +116,21 @@ class Divergence(_OnText):
         Raises:
             UsageError: The windows hold fewer tokens.
         """
-        super().__init__(network, windows, tokens, compute)
-        first = self.logits(0)
-        shape = (len(self.windows(tokens)), *first.shape)
-        self.dense = np.lib.format.open_memmap(file, "w+", np.float16, shape)
-        for place in progress.track(self.windows(tokens), "the dense model reads"):
-            logits = first if place == 0 else self.logits(place)
-            self.dense[place] = logits.log_softmax(-1).to(torch.float16).numpy()
+        super().__init__(windows, tokens, compute)
+        first = self.logits(network, 0)
+        self.dense = np.lib.format.open_memmap(file, "w+", np.float16, (len(self.batches), *first.shape))
+        for place in progress.track(range(len(self.batches)), "the dense model reads"):
+            logits = first if place == 0 else self.logits(network, place)
+            self.dense[place] = logits.float().log_softmax(-1).to(torch.float16).numpy()
 
     @torch.inference_mode()
-    def __call__(self, tokens: int) -> float:
-        """Returns minus the divergence of the model as it is, on the first tokens."""
-        total, count = 0.0, 0
-        for number in self.windows(tokens):
-            logits = self.logits(number)
-            for start in range(0, len(logits), POSITIONS):
-                wanted = torch.from_numpy(self.dense[number, start : start + POSITIONS]).float()
-                ours = logits[start : start + POSITIONS].log_softmax(-1)
-                total += float((wanted.exp() * (wanted - ours)).sum())
-            count += len(logits)
-        return -total / count
+    def piece(self, network: Network, number: int) -> tuple[float, int]:
+        total, logits = 0.0, self.logits(network, number)
+        for start in range(0, len(logits), POSITIONS):
+            wanted = torch.from_numpy(self.dense[number, start : start + POSITIONS]).float()
+            ours = logits[start : start + POSITIONS].float().log_softmax(-1)
+            total -= float(functional.kl_div(ours, wanted, reduction="sum", log_target=True))
+        return total, len(logits)
 
 
 class Likelihood(_OnText):
@@ -112,20 +139,16 @@ class Likelihood(_OnText):
     words = "minus the logarithm of the perplexity on {tokens:,} tokens of the calibration's text"
 
     @torch.inference_mode()
-    def __call__(self, tokens: int) -> float:
-        """Returns it for the model as it is, on the first tokens."""
-        total, count = 0.0, 0
-        for number in self.windows(tokens):
-            ids = self.batches[number].ids[0]
-            total -= float(functional.cross_entropy(self.logits(number)[:-1], ids[1:].cpu(), reduction="sum"))
-            count += len(ids) - 1
-        return total / count
+    def piece(self, network: Network, number: int) -> tuple[float, int]:
+        ids, logits = self.batches[number].ids[0].cpu(), self.logits(network, number)
+        loss = functional.cross_entropy(logits[:-1].float(), ids[1:], reduction="sum")
+        return -float(loss), len(ids) - 1
 
 
-class Accuracy:
+class Accuracy(Judge):
     """How often a sequence classifier is right on a table."""
 
-    words = "the share of rows that are classified right, of those of the table's first {tokens:,} tokens"
+    words = "the share of rows that are classified right, of those that hold {tokens:,} tokens"
 
     def __init__(self, network: Network, table: str, length: int, tokens: int, compute: str) -> None:
         """
@@ -146,43 +169,36 @@ class Accuracy:
             )
         rows = read_table(table, None, class_names(network))
         tokenizer, size = text_tokenizer(network, table), window_length(network, length)
-        self.network, self.compute = network, compute
-        self.batches = []
-        count = 0
+        self.compute = compute
+        self.batches, self.sizes = [], list[int]()
         for start in range(0, len(rows), ROWS):
-            if count >= tokens:
+            if sum(self.sizes) >= tokens:
                 break
             batch = rows.batch(range(start, min(start + ROWS, len(rows))), tokenizer, size)
-            count += int(batch["attention_mask"].sum())
-            self.batches.append((count, batch))
-        if count < tokens:
+            self.batches.append(batch)
+            self.sizes.append(int(batch["attention_mask"].sum()))
+        if (count := sum(self.sizes)) < tokens:
             raise UsageError(
                 f"candidates are judged on {tokens:,} tokens, and {table} has {count:,}; give fewer --tokens."
             )
 
     @torch.inference_mode()
-    def __call__(self, tokens: int) -> float:
-        """Returns it for the model as it is."""
-        right, count = 0, 0
-        for until, batch in self.batches:
-            labels = batch["labels"]
-            inputs = {name: value for name, value in batch.items() if name != "labels"}
-            with products(self.compute, self.network.model.dtype, self.network.device):
-                right += int((self.network.model(**inputs).logits.argmax(-1) == labels).sum())
-            count += len(labels)
-            if until >= tokens:
-                break
-        return right / count
+    def piece(self, network: Network, number: int) -> tuple[float, int]:
+        inputs = dict(self.batches[number])
+        labels = inputs.pop("labels")
+        with products(self.compute, network.model.dtype, network.device):
+            found = network.model(**inputs).logits.argmax(-1)
+        return float((found == labels).sum()), len(labels)
 
 
 def quality_of(
     settings: Search, network: Network, windows: Windows, compute: str, file: Path, progress: Progress
-) -> tuple[Callable[[int], float], str]:
-    """Returns what judges the model as it is on a number of tokens, and what that is in words.
+) -> tuple[Quality, str]:
+    """Returns what judges a candidate, as `Judge` does, and by what in words.
 
     Args:
         settings: Which quality, and on how many tokens at most.
-        network: The dense model, in which candidates are put together later.
+        network: The dense model.
         windows: The calibration's windows.
         compute: The precision of products, as calibration has it.
         file: Where the dense model's distributions may be kept.
@@ -192,12 +208,14 @@ def quality_of(
         UsageError: There are too few tokens, the model doesn't fit the quality, or an import path names no function.
     """
     tokens = settings.tokens[-1]
-    judge: Divergence | Likelihood | Accuracy
+    judge: Judge
     if settings.table is not None:
         judge = Accuracy(network, settings.table, windows.length, tokens, compute)
     elif ":" in settings.reward:
         function = function_at(settings.reward, "(network, tokens)")
-        return lambda count: float(function(network, count)), f"{settings.reward} on {tokens:,} tokens"
+        return lambda candidate, count, text, known: float(
+            function(candidate(), count)
+        ), f"{settings.reward} on {tokens:,} tokens"
     else:
         if network.family.inputs == "audio" or network.model.get_output_embeddings() is None:
             raise UsageError(
@@ -213,5 +231,5 @@ def quality_of(
                     f"search: reward 'perplexity' is for models that predict the next token; {network.architecture} "
                     "doesn't. Leave --reward out."
                 )
-            judge = Likelihood(network, windows, tokens, compute)
+            judge = Likelihood(windows, tokens, compute)
     return judge, judge.words.format(tokens=tokens)

@@ -9,8 +9,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from secateur.automl.pieces import pieces_of
 from secateur.automl.reward import Reward, Worth
 from secateur.automl.space import Levels, Place, Space
+from secateur.automl.strategies import Proposal
 from secateur.calibration.batches import Batch, Loss, default_loss
 from secateur.errors import UsageError
 from secateur.network.graph.network import GraphNetwork
@@ -99,8 +101,9 @@ class NetworkSearch:
         """How many examples judge."""
         return sum(batch.size for batch in self.judged)
 
-    def judged_as(self, levels: Levels, examples: int, reward: Reward) -> Worth:
-        """Returns what a candidate is worth: by minus its mean loss on the first examples that judge."""
+    def judged_as(self, proposal: Proposal, reward: Reward) -> Worth:
+        """Returns what a candidate is worth: by minus its mean loss on as many examples as it is to be judged on."""
+        levels, examples = proposal.levels, proposal.tokens
         shares = {name: 1 - self._taken(levels, what) / self.dense[what] for name, what in MEASURES.items()}
         if not reward.measures <= {"latency", *shares}:
             raise UsageError("a network's candidates are measured by params, macs and latency.")
@@ -116,11 +119,10 @@ class NetworkSearch:
             return reward.beyond(shares)
         total, count = 0.0, 0
         with torch.inference_mode():
-            for batch in self.judged:
+            for number in pieces_of([batch.size for batch in self.judged], examples, proposal.text):
+                batch = self.judged[number]
                 total += float(self.loss(small(*batch.inputs), batch.target)) * batch.size
                 count += batch.size
-                if count >= examples:
-                    break
         return reward.of(-total / count, shares)
 
     def _taken(self, levels: Levels, what: str) -> int:

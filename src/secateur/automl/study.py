@@ -7,7 +7,7 @@ import os
 import socket
 import uuid
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import optuna
@@ -17,11 +17,11 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from secateur.automl.reward import Worth
 from secateur.automl.space import Space
+from secateur.automl.storage import opened, unusable, without_password
 from secateur.automl.strategies import Judged, Proposal
 from secateur.errors import SearchError
 
 LEAST = 20  # trials that say how much a place matters
-PATIENCE = 10  # times the longest trial, and a minute, after which a running one counts as lost
 
 
 class Study:
@@ -50,19 +50,20 @@ class Study:
             SearchError: The storage can't be reached, or the study is of another search.
         """
         self.space = space
-        place = "memory" if url is None else _hidden(url)
+        place = "memory" if url is None else without_password(url)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        storage = None if url is None else opened(url)
         try:
             self.study = optuna.create_study(
                 study_name=name,
-                storage=url,
+                storage=storage,
                 directions=[StudyDirection.MAXIMIZE, *(StudyDirection.MINIMIZE for _ in others)],
                 load_if_exists=True,
                 sampler=_Nothing(),
             )
             known = self.study.user_attrs.get("about")
         except Exception as error:  # whatever the storage's driver raises
-            raise _unusable(url or "memory", error) from error
+            raise unusable(place, error) from error
         told = json.loads(json.dumps(about))
         if known is None:
             self.study.set_user_attr("about", told)
@@ -80,37 +81,41 @@ class Study:
         self.distributions: dict[str, BaseDistribution] = {
             place.name: IntDistribution(0, len(place.costs) - 1) for place in space.places
         }
-        self.worker = f"{socket.gethostname()}:{os.getpid()}"
+        self.worker = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._seen: set[int] = set()
 
-    def begin(self, proposal: Proposal) -> FrozenTrial:
-        """Puts a candidate into the study as a trial that is running, and returns it."""
-        mark = uuid.uuid4().hex
-        params = {place.name: level for place, level in zip(self.space.places, proposal.levels, strict=True)}
-        about = {"mark": mark, "worker": self.worker, "tokens": proposal.tokens, "info": dict(proposal.info)}
-        trial = create_trial(
-            state=TrialState.RUNNING, params=params, distributions=self.distributions, user_attrs=about
-        )
-        self.study.add_trial(trial)
-        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return next(one for one in running if one.user_attrs.get("mark") == mark)
+    def add(self, proposal: Proposal, began: datetime, worth: Worth | None, failure: str = "") -> None:
+        """Puts a candidate into the study that has been judged, in one transaction: there are no half trials.
 
-    def end(self, trial: FrozenTrial, worth: Worth | None, failure: str = "") -> None:
-        """Says what a trial was worth; None where judging it failed, and why."""
-        noted = optuna.trial.Trial(self.study, trial._trial_id)
+        Args:
+            proposal: The candidate.
+            began: When it was begun to be judged.
+            worth: What it was worth; None where judging it failed.
+            failure: Why it failed.
+        """
+        levels = zip(self.space.places, proposal.levels, strict=True)
+        about = {"worker": self.worker, "tokens": proposal.tokens, "text": proposal.text, "info": dict(proposal.info)}
         if worth is None:
-            noted.set_user_attr("failure", failure)
-            self.study.tell(trial.number, state=TrialState.FAIL)
+            about |= {"failure": failure}
         else:
-            noted.set_user_attr("quality", worth.quality)
-            noted.set_user_attr("shares", dict(worth.shares))
-            self.study.tell(trial.number, (worth.reward, *worth.others))
-        self._seen.add(trial.number)
+            about |= {"quality": worth.quality, "shares": dict(worth.shares)}
+        trial = create_trial(
+            state=TrialState.FAIL if worth is None else TrialState.COMPLETE,
+            values=None if worth is None else (worth.reward, *worth.others),
+            params={place.name: level for place, level in levels},
+            distributions=self.distributions,
+            user_attrs=about,
+        )
+        trial.datetime_start = began
+        self.study.add_trial(trial)
+
+    def __len__(self) -> int:
+        """How many trials there were when `news` was asked for last."""
+        return len(self._seen)
 
     def news(self) -> list[Judged]:
-        """Returns the trials that have ended since this was asked last, but for this worker's own, in their order."""
-        ended = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
-        found = [self._judged(trial) for trial in ended if trial.number not in self._seen]
+        """Returns the trials that have been added since this was asked last, in their order."""
+        found = [self._judged(trial) for trial in self.trials() if trial.number not in self._seen]
         self._seen.update(one.number for one in found)
         return found
 
@@ -118,23 +123,16 @@ class Study:
         levels = tuple(int(trial.params[place.name]) for place in self.space.places)
         about = trial.user_attrs
         value, *others = trial.values if trial.state == TrialState.COMPLETE else (None,)
-        info = about.get("info", {})
-        return Judged(trial.number, levels, int(about["tokens"]), value, info, own=False, others=tuple(others))
-
-    def bury(self) -> int:
-        """Ends the trials of workers that must have died, and returns how many they were."""
-        done = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        longest = max((one.duration for one in done if one.duration is not None), default=timedelta())
-        limit = datetime.now() - PATIENCE * longest - timedelta(minutes=1)
-        lost = 0
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            host, _, process = trial.user_attrs.get("worker", ":").rpartition(":")
-            here = host == socket.gethostname() and trial.user_attrs["worker"] != self.worker
-            dead = here and process.isdigit() and not _alive(int(process))
-            if dead or (trial.datetime_start is not None and trial.datetime_start < limit):
-                self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-                lost += 1
-        return lost
+        return Judged(
+            number=trial.number,
+            levels=levels,
+            tokens=int(about["tokens"]),
+            value=value,
+            info=about["info"],
+            own=about["worker"] == self.worker,
+            others=tuple(others),
+            text=int(about["text"]),
+        )
 
     def importances(self, tokens: int) -> dict[str, float]:
         """Returns how much each place matters among the trials on a number of tokens, adding up to 1; the most first.
@@ -158,36 +156,5 @@ class Study:
         return self.study.get_trials(deepcopy=False)
 
 
-def check_storage(url: str) -> None:
-    """Raises SearchError if a storage can't be reached."""
-    try:
-        optuna.storages.get_storage(url)
-    except Exception as error:  # whatever the storage's driver raises
-        raise _unusable(url, error) from error
-
-
-def _unusable(url: str, error: Exception) -> SearchError:
-    why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    driver = " For PostgreSQL: pip install 'psycopg[binary]'." if isinstance(error, ImportError) else ""
-    return SearchError(f"the storage {_hidden(url)} can't be used: {why}{driver}")
-
-
 class _Nothing(optuna.samplers.RandomSampler):
     """A study of ours is never asked: strategies propose."""
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _hidden(url: str) -> str:
-    """Returns a URL without its password."""
-    head, at, tail = url.rpartition("@")
-    scheme, mark, rest = head.partition("://")
-    return f"{scheme}{mark}{rest.partition(':')[0]}@{tail}" if at and mark else url

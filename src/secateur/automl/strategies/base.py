@@ -21,11 +21,13 @@ class Proposal:
         levels: The candidate.
         tokens: On how many tokens.
         info: Plain data that is kept with the trial, and that the strategy wants to see again.
+        text: Which of the text is read where it isn't all of it: values of one number can be compared.
     """
 
     levels: Levels
     tokens: int
     info: Mapping[str, Any] = field(default_factory=dict)
+    text: int = 0
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Judged:
 
     Attributes:
         number: Of the trial.
-        levels, tokens, info: As they were proposed.
+        levels, tokens, info, text: As they were proposed.
         value: What it is worth, more being better; None where judging it failed.
         own: Whether this strategy proposed it, in this process.
         others: Measures that make a front with the value; less is better.
@@ -47,6 +49,7 @@ class Judged:
     info: Mapping[str, Any] = field(default_factory=dict)
     own: bool = True
     others: tuple[float, ...] = ()
+    text: int = 0
 
     @property
     def goals(self) -> Goals:
@@ -64,7 +67,7 @@ class Strategy(ABC):
     Attributes:
         name: The name in recipes and on the command line.
         about: One line for `--help` and the docs.
-        rungs: Tokens to judge on, ascending; only values of the same number of tokens are compared.
+        rungs: Tokens to judge on, ascending; only values of the same tokens are compared.
         fronts: Whether it can look for a front of candidates, by several goals.
         front: The candidates that none beats by every goal among those that were judged on the most tokens: the best,
             where there is one goal.
