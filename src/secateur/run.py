@@ -173,6 +173,8 @@ class Run:
             tick()
             with self.timed("evaluate"):
                 comparison = _evaluate(self, network, held_out, folder)
+                if self.found is not None and network.store is None:
+                    self.found.judge(network)
             result = _result(self, network, stages, calibration, held_out, comparison, difference, peak)
             write_result(result, folder)
             if self.found is not None:
@@ -308,7 +310,10 @@ def _searched(recipe: Recipe, progress: Progress, resume: bool) -> Result:
         output = Path(recipe.output).expanduser()
         with only_run(output):
             final, found = find_recipe(recipe, progress, resume)
-            result = Run(final, progress, team, found=found).into(output)
+            try:
+                result = Run(final, progress, team, found=found).into(output)
+            finally:
+                found.close()
             found.forget()
         return result
 

@@ -52,6 +52,8 @@ def test_what_is_found_is_no_worse_than_the_start_and_exact(told: dict[str, Any]
     assert result.search["best"] >= result.search["start"]
     assert result.search["trials"] == 60
     layers = result.stages[0].layers
+    assert -1 < result.search["solved"] < 0
+    assert result.search["solved"] != result.search["best"]
     assert sum(layer.zeros for layer in layers) == round(0.6 * sum(layer.weights for layer in layers))
     assert len({layer.zeros / layer.weights for layer in layers}) > 1
     found = json.loads((tmp_path / "out/secateur.json").read_text())
@@ -116,7 +118,7 @@ def test_levels_depend_on_the_seed_only_where_something_is_drawn(told: dict[str,
     for seed in (0, 1):
         run(told, seed=seed, overwrite=True, search={"trials": 1, "tokens": [128]})
     assert len(list(root.iterdir())) == 1
-    drawn = [{"prune": {"sparsity": 0.6, "score": "random"}}]
+    drawn = [{"prune": {"sparsity": 0.6, "score": "random", "solver": "sparsegpt"}}]
     for seed in (0, 1):
         run(
             told, seed=seed, overwrite=True, stages=drawn, search={"trials": 1, "tokens": [128], "level_solver": "none"}
@@ -200,6 +202,11 @@ def test_a_front_is_told_and_its_knee_is_taken(told: dict[str, Any], tmp_path: P
     )
     study = optuna.load_study(study_name="secateur", storage=f"sqlite:///{tmp_path / 'out/study.db'}")
     assert [way.name for way in study.directions] == ["MAXIMIZE", "MINIMIZE"]
+    names = {path.name for path in (tmp_path / "out/front").iterdir()}
+    assert names == {f"trial-{number}.yaml" for number in result.search["front"]}
+    recipes = [secateur.Recipe.read(path) for path in (tmp_path / "out/front").iterdir()]
+    assert secateur.Recipe.read(tmp_path / "out/recipe.yaml") in recipes
+    assert all(recipe.search is None for recipe in recipes)
     assert "search-front-memory" in (tmp_path / "out/report.html").read_text()
 
 

@@ -17,10 +17,11 @@ def search_line(told: Mapping[str, Any]) -> str:
     before = (
         f", after {duration(told['seconds_levels'])} for loading and solving levels" if told["seconds_levels"] else ""
     )
+    anew = f", {small(told['solved'])} once it was solved anew" if "solved" in told else ""
     made = ", ".join(f"{name} {value}" for name, value in told["params"].items())
     return (
         f"Search: {told['strategy']} judged {told['trials']:,} candidates in {duration(told['seconds'])}{before}. "
-        f"Reward: {told['reward']}; the start's {small(told['start'])}, the best one's {small(told['best'])}."
+        f"Reward: {told['reward']}; the start's {small(told['start'])}, the best one's {small(told['best'])}{anew}."
         f"{f' Chosen: {made}.' if made else ''}{_shares(told)}"
     )
 
