@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import secateur as library
 from command_line import Outcome, secateur
 from secateur.errors import UsageError
+from secateur.recipe import Recipe
 from tiny import save_tiny
 from tiny_vision import BY_NAME, draw, noise, save_classifier
 
@@ -307,7 +308,11 @@ def test_widths_of_a_classifier_are_searched_for(place: Path) -> None:
     budget = found["stages"][0]["budget"]
     assert budget["after"]["macs"] <= 0.8 * budget["first"]["macs"]
     assert (place / "found" / "study.db").is_file()
-    assert "amounts" in (place / "found" / "recipe.yaml").read_text()
+    recipe = Recipe.read(place / "found" / "recipe.yaml")
+    assert recipe.search is None
+    again = library.run_recipe(recipe.model_copy(update={"output": str(place / "again")}))
+    assert again.stages[0].budget is not None
+    assert again.stages[0].budget["after"] == budget["after"]
     more = secateur(*searched, *data, "--trials", 3, "--levels", place / "levels", "--overwrite")
     assert more.code == 2
     assert "for language models" in more.err

@@ -47,7 +47,9 @@ def run_images(recipe: Recipe, progress: Progress, resume: bool) -> Result:
     network, stages, searched = graph_network(found.model, batches[0].inputs[0][:2]), recipe.prunes, None
     if recipe.search is not None:
         given = {name: getattr(recipe.search, name) for name in changed(recipe.search)}
-        stage, searched = search_widths(network, stages[0], batches, None, recipe.seed, given, output, progress, resume)
+        stage, searched = search_widths(
+            network, stages[0], batches, None, recipe.seed, given, output, progress, resume, recipe
+        )
         stages = (stage,)
     run = NetworkRun(
         network=network,

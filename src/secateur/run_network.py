@@ -29,7 +29,7 @@ from secateur.network.saving import check_output, complete_folder, save_model
 from secateur.network.unit_group import UnitGroup
 from secateur.outcome import peak_memory, versions, write_result
 from secateur.progress import Progress
-from secateur.recipe import Prune, Search
+from secateur.recipe import Prune, Recipe, Search
 from secateur.report.structure import group_rows, units_table
 from secateur.report.terminal import to_text
 from secateur.result import Comparison, Result, StageReport
@@ -350,6 +350,7 @@ def search_widths(
     output: Path | None,
     progress: Progress,
     resume: bool,
+    recipe: Recipe | None = None,
 ) -> tuple[Prune, Found]:
     """Searches for how many units each group of a network gives.
 
@@ -363,6 +364,7 @@ def search_widths(
         output: Beside which the study is kept; None keeps it in memory.
         progress: Shows progress.
         resume: Whether trials that the study has are gone on from.
+        recipe: The run, if it is one of a recipe.
 
     Returns:
         The stage that a search finds, and what it came to.
@@ -380,7 +382,7 @@ def search_widths(
     work = NetworkSearch(network, stage, batches, loss, seed)
     few = max(2, work.examples // 4)
     settings = Search.build({"tokens": sorted({few, max(few, work.examples)}), **searched})
-    return find_widths(work, settings, seed, output, progress, resume)
+    return find_widths(work, settings, seed, output, progress, resume, recipe)
 
 
 def _with_defaults(
