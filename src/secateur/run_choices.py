@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from functools import cache
 from pathlib import Path
@@ -62,7 +63,7 @@ def _run_choices(plain: dict[str, Any], settings: Choosing, output: Path, progre
     if settings.storage is None and not resume:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    judged = _judged(settings, plain)
+    judged, seed = _judged(settings, plain), int(plain.get("seed") or 0)
 
     @cache
     def dense_macs(model: str, length: int) -> int:
@@ -83,9 +84,10 @@ def _run_choices(plain: dict[str, Any], settings: Choosing, output: Path, progre
         trials=settings.trials,
         seconds=settings.seconds,
         sampler=settings.strategy,
-        seed=int(plain.get("seed") or 0),
+        seed=seed if settings.storage is None else (seed, os.getpid()),
         storage=settings.storage or f"sqlite:///{folder / STUDY}",
         study=settings.study,
+        about=_about(plain, settings),
         progress=progress,
     )
     best = Recipe.build(outcome.best)
@@ -94,6 +96,12 @@ def _run_choices(plain: dict[str, Any], settings: Choosing, output: Path, progre
         result = Run(best, progress, team, found=found).into(output)
     found.forget()
     return result
+
+
+def _about(plain: dict[str, Any], settings: Choosing) -> dict[str, Any]:
+    """Returns what the values of trials depend on."""
+    told = settings.model_dump(mode="json", include={"judge", "reward", "budgets", "weigh", "limit"})
+    return {**{name: value for name, value in plain.items() if name not in ("output", "overwrite", "evaluate")}, **told}
 
 
 def scaled(data: Any, share: float) -> Any:

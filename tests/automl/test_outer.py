@@ -52,8 +52,33 @@ def test_the_best_choices_are_found_and_bad_trials_end_early(tmp_path: Path) -> 
     assert (found.trials, found.pruned > 0) == (40, True)
     assert max(found.importances, key=lambda name: found.importances[name]) != "prune.how.#0.solver"
     assert search_choices(SPACE, worth, trials=45, storage=storage).trials == 45  # it goes on
-    with pytest.raises(SearchError, match="is of another space"):
+    with pytest.raises(SearchError, match=r"is of another search \(prune differ\)"):
         search_choices({"rounds": {"int": [1, 4]}}, worth, trials=50, storage=storage)
+
+
+def test_draws_differ_when_a_study_is_gone_on_with_and_between_workers(tmp_path: Path) -> None:
+    space = {"x": {"float": [0.0, 1.0]}}
+    drawn: list[float] = []
+
+    def noted(data: Any, report: Report) -> float:
+        drawn.append(data["x"])
+        return float(data["x"])
+
+    for trials in (4, 8):
+        search_choices(space, noted, trials=trials, sampler="random", storage=f"sqlite:///{tmp_path / 'study.db'}")
+    for seed in ((0, 1), (0, 2), 0, 0):
+        search_choices(space, noted, trials=4, sampler="random", seed=seed)
+    assert len(set(drawn[:16])) == 16
+    assert drawn[16:20] == drawn[20:] == drawn[:4]  # the same search again
+
+
+def test_what_values_depend_on_is_the_same_for_all_workers(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    space = {"x": {"int": [1, 4]}}
+    search_choices({**space, "output": "one"}, lambda data, report: 1.0, trials=1, storage=storage, about={"limit": 1})
+    search_choices({**space, "output": "two"}, lambda data, report: 1.0, trials=2, storage=storage, about={"limit": 1})
+    with pytest.raises(SearchError, match=r"is of another search \(limit differ\)"):
+        search_choices(space, lambda data, report: 1.0, trials=3, storage=storage, about={"limit": 2})
 
 
 def test_candidates_that_fail_are_passed_over_and_three_in_a_row_stop_it() -> None:

@@ -64,6 +64,19 @@ def test_ones_own_reward_goes_by_the_whole_outcome_and_limits_hold(told: dict[st
     )
 
 
+def test_workers_with_outputs_of_their_own_share_a_study_if_values_mean_the_same(
+    told: dict[str, Any], tmp_path: Path
+) -> None:
+    told["stages"] = [{"prune": {"unit": "neuron", "remove": {"int": [1, 8]}}}]
+    told["search"] |= {"budgets": [1.0], "storage": f"sqlite:///{tmp_path / 'shared.db'}"}
+    run_choices({**told, "search": {**told["search"], "trials": 2}})
+    result = run_choices({**told, "output": str(tmp_path / "other"), "search": {**told["search"], "trials": 4}})
+    assert result.search is not None
+    assert result.search["trials"] == 4
+    with pytest.raises(SearchError, match=r"is of another search \(judge differ\)"):
+        run_choices({**told, "overwrite": True, "search": {**told["search"], "judge": {"windows": 1}}})
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "says"),
     [

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import optuna
 
 from secateur.automl.choices import chosen
 from secateur.automl.course import FAILURES
+from secateur.automl.storage import opened
 from secateur.automl.strategies import strategy_named
-from secateur.automl.study import check_storage
 from secateur.errors import SearchError
 from secateur.progress import Progress
 
@@ -83,9 +84,10 @@ def search_choices(
     trials: int | None = None,
     seconds: float | None = None,
     sampler: str = "tpe",
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     storage: str | None = None,
     study: str = "secateur",
+    about: Any = None,
     progress: Progress | None = None,
 ) -> Outcome:
     """Searches over the choices that are left open in plain data.
@@ -96,10 +98,12 @@ def search_choices(
         trials: Candidates at most; 30 if no seconds are given either.
         seconds: Wall time at most.
         sampler: `tpe`, `random`, `nsga2` or `cmaes`.
-        seed: Of what is drawn.
+        seed: Of what is drawn, with the number of trials that there are. Workers that share a storage need different
+            ones, such as (0, os.getpid()).
         storage: Of Optuna's study, which other workers may share and a later call goes on with; None keeps it in
             memory.
         study: Its name there.
+        about: Plain data that the values depend on, the same for all that share a study; the space, if it isn't given.
         progress: Shows progress.
 
     Raises:
@@ -115,19 +119,18 @@ def search_choices(
         raise SearchError(
             f"an outer search is made by {', '.join(SAMPLERS)}; '{sampler}' is for amounts under a budget."
         )
-    if storage is not None:
-        check_storage(storage)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=4)
     found = optuna.create_study(
         study_name=study,
-        storage=storage,
+        storage=None if storage is None else opened(storage),
         direction="maximize",
         load_if_exists=True,
-        sampler=SAMPLERS[sampler](seed),
         pruner=pruner,
     )
-    _check_space(found, space)
+    _check_same(found, space if about is None else about)
+    begun = len(found.get_trials(deepcopy=False))
+    found.sampler = SAMPLERS[sampler](_drawn((seed, begun) if isinstance(seed, int) else (*seed, begun)))
     most = 30 if trials is None and seconds is None else trials
     tick = (progress or Progress()).bar("searching", most or 100)
     failed, last, began = 0, "", time.perf_counter()
@@ -195,12 +198,23 @@ def _course(complete: Sequence[optuna.trial.FrozenTrial]) -> Iterator[dict[str, 
             yield {"trial": trial.number, "seconds": seconds, "value": best}
 
 
-def _check_space(study: optuna.Study, space: Any) -> None:
-    """Raises SearchError if a study's trials are of another space; notes the space of a new one."""
-    told = json.loads(json.dumps(space))
-    if study.user_attrs.get("space", told) != told:
-        raise SearchError(f"the study '{study.study_name}' is of another space; give another storage or another name.")
-    study.set_user_attr("space", told)
+def _drawn(seeds: Sequence[int]) -> int:
+    """Returns a seed that depends on several numbers."""
+    return int(np.random.SeedSequence(seeds).generate_state(1)[0])
+
+
+def _check_same(study: optuna.Study, about: Any) -> None:
+    """Raises SearchError if a study's trials are of another search; notes what a new one is about."""
+    told = json.loads(json.dumps(about))
+    known = study.user_attrs.get("about", told)
+    if known != told:
+        both = isinstance(known, dict) and isinstance(told, dict)
+        which = sorted(name for name in {*known, *told} if known.get(name) != told.get(name)) if both else ["its space"]
+        raise SearchError(
+            f"the study '{study.study_name}' is of another search ({', '.join(which)} differ); give another storage or "
+            "another name."
+        )
+    study.set_user_attr("about", told)
 
 
 def _importances(study: optuna.Study, complete: int) -> dict[str, float]:
