@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from optuna.trial import TrialState
 
 from secateur.automl.front import dominates, front_of, knee
+from secateur.automl.pieces import pieces_of
 from secateur.automl.reward import Reward
 from secateur.automl.space import Levels, Place, Space
 from secateur.automl.strategies import STRATEGIES, Judged, Strategy, strategy_named
+from secateur.automl.strategies.rounds import Rounds
+from secateur.automl.strategies.sampled import Sampled
 from secateur.errors import UsageError
 
 RUNGS = (8, 32, 128)
@@ -88,6 +94,157 @@ def test_a_strategy_that_is_told_of_all_trials_goes_on_from_there(name: str) -> 
     assert again.best is not None
     assert again.best.levels == first.best.levels
     assert "start" not in again.ask(80).info
+
+
+def large(seed: int) -> tuple[Space, np.ndarray, np.ndarray]:
+    """Places of a language model's sizes, the loss of each level, and by how much it differs from window to window.
+
+    The places' own losses, by which the knapsack goes, are measured with an error.
+    """
+    random = np.random.default_rng(seed)
+    places, losses = [], []
+    for number in range(70):
+        size, depth = (1, 3, 8)[number % 3], number / 70
+        scale = np.exp(random.normal(0, 0.7)) * np.sqrt(size)
+        losses.append(scale * np.linspace(0.5, 0.9, 9) ** random.uniform(3, 8))
+        measured = losses[-1] * np.exp(random.normal(0, 0.5))
+        costs = tuple(size * level for level in range(10, 19))
+        kind = [float(number % 3 == one) for one in range(3)]
+        places.append(Place(str(number), costs, costs, tuple(measured), (depth, depth**2, *kind)))
+    windows = np.exp(random.normal(0, 0.5, (70, 16)))
+    return Space(places, sum(place.costs[4] for place in places)), np.array(losses), windows / windows.mean()
+
+
+def searched(name: str, problem: tuple[Space, np.ndarray, np.ndarray], seed: int, rounds: int) -> tuple[float, float]:
+    """Searches from the knapsack for as many tokens as some rounds read; returns the loss of the start and the best."""
+    one, losses, windows = problem
+    rungs = (1, 4, 16)
+    strategy = strategy_named(name)(one, one.knapsack(), rungs, seed)
+    number = left = 0
+    while left < rounds * (16 + 16 + 16):
+        asked = strategy.ask(number)
+        read = pieces_of([1] * 16, asked.tokens, asked.text)
+        lost = losses[np.arange(70), asked.levels] @ windows[:, read]
+        told = Judged(number, asked.levels, asked.tokens, -float(lost.mean()), asked.info, text=asked.text)
+        strategy.tell(told)
+        number, left = number + 1, left + asked.tokens
+    assert strategy.best is not None
+    start, best = (float(losses[np.arange(70), levels].sum()) for levels in (strategy.start, strategy.best.levels))
+    return start, best
+
+
+def test_what_learns_improves_on_a_noisy_knapsack_and_beats_random_from_there() -> None:
+    """By the losses themselves, not by those of the windows that were read."""
+    for seed in range(3):
+        problem = large(seed)
+        start, random = searched("random", problem, seed, 20)
+        gains = {name: start - searched(name, problem, seed, 20)[1] for name in ("evolution", "policy")}
+        assert all(gain > 0.03 * start for gain in gains.values()), gains
+        assert all(gain > 1.5 * (start - random) for gain in gains.values()), (gains, start - random)
+
+
+def test_a_switch_moves_two_places_whose_steps_are_as_large() -> None:
+    one, _, _ = large(0)
+    random, start = np.random.default_rng(0), one.uniform()
+    for _ in range(100):
+        changed = [at for at, (a, b) in enumerate(zip(start, one.switched(start, random, 1), strict=True)) if a != b]
+        assert len(changed) == 2
+        assert len({one.places[at].costs for at in changed}) == 1
+
+
+def test_halves_of_layers_change_places() -> None:
+    """The last step takes the whole half: those that go and those that stay swap, and nothing else moves."""
+    places = [Place(f"mlp {n}", (0, 1, 2, 16), (0, 1, 2, 20), (0.0, 1.0, 2.0, 9.0), (n / 6,)) for n in range(6)]
+    one, random = Space(places, 40), np.random.default_rng(0)
+    drawn = {one.switched((3, 3, 0, 0, 0, 0), random, 1) for _ in range(200)}
+    assert {(0, 3, 3, 0, 0, 0), (3, 0, 0, 0, 0, 3)} <= drawn
+    assert all(one.meets(levels) for levels in drawn)
+
+
+@pytest.mark.parametrize(("rungs", "numbers"), [(1, (1,)), (2, (16, 1)), (3, (16, 4, 1)), (5, (16, 4, 1, 1, 1))])
+@pytest.mark.parametrize("name", ["evolution", "policy", "tpe"])
+def test_rounds_go_on_any_number_of_rungs(name: str, rungs: int, numbers: tuple[int, ...]) -> None:
+    one, tokens = space(), tuple(8 * 4**rung for rung in range(rungs))
+    strategy = strategy_named(name)(one, one.uniform(), tokens, 0)
+    assert isinstance(strategy, Rounds)
+    assert strategy.numbers == numbers
+    for number in range(60):
+        asked = strategy.ask(number)
+        value = worth(one, asked.levels, asked.tokens)
+        strategy.tell(Judged(number, asked.levels, asked.tokens, value, asked.info, text=asked.text))
+    assert one.meets(strategy.ask(60).levels)
+
+
+def test_a_round_reads_one_text_beside_the_best_and_ends_if_nothing_beats_it() -> None:
+    one = space()
+    strategy = strategy_named("evolution")(one, one.uniform(), RUNGS, 0)
+    asked = []
+    for number in range(60):
+        asked.append(strategy.ask(number))
+        value = 1.0 if asked[-1].levels == strategy.start else worth(one, asked[-1].levels, asked[-1].tokens)
+        strategy.tell(Judged(number, asked[-1].levels, asked[-1].tokens, value, asked[-1].info, text=asked[-1].text))
+    assert [one.tokens for one in asked].count(RUNGS[-1]) == 1  # the start, which is the best
+    first, second = asked[1:22], asked[22:43]
+    for some in (first, second):
+        assert [one.tokens for one in some] == [RUNGS[0]] * 17 + [RUNGS[1]] * 4
+        assert some[0].levels == strategy.start
+        assert len({one.text for one in some}) == 1
+    assert first[0].text != second[0].text
+
+
+def test_a_text_of_more_tokens_is_that_of_fewer_and_more() -> None:
+    sizes = [3, 4, 5, 3, 4, 5]
+    starts = set()
+    for text in range(40):
+        few, some, every = (pieces_of(sizes, tokens, text) for tokens in (4, 12, sum(sizes)))
+        assert some[: len(few)] == few
+        assert every[: len(some)] == some
+        assert sorted(every) == list(range(6))
+        assert sum(sizes[number] for number in few) >= 4
+        starts.add(few[0])
+    assert starts == set(range(6))
+
+
+def test_random_goes_from_the_start_whatever_was_found() -> None:
+    one, _, _ = large(0)
+    drawn = []
+    for best in (one.uniform(), one.knapsack()):
+        strategy = strategy_named("random")(one, one.uniform(), RUNGS, 0)
+        strategy.tell(Judged(0, one.uniform(), RUNGS[-1], 0.0))
+        strategy.tell(Judged(1, best, RUNGS[-1], 1.0, own=False))
+        strategy.ask(2)  # the best, beside which others are judged
+        drawn.append([strategy.draw(strategy.random(number)) for number in range(40)])
+    assert drawn[0] == drawn[1]
+    apart = [sum(a != b for a, b in zip(one.uniform(), levels, strict=True)) for levels in drawn[0]]
+    assert min(apart) == 2
+    assert max(apart) > 20
+
+
+@pytest.mark.parametrize("name", ["tpe", "nsga2", "cmaes"])
+def test_samplers_know_the_start_and_go_on_with_other_draws(name: str) -> None:
+    one = space()
+    first = strategy_named(name)(one, one.uniform(), RUNGS, 0)
+    told = []
+    for number in range(30):
+        asked = first.ask(number)
+        value = worth(one, asked.levels, asked.tokens)
+        told.append(Judged(number, asked.levels, asked.tokens, value, asked.info, own=False, text=asked.text))
+        first.tell(replace(told[-1], own=True))
+    again = strategy_named(name)(one, one.uniform(), RUNGS, 0)
+    for judged in told:
+        again.tell(judged)
+    again.ask(30)
+    drawn = [again.draw(again.random(number)) for number in range(30, 40)]
+    assert not {judged.levels for judged in told} & set(drawn)
+    for strategy in (first, again):
+        assert isinstance(strategy, Sampled)
+        assert strategy.study is not None
+        known = [trial for trial in strategy.study.trials if trial.state == TrialState.COMPLETE]
+        assert tuple(known[0].params.values()) == one.uniform()
+        assert {tuple(trial.params.values()) for trial in known} == {
+            judged.levels for judged in told if judged.tokens == RUNGS[0]
+        }
+        assert name != "nsga2" or all("NSGAIISampler:generation" in trial.system_attrs for trial in known)
 
 
 def test_a_trial_that_failed_is_passed_over() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -11,6 +11,7 @@ import numpy as np
 from secateur.errors import UsageError
 
 Levels = tuple[int, ...]
+EXCHANGED = 0.5  # share of switches that exchange levels, of places whose steps differ
 TRIES = 2_000  # moves until a budget is met; from the middle on places that were to stay may move, too
 
 
@@ -99,7 +100,7 @@ class Space:
         given = {place.name: place.amounts[level] for place, level in zip(self.places, levels, strict=True)}
         return {name: amount for name, amount in given.items() if amount}
 
-    def settled(self, levels: Sequence[int], random: np.random.Generator, fixed: Sequence[int] = ()) -> Levels:
+    def settled(self, levels: Sequence[int], random: np.random.Generator, fixed: Collection[int] = ()) -> Levels:
         """Moves places drawn at random, level by level, until the budget is met, and no place could give less.
 
         Args:
@@ -129,6 +130,42 @@ class Space:
             found[at] += 1 if up else -1
             over = self.cost(found) - self.total if self._together else over + (change if up else -change)
         raise UsageError(f"no combination of the search's levels takes off {self.total:,}; give it finer levels.")
+
+    def switched(self, levels: Sequence[int], random: np.random.Generator, number: int) -> Levels:
+        """Returns a candidate after some level switches, settled.
+
+        A switch moves a place drawn at random by a level, and another one by as much the other way; if none can,
+        whichever places fit make up for it. Where a place's steps differ in size, as where a last one takes a whole
+        half of a layer, half of the switches exchange the levels of two places.
+
+        Args:
+            levels: The candidate.
+            random: Draws the places.
+            number: How many switches.
+        """
+        found, moved = list(levels), set[int]()
+        for _ in range(number):
+            at, way = int(random.integers(len(found))), 1 if random.random() < 0.5 else -1
+            costs = self.places[at].costs
+            if len({b - a for a, b in pairwise(costs)}) > 1 and random.random() < EXCHANGED:
+                alike = [n for n, place in enumerate(self.places) if place.costs == costs and found[n] != found[at]]
+                if alike:
+                    other = alike[random.integers(len(alike))]
+                    found[at], found[other] = found[other], found[at]
+                    moved |= {at, other}
+                    continue
+            way = way if 0 <= found[at] + way < len(costs) else -way
+            if not 0 <= found[at] + way < len(costs):
+                continue
+            change = abs(costs[found[at] + way] - costs[found[at]])
+            found[at] += way
+            moved.add(at)
+            partners = [other for other, step in self._moves(found, -way, moved) if step == change]
+            if partners:
+                partner = partners[random.integers(len(partners))]
+                found[partner] -= way
+                moved.add(partner)
+        return self.settled(found, random, moved)
 
     def _filled(self, levels: list[int], random: np.random.Generator, held: set[int]) -> list[int]:
         """Lowers places drawn at random, level by level, as long as the budget is met: costs don't add up."""

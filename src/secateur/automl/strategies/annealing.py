@@ -9,7 +9,7 @@ from secateur.automl.space import Levels, Space
 from secateur.automl.strategies.base import Judged, Proposal, Strategy
 
 COOLING = 0.99  # of the temperature, by step
-BEGINNING = 0.05  # temperature, of the start's value
+BEGINNING = 0.001  # temperature, of the start's value: about what a switch changes
 MOST = 10.0  # that the start's value counts as: one outside of the limits is far from any
 
 
@@ -27,16 +27,7 @@ class Annealing(Strategy):
     def ask(self, number: int) -> Proposal:
         if self.here is None:
             return Proposal(self.start, self.rungs[-1], {"start": True})
-        random = self.random(number)
-        levels = list(self.here.levels)
-        at = int(random.integers(len(levels)))
-        way = (
-            1
-            if levels[at] == 0 or (levels[at] + 1 < len(self.space.places[at].costs) and random.random() < 0.5)
-            else -1
-        )
-        levels[at] += way
-        return Proposal(self.space.settled(levels, random, [at]), self.rungs[-1])
+        return Proposal(self.space.switched(self.here.levels, self.random(number), 1), self.rungs[-1])
 
     def tell(self, judged: Judged) -> None:
         super().tell(judged)

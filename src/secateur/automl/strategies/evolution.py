@@ -35,17 +35,11 @@ class Evolution(Rounds):
         parent = self.front[random.integers(len(self.front))]
         levels = list(parent.levels)
         others = [one.levels for one in self.elite if one.levels != parent.levels]
-        fixed: list[int] = []
         if others and random.random() < CROSSED:
             other = others[random.integers(len(others))]
             taken = random.random(len(levels)) < 0.5
             levels = [b if take else a for a, b, take in zip(levels, other, taken, strict=True)]
-        for _ in range(int(min(random.integers(1, SWITCHES + 1, 2)))):
-            at, way = int(random.integers(len(levels))), 1 if random.random() < 0.5 else -1
-            if 0 <= levels[at] + way < len(self.space.places[at].costs):
-                levels[at] += way
-                fixed.append(at)
-        return self.space.settled(levels, random, fixed)
+        return self.space.switched(levels, random, int(min(random.integers(1, SWITCHES + 1, 2))))
 
     def tell(self, judged: Judged) -> None:
         super().tell(judged)

@@ -1,4 +1,4 @@
-"""Random search: what every other strategy has to beat."""
+"""Random search: what every other strategy has to beat from the same start."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from secateur.automl.strategies.rounds import Rounds
 
 
 class Random(Rounds):
-    """Levels drawn evenly, moved until the budget is met."""
+    """A random number of level switches away from the start: one, or as many as there are places, or any between.
+
+    Their number's logarithm is drawn evenly; what was found before says nothing.
+    """
 
     name = "random"
-    about = "levels drawn at random"
+    about = "random level switches of the start"
     fronts = True
 
     def draw(self, random: np.random.Generator) -> Levels:
-        levels = [int(random.integers(len(place.costs))) for place in self.space.places]
-        return self.space.settled(levels, random)
+        return self.space.switched(self.start, random, int(len(self.space) ** random.random()))

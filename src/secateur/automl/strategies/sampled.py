@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import optuna
+from optuna.trial import TrialState, create_trial
 
 from secateur.automl.space import Levels, Space
 from secateur.automl.strategies.base import Judged
@@ -13,22 +15,36 @@ from secateur.automl.strategies.rounds import Rounds
 
 
 class Sampled(Rounds):
-    """Draws by one of Optuna's samplers, moved until the budget is met; the sampler is told of where it came to."""
+    """Draws by one of Optuna's samplers, moved until the budget is met; the sampler is told of where that came to.
+
+    What others judged, such as the start, is told as if the sampler had proposed it. All rounds read the same text on a
+    rung, as the sampler compares them.
+    """
 
     def __init__(self, space: Space, start: Levels, rungs: Sequence[int], seed: int) -> None:
         super().__init__(space, start, rungs, seed)
         self.distributions: dict[str, optuna.distributions.BaseDistribution] = {
             place.name: optuna.distributions.IntDistribution(0, len(place.costs) - 1) for place in space.places
         }
-        self.study: optuna.Study | None = None  # until the first candidate says how many goals there are
-        self.asked: dict[Levels, optuna.trial.Trial] = {}
+        self.study: optuna.Study | None = None  # until the first draw
+        self.asked: dict[Levels, optuna.Trial] = {}
+        self.known: dict[Levels, Judged] = {}
 
-    def sampler(self) -> optuna.samplers.BaseSampler:
+    def sampler(self, seed: int) -> optuna.samplers.BaseSampler:
         """Returns the sampler."""
         raise TypeError(f"{type(self).__name__} names no sampler.")
 
+    def text(self, number: int) -> int:
+        return 0
+
     def draw(self, random: np.random.Generator) -> Levels:
-        assert self.study is not None
+        if self.study is None:
+            assert self.best is not None
+            directions = [optuna.study.StudyDirection.MAXIMIZE] * len(self.best.goals)
+            sampler = self.sampler(int(random.integers(1 << 31)))
+            self.study = optuna.create_study(directions=directions, sampler=sampler)
+            for judged in self.known.values():
+                self._note(self.study, judged)
         trial = self.study.ask(self.distributions)
         levels = self.space.settled([trial.params[place.name] for place in self.space.places], random)
         self.asked[levels] = trial
@@ -36,20 +52,30 @@ class Sampled(Rounds):
 
     def tell(self, judged: Judged) -> None:
         super().tell(judged)
-        if self.study is None and judged.value is not None:
-            directions = [optuna.study.StudyDirection.MAXIMIZE] * len(judged.goals)
-            self.study = optuna.create_study(directions=directions, sampler=self.sampler())
-        if judged.tokens != self.rungs[0] or self.study is None:
+        if judged.tokens != self.rungs[0] or judged.value is None or judged.levels in self.known:
             return
+        self.known[judged.levels] = judged
+        if self.study is not None:
+            self._note(self.study, judged)
+
+    def _note(self, study: optuna.Study, judged: Judged) -> None:
+        """Puts a candidate into the study, with what the sampler itself has noted of it."""
         trial = self.asked.pop(judged.levels, None)
-        if trial is not None:
-            failed = optuna.trial.TrialState.FAIL if judged.value is None else None
-            self.study.tell(trial, None if judged.value is None else judged.goals, state=failed)
-        elif judged.value is not None:
-            params = {place.name: level for place, level in zip(self.space.places, judged.levels, strict=True)}
-            self.study.add_trial(
-                optuna.trial.create_trial(params=params, distributions=self.distributions, values=judged.goals)
+        if trial is None:
+            trial = study.ask(dict([*self.distributions.items()][:1]))  # one parameter is enough to be noted
+        noted = study.get_trials(deepcopy=False)[trial.number].system_attrs
+        study.tell(trial, state=TrialState.FAIL)  # it was asked for elsewhere, before it met the budget
+        study.add_trial(
+            create_trial(
+                params=self._params(judged.levels),
+                distributions=self.distributions,
+                values=judged.goals,
+                system_attrs=dict(noted),
             )
+        )
+
+    def _params(self, levels: Levels) -> dict[str, Any]:
+        return {place.name: level for place, level in zip(self.space.places, levels, strict=True)}
 
 
 class Tpe(Sampled):
@@ -59,8 +85,8 @@ class Tpe(Sampled):
     about = "Optuna's tree-structured Parzen estimators"
     fronts = True
 
-    def sampler(self) -> optuna.samplers.BaseSampler:
-        return optuna.samplers.TPESampler(seed=self.seed)
+    def sampler(self, seed: int) -> optuna.samplers.BaseSampler:
+        return optuna.samplers.TPESampler(seed=seed)
 
 
 class Nsga2(Sampled):
@@ -70,15 +96,15 @@ class Nsga2(Sampled):
     about = "Optuna's NSGA-II"
     fronts = True
 
-    def sampler(self) -> optuna.samplers.BaseSampler:
-        return optuna.samplers.NSGAIISampler(seed=self.seed)
+    def sampler(self, seed: int) -> optuna.samplers.BaseSampler:
+        return optuna.samplers.NSGAIISampler(seed=seed)
 
 
 class CmaEs(Sampled):
-    """Covariance matrix adaptation (Hansen and Ostermeier 2001)."""
+    """Covariance matrix adaptation (Hansen and Ostermeier 2001), which begins in the middle of the levels."""
 
     name = "cmaes"
     about = "Optuna's CMA-ES (pip install cmaes)"
 
-    def sampler(self) -> optuna.samplers.BaseSampler:
-        return optuna.samplers.CmaEsSampler(seed=self.seed)
+    def sampler(self, seed: int) -> optuna.samplers.BaseSampler:
+        return optuna.samplers.CmaEsSampler(seed=seed)
