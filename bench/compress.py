@@ -56,7 +56,7 @@ def measure(stages: list[dict[str, Any]], data: Path, scratch: Path) -> dict[str
     return {
         "perplexity": round(other["perplexity"], 2),
         "kl": round(other["kl"], 4),
-        "zeros": round(other["zeros"] / other["weights"], 5),
+        "zeros": round(other["zeros"] / other["weights"], 5) if other["weights"] else None,  # factors are no layers
         "mask": other["mask"],
         "bytes_on_disk": other["bytes_on_disk"],
         "share": round(other["bytes_on_disk"] / (2 * dense["parameters"]), 4),
@@ -70,10 +70,9 @@ def table(results: dict[str, Any]) -> str:
     """Returns the table in markdown."""
     lines = ["| what | perplexity | KL | zeros | mask | file, of dense bf16 |", "|---|---:|---:|---:|---|---:|"]
     for name, row in results["rows"].items():
-        mask = row["mask"] or ""
-        lines.append(
-            f"| {name} | {row['perplexity']:.2f} | {row['kl']:.3f} | {row['zeros']:.2%} | {mask} | {row['share']:.1%} |"
-        )
+        zeros = "" if row["zeros"] is None else f"{row['zeros']:.2%}"
+        cells = [name, f"{row['perplexity']:.2f}", f"{row['kl']:.3f}", zeros, row["mask"] or "", f"{row['share']:.1%}"]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
