@@ -19,6 +19,7 @@ from secateur.network.network import Layer, Network
 FILE = "secateur.mask"  # a safetensors file by another name, so that no tool takes it for weights
 FORMAT = "secateur-mask-1"
 GROUPS = (4, 8, 16, 32)  # sizes M of N:M groups that a description looks for
+BY_CHANCE = 0.01  # share of zeros that a model may have that nobody pruned: rounding to few bits made them
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Mask:
     @property
     def sparsity(self) -> float:
         """Share of weights that go."""
-        return self.zeros / self.weights
+        return self.zeros / self.weights if self.weights else 0.0
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -220,6 +221,15 @@ def save_mask(network: Network, path: Path) -> None:
     layers = network.layers()
     packed = (MaskedLayer.of(layer.matrix() != 0).packed for layer in network.visit(layers))
     _write(path, {layer.name: layer.shape for layer in layers}, packed)
+
+
+def has_mask(network: Network) -> bool:
+    """Whether a network that nothing was pruned of has a mask to be held: one beside its source, or many zeros."""
+    layers = network.layers()
+    if not layers or (network.source.path / FILE).is_file():
+        return bool(layers)
+    zeros = sum(layer.zeros() for layer in network.visit(layers))
+    return zeros > BY_CHANCE * sum(layer.weights for layer in layers)
 
 
 def _write(path: Path, shapes: Mapping[str, tuple[int, int]], packed: Iterable[Tensor]) -> None:

@@ -26,7 +26,7 @@ from secateur.evaluation.reloading import reload_difference
 from secateur.journal import Journal, check_left_over, identity, in_words, run_folder
 from secateur.lock import only_run
 from secateur.mask import FILE as MASK_FILE
-from secateur.mask import save_mask
+from secateur.mask import has_mask, save_mask
 from secateur.network.classifier import is_sequence_classifier
 from secateur.network.loading import load, streamable
 from secateur.network.network import Network
@@ -48,7 +48,6 @@ from secateur.run_stages import CHECKED_TOKENS, Stages, check_stages
 from secateur.run_windows import RunWindows
 from secateur.stage_journal import StageJournal
 from secateur.timing import timed
-from secateur.training.zeros import zeros_of
 
 if TYPE_CHECKING:
     from secateur.run_search import Found
@@ -162,9 +161,7 @@ class Run:
             tick = self.progress.bar("saving and loading again", 2)
             with self.timed("save"):
                 save_network(network, folder, journal.parts() if network.store and isinstance(journal, Journal) else ())
-                pruned = self.recipe.prunes
-                joint = any(isinstance(one.settings, Quantize) and one.settings.joint for one in self.recipe.steps)
-                if joint or any(not stage.structured for stage in pruned) or (not pruned and zeros_of(network).number):
+                if self._masked(network):
                     save_mask(network, folder / MASK_FILE)
             tick()
             with self.timed("reload"):
@@ -182,6 +179,14 @@ class Run:
             if isinstance(journal, StageJournal) and journal.logs.is_dir():
                 shutil.copytree(journal.logs, folder / journal.logs.name)
         return result
+
+    def _masked(self, network: Network) -> bool:
+        """Whether there is a mask to be written: of weights that went in this run, or before it."""
+        pruned = self.recipe.prunes
+        joint = any(isinstance(one.settings, Quantize) and one.settings.joint for one in self.recipe.steps)
+        if joint or any(not stage.structured for stage in pruned):
+            return bool(network.layers())
+        return not pruned and has_mask(network)
 
     def _check_still_free(self, output: Path) -> None:
         """Raises SaveError, which a run can go on after, if something else took the output's place meanwhile."""

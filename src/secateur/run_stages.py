@@ -171,16 +171,18 @@ def check_stages(recipe: Recipe, network: Network, team: Processes, loaders: Map
     Raises:
         UsageError: The reason.
     """
+    pruned: list[Prune] = []
     for step in recipe.steps:
         stage, kind = step.settings, step.stage.kind
         if isinstance(stage, Prune):
+            pruned.append(stage)
             if stage.structured:
                 check_units(network, stage)
             else:
                 check_pattern(select_layers(network, stage), stage)
             continue
         if isinstance(stage, Factorize):
-            check_factorize(network, stage, team)
+            check_factorize(network, stage, team, pruned)
             continue
         if isinstance(stage, Quantize):
             check_quantize(network, stage, team)

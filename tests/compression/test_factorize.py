@@ -145,6 +145,41 @@ def test_single_weights_beside_factors_have_a_mask_and_can_be_pruned_further(tol
     assert sum(layer.zeros() for layer in again.network.layers()) > zeros
 
 
+def test_pruned_and_factorized_layers_that_are_others_go_together(told: dict[str, Any]) -> None:
+    stages = [
+        {"prune": {"sparsity": 0.5, "exclude": ["*.self_attn.*"]}},
+        {"factorize": {"rank": 4, "include": ["*.self_attn.*"]}},
+    ]
+    result = run(told, *stages, {"finetune": {"steps": 2, "batch": 2}})
+    assert result.output is not None
+    mask = secateur.Mask.load(result.output)
+    assert all(".mlp." in name for name in mask.layers)
+    assert mask.sparsity == pytest.approx(0.5, abs=1e-3)
+    mask.verify(load(result.output))
+
+
+def test_zeros_that_factors_bring_back_are_counted_and_no_empty_mask_is_written(told: dict[str, Any]) -> None:
+    half = run(told, {"prune": {"sparsity": 0.5}})
+    out = f"{told['output']}-2"
+    more = {"model": half.output, "output": out, "evaluate": {"text": str(Path(out).parent / "text.txt"), "windows": 1}}
+    result = run(told, {"factorize": {"rank": 4}}, **more)
+    gone = sum(report.zeros_before - report.zeros for report in result.stages[0].layers)
+    assert gone > 0.9 * half.stages[0].zeros
+    assert f"{gone:,} weights that were zero aren't any more" in " ".join(result.stages[0].notes)
+    assert result.comparison is not None
+    assert result.comparison.others[0].mask is None
+    assert not (Path(out) / "secateur.mask").exists()
+    assert secateur.Mask({}).sparsity == 0
+    assert secateur.Mask({}).describe() == "unstructured, 0.00 %"
+
+
+def test_layers_that_a_rank_makes_no_smaller_are_named(told: dict[str, Any]) -> None:
+    result = run(told, {"factorize": {"rank": 12}})
+    (note,) = [one for one in result.stages[0].notes if "stayed whole" in one]
+    assert "4 of 14 layers" in note
+    assert "model.layers.0.self_attn.k_proj, model.layers.0.self_attn.v_proj" in note
+
+
 def test_an_interrupted_run_goes_on_behind_the_factors(told: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     stages = [{"factorize": {"params": 0.8}}, {"distill": {"steps": 2, "batch": 2}}]
     expected = run(told, *stages).model.state_dict()
@@ -174,6 +209,21 @@ def _interrupted(self: Any) -> None:
         ([{"factorize": {"params": 0.01}}], "can't be met: with rank 1 everywhere"),
         ([{"factorize": {"rank": 3, "include": ["lm_head"]}}], "outside of the blocks"),
         ([{"factorize": {"rank": 3, "include": ["*nothing"]}}], "matches no layer"),
+        ([{"factorize": {"rank": 40}}], "rank 40 is larger than model.layers.0.self_attn.q_proj, which is 32 x 32"),
+        ([{"factorize": {"rank": 19, "include": ["*_proj"], "exclude": ["*[kv]_proj"]}}], "no layer would be smaller"),
+        ([{"prune": {"sparsity": 0.5}}, {"factorize": {"rank": 3}}], "zeros would be lost.*sparse: 0.7"),
+        (
+            [{"prune": {"sparsity": 0.5, "include": ["*.mlp.*"]}}, {"factorize": {"rank": 3, "include": ["*up_proj"]}}],
+            "sets weights of model.layers.0.mlp.up_proj to zero",
+        ),
+        (
+            [
+                {"prune": {"sparsity": 0.5, "include": ["*.1.mlp.*"]}},
+                {"prune": {"unit": "layer", "remove": 1}},
+                {"factorize": {"rank": 3, "include": ["*.0.mlp.*"]}},
+            ],
+            "zeros would be lost",
+        ),
         ([{"factorize": {"rank": 3}}, {"prune": {"sparsity": 0.5}}], "prune can't follow it"),
         ([{"factorize": {"rank": 3}}, {"quantize": {}}], "quantize can't follow it"),
         (

@@ -24,13 +24,13 @@ from secateur.compression.low_rank import (
     sparse_and_low_rank,
 )
 from secateur.errors import CalibrationError, NothingPrunedError, UsageError
-from secateur.layer_choice import chosen_layers
-from secateur.layer_report import report_of
+from secateur.layer_choice import chosen_layers, select_layers
+from secateur.layer_report import layer_kind, report_of
 from secateur.linear_algebra import relative_error
 from secateur.network.network import Layer, Network
 from secateur.processes import Processes
 from secateur.progress import Progress
-from secateur.recipe import Calibration, Factorize
+from secateur.recipe import Calibration, Factorize, Prune
 from secateur.result import LayerReport, StageReport
 from secateur.route import Route
 from secateur.timing import timed
@@ -68,10 +68,7 @@ def factorize(
             "nothing was factorized: no layer's factors would be smaller than the layer. Ask for less energy, "
             "or a lower rank."
         )
-    whole = [report.name for report in reports if report.rank is None]
-    notes = (
-        [f"{len(whole)} of {len(reports)} layers stayed whole, as their factors would be no smaller."] if whole else []
-    )
+    notes = _notes(reports)
     if stage.merged:
         notes.append("The factors were multiplied, so the checkpoint is plain, and as large and as fast as before.")
     elif stage.sparse is not None:
@@ -83,15 +80,76 @@ def factorize(
     return (network if stage.merged else with_factors(network, work.factors)), told
 
 
-def check_factorize(network: Network, stage: Factorize, team: Processes) -> None:
-    """Raises UsageError before any work is done if the model can't be factorized."""
+def _notes(reports: Sequence[LayerReport]) -> list[str]:
+    """Says which layers stayed whole, and what became of zeros."""
+    notes = []
+    whole = [report.name for report in reports if report.rank is None]
+    if whole:
+        more = f" and {len(whole) - 3} more" if len(whole) > 3 else ""
+        notes.append(
+            f"{len(whole)} of {len(reports)} layers stayed whole, as their factors would be no smaller: "
+            f"{', '.join(whole[:3])}{more}."
+        )
+    gone = sum(max(0, report.zeros_before - report.zeros) for report in reports)
+    if gone:
+        notes.append(f"{gone:,} weights that were zero aren't any more: factors bring them back.")
+    return notes
+
+
+def check_factorize(network: Network, stage: Factorize, team: Processes, before: Sequence[Prune] = ()) -> None:
+    """Raises UsageError before any work is done if the model can't be factorized.
+
+    Args:
+        network: The model as it is before all stages.
+        stage: How it is to be factorized.
+        team: The processes of the run.
+        before: The stages before it that prune.
+    """
     if network.store is not None:
         raise UsageError("factorize works in memory: give --no-stream, on a machine that can hold the model.")
     if team.size > 1:
         raise UsageError(f"factorize runs in one process, and {team.size} were started.")
     if network.factorized:
         raise UsageError("factorize: the model is factorized already; take the one that it was made of.")
-    _budget(network, stage, factorizable(network, stage))
+    layers = factorizable(network, stage)
+    _check_rank(stage, layers)
+    _check_zeros(network, layers, before)
+    _budget(network, stage, layers)
+
+
+def _check_rank(stage: Factorize, layers: Sequence[Layer]) -> None:
+    """Raises UsageError if a layer hasn't got such a rank, or none would be smaller."""
+    if stage.rank is None:
+        return
+    for layer in layers:
+        if stage.rank > min(layer.shape):
+            out, inputs = layer.shape
+            raise UsageError(
+                f"factorize: rank {stage.rank} is larger than {layer.name}, which is {out} x {inputs}; its factors are "
+                f"smaller than it up to rank {break_even(layer.shape)}."
+            )
+    best = max(layers, key=lambda layer: break_even(layer.shape))
+    if stage.rank > break_even(best.shape):
+        raise UsageError(
+            f"factorize: with rank {stage.rank} no layer would be smaller; {best.name} is up to rank "
+            f"{break_even(best.shape)}."
+        )
+
+
+def _check_zeros(network: Network, layers: Sequence[Layer], before: Sequence[Prune]) -> None:
+    """Raises UsageError if stages before set weights to zero that factors, which are dense, would bring back."""
+    removed = any("layer" in stage.unit.split(",") for stage in before)  # then blocks count anew
+    same = layer_kind if removed else str
+    names = {same(layer.name) for layer in layers}
+    for stage in before:
+        lost = [] if stage.structured else [one for one in select_layers(network, stage) if same(one.name) in names]
+        if lost:
+            raise UsageError(
+                f"factorize: the prune stage before it sets weights of {lost[0].name} to zero, and the product of "
+                "factors has none, so the zeros would be lost. Have factorize keep single weights beside the factors "
+                "(sparse: 0.7) instead of pruning them before, prune units, or give both stages include and exclude "
+                "so that they are about different layers."
+            )
 
 
 def factorizable(network: Network, stage: Factorize) -> list[Layer]:
