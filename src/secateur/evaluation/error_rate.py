@@ -17,12 +17,12 @@ from secateur.progress import Progress
 from secateur.result import Comparison, Metrics
 
 
-def transcripts(data: str, files: int) -> dict[Path, str]:
-    """Returns what is said in a folder's .wav files that have a .txt of the same name beside them; `files` at most."""
+def transcripts(data: str) -> dict[Path, str]:
+    """Returns what is said in a folder's .wav files that have a .txt of the same name beside them."""
     sounds = (path for path in sorted(Path(data).expanduser().iterdir()) if path.suffix.lower() == ".wav")
     told = ((path, path.with_suffix(".txt")) for path in sounds)
     known = ((path, text.read_text(encoding="utf-8")) for path, text in told if text.is_file())
-    return dict(islice(((path, text) for path, text in known if words(text)), files))
+    return {path: text for path, text in known if words(text)}
 
 
 def add_error_rate(
@@ -38,19 +38,28 @@ def add_error_rate(
         progress: Shows progress.
 
     Returns:
-        The comparison with the rates, or with a note where the package that counts is missing.
+        The comparison with the rates, and a note where more is told than was heard, or the package that counts is
+        missing.
     """
-    said = transcripts(data, files)
-    if not said:
+    told = transcripts(data)
+    if not told:
         return comparison
     if find_spec("jiwer") is None:
         note = "The word error rate wasn't counted, which takes jiwer: pip install 'secateur[tasks]'."
         return replace(comparison, notes=(*comparison.notes, note))
+    said = dict(islice(told.items(), files))
     known = [
         _measured(metrics, network, said, progress)
         for metrics, network in zip((comparison.dense, *comparison.others), networks, strict=True)
     ]
-    return replace(comparison, dense=known[0], others=tuple(known[1:]))
+    notes = comparison.notes
+    if len(said) < len(told):
+        notes = (
+            *notes,
+            f"The word error rate is of the first {len(said)} of {len(told)} recordings with a transcript: windows "
+            "says how many are heard.",
+        )
+    return replace(comparison, dense=known[0], others=tuple(known[1:]), notes=notes)
 
 
 def _measured(metrics: Metrics, network: Network, said: dict[Path, str], progress: Progress) -> Metrics:
