@@ -11,6 +11,7 @@ import torch
 import secateur
 from command_line import secateur as secateur_command
 from secateur.errors import SecateurError, UsageError
+from secateur.evaluation.tasks import figures_of
 from secateur.network.loading import load
 from tiny import save_tiny
 
@@ -69,6 +70,14 @@ def test_the_command_line_shows_tasks_beside_perplexity(task: Path, tmp_path: Pa
     assert done.code == 0, done.err
     assert "mine acc" in done.out
     assert "perplexity" in done.out
+
+
+def test_the_same_metric_read_in_two_ways_is_told_twice() -> None:
+    told = {"alias": "gsm8k", "exact_match,strict-match": 0.1, "exact_match,flexible-extract": 0.3}
+    told |= {"exact_match_stderr,strict-match": 0.01, "exact_match_stderr,flexible-extract": "N/A", "acc,none": 1}
+    assert figures_of({"gsm8k": told}) == {
+        "gsm8k exact_match strict-match": 0.1, "gsm8k exact_match flexible-extract": 0.3, "gsm8k acc": 1.0,
+    }  # fmt: skip
 
 
 def test_misuse_is_named(task: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
 from importlib.util import find_spec
@@ -40,7 +40,7 @@ def check_tasks(networks: Sequence[Network], tasks: Sequence[str]) -> None:
 def task_figures(
     network: Network, tasks: Sequence[str], limit: int | None, seed: int, progress: Progress
 ) -> dict[str, float]:
-    """Returns what a model reaches in each task: `arc_easy acc`, `arc_easy acc_norm` ... and their standard errors.
+    """Returns what a model reaches in each task: `arc_easy acc`, `gsm8k exact_match strict-match` ...
 
     Args:
         network: The model.
@@ -74,12 +74,22 @@ def task_figures(
     except Exception as error:  # whatever lm-eval, or a data set's reader, raises
         raise SecateurError(f"tasks {', '.join(names)}: {type(error).__name__}: {first_line(error)}") from error
     tick()
+    return figures_of(found["results"])
+
+
+def figures_of(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Returns metrics by task and name, behind which stands what the answer was read by, where there is a choice.
+
+    Args:
+        results: By task, lm-eval's values by `metric,filter`; standard errors are left out.
+    """
     figures: dict[str, float] = {}
-    for name, told in found["results"].items():
+    for task, told in results.items():
         for key, value in told.items():
             metric, _, filtered = key.partition(",")
             if isinstance(value, float | int) and filtered and not metric.endswith("_stderr"):
-                figures[f"{name} {metric}"] = float(value)
+                how = "" if filtered == "none" else f" {filtered}"
+                figures[f"{task} {metric}{how}"] = float(value)
     return figures
 
 
