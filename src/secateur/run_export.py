@@ -22,7 +22,8 @@ from secateur.exports.gguf import FILE as GGUF_FILE
 from secateur.exports.gguf import KINDS, check_gguf, uneven, write_gguf
 from secateur.exports.onnx import Onnx
 from secateur.exports.openvino import OpenVino
-from secateur.exports.programs import Exportable, Program, exportable, exportable_network
+from secateur.exports.program import Program
+from secateur.exports.programs import Exportable, exportable, exportable_network
 from secateur.exports.runtime import Runtime
 from secateur.exports.torch_program import TorchProgram
 from secateur.network.graph.tracing import evaluating

@@ -13,7 +13,7 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from secateur.errors import ExportError, first_line
-from secateur.exports.programs import Program
+from secateur.exports.program import Program
 
 
 def exported_program(program: Program) -> ExportedProgram:

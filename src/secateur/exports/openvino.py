@@ -11,7 +11,7 @@ from torch import Tensor
 
 from secateur.errors import ExportError, first_line
 from secateur.exports.exported_program import exported_program, quiet
-from secateur.exports.programs import Program
+from secateur.exports.program import Program
 from secateur.exports.runtime import Runtime
 
 

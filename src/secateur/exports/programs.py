@@ -6,7 +6,7 @@ names that ONNX's generation libraries know (`past_key_values.0.key`, `present.0
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from inspect import Parameter, signature
 from pathlib import Path
@@ -17,41 +17,14 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from secateur.errors import UsageError
+from secateur.exports.program import Free, Program, example_ids
+from secateur.exports.sounds import of_sounds
 from secateur.network.graph.tracing import check_inputs
 from secateur.network.graph.values import tensors
 from secateur.network.loading import load
 from secateur.network.network import Network
 from secateur.network.vision import is_classifier, load_classifier
 from secateur.progress import Progress
-
-Free = dict[int, str]
-
-
-@dataclass(frozen=True)
-class Program:
-    """One file of an export.
-
-    Attributes:
-        name: Of the file, without its ending.
-        module: What is exported, in eval mode.
-        inputs: Names of the inputs, in order; those of a cache are flat.
-        outputs: Names of the outputs.
-        free: The axes of each input that may have any length, by what they are called.
-        examples: Inputs (flat, in order) of other lengths than one another: the first to export with, all to check.
-    """
-
-    name: str
-    module: nn.Module
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    free: tuple[Free, ...]
-    examples: tuple[tuple[Tensor, ...], ...]
-
-    def expected(self, example: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Returns torch's outputs."""
-        with torch.inference_mode():
-            found: tuple[Tensor, ...] = self.module(*example)
-        return found
 
 
 @dataclass(frozen=True)
@@ -134,41 +107,6 @@ class Encoder(nn.Module):
         mask = torch.where(attention_mask[:, None, None, :] > 0, 0.0, torch.finfo(dtype).min).to(dtype)
         mask = mask.expand(-1, -1, input_ids.shape[1], -1)
         return (self.model(input_ids=input_ids, attention_mask=mask, return_dict=False)[0],)
-
-
-class Hearing(nn.Module):
-    """Whisper's encoder."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.encoder = model.get_encoder()
-
-    def forward(self, input_features: Tensor) -> Any:
-        """Returns (batch, frames, width) from (batch, mels, samples)."""
-        return (self.encoder(input_features, return_dict=False)[0],)
-
-
-class Writing(nn.Module):
-    """Whisper's decoder and head, without a cache."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.decoder, self.head = model.get_decoder(), model.get_output_embeddings()
-
-    def forward(self, input_ids: Tensor, encoder_hidden_states: Tensor) -> Any:
-        """Returns (batch, length, vocabulary) logits."""
-        length = input_ids.shape[1]
-        dtype = encoder_hidden_states.dtype
-        ahead = torch.full((length, length), torch.finfo(dtype).min, dtype=dtype).triu(1)
-        mask = ahead[None, None].expand(input_ids.shape[0], 1, length, length)
-        hidden = self.decoder(
-            input_ids=input_ids,
-            attention_mask=mask,
-            encoder_hidden_states=encoder_hidden_states,
-            use_cache=False,
-            return_dict=False,
-        )[0]
-        return (self.head(hidden),)
 
 
 class Looking(nn.Module):
@@ -263,7 +201,7 @@ def exportable(
 def _programs(network: Network, seed: int) -> Iterator[Program]:
     family, model = network.family, network.model
     if family.inputs == "audio":
-        yield from _of_sounds(network, seed)
+        yield from of_sounds(network, seed)
     elif family.encoder_decoder is not None:
         raise UsageError(
             f"export: {network.architecture} is an encoder-decoder of text, for which there is no program."
@@ -273,7 +211,7 @@ def _programs(network: Network, seed: int) -> Iterator[Program]:
     elif family.objective == "encoder":
         free: tuple[Free, ...] = ({0: "batch", 1: "length"},) * 2
         examples = tuple(
-            (_ids(network, batch, length, seed), torch.ones(batch, length, dtype=torch.int64))
+            (example_ids(network, batch, length, seed), torch.ones(batch, length, dtype=torch.int64))
             for batch, length in ((2, 12), (1, 7))
         )
         padded = examples[0][1].clone()
@@ -290,15 +228,10 @@ def _output(model: Any) -> str:
     )
 
 
-def _ids(network: Network, batch: int, length: int, seed: int) -> Tensor:
-    vocabulary = network.dimension("vocabulary") or 2
-    return torch.randint(0, vocabulary, (batch, length), generator=torch.Generator().manual_seed(1000 * seed + length))
-
-
 @torch.inference_mode()
 def _of_text(network: Network, seed: int) -> Program:
     module = Generator(network.model).eval()
-    first = network.model(_ids(network, 1, 2, seed), use_cache=True).past_key_values
+    first = network.model(example_ids(network, 1, 2, seed), use_cache=True).past_key_values
     if first is None:
         raise UsageError(f"export: {network.architecture} keeps no cache of what it has read.")
     empty = [tensor[:, :, :0] for layer in first.layers for tensor in (layer.keys, layer.values)]
@@ -311,36 +244,14 @@ def _of_text(network: Network, seed: int) -> Program:
             whole[1, :2] = 0  # padding on the left
         places = (whole.cumsum(1) - 1).clamp_min(0)
         if before:
-            past = list(module(_ids(network, batch, before, seed), whole[:, :before], places[:, :before], *past)[1:])
-        examples.append((_ids(network, batch, length, seed), whole, places[:, before:].contiguous(), *past))
+            past = list(
+                module(example_ids(network, batch, before, seed), whole[:, :before], places[:, :before], *past)[1:]
+            )
+        examples.append((example_ids(network, batch, length, seed), whole, places[:, before:].contiguous(), *past))
     text = {0: "batch", 1: "length"}
     free = (text, {0: "batch", 1: "whole"}, text, *({0: "batch", 2: "past"} for _ in cached))
     inputs = ("input_ids", "attention_mask", "position_ids", *(f"past_key_values.{name}" for name in cached))
     return Program("model", module, inputs, ("logits", *(f"present.{name}" for name in cached)), free, tuple(examples))
-
-
-def _of_sounds(network: Network, seed: int) -> Iterator[Program]:
-    from secateur.calibration.audio import sound_shape  # noqa: PLC0415 (of sounds only)
-
-    dtype = network.model.dtype
-    random = torch.Generator().manual_seed(seed)
-    sounds = [torch.randn(batch, *sound_shape(network), generator=random).to(dtype) for batch in (2, 1)]
-    hearing = Hearing(network.model).eval()
-    with torch.inference_mode():
-        heard = [hearing(sound)[0] for sound in sounds]
-    free: tuple[Free, ...] = ({0: "batch"},)
-    yield Program(
-        "encoder_model",
-        hearing,
-        ("input_features",),
-        ("last_hidden_state",),
-        free,
-        tuple((sound,) for sound in sounds),
-    )
-    examples = tuple((_ids(network, len(one), length, seed), one) for one, length in zip(heard, (5, 9), strict=True))
-    names = ("input_ids", "encoder_hidden_states")
-    text: tuple[Free, ...] = ({0: "batch", 1: "length"}, {0: "batch"})
-    yield Program("decoder_model", Writing(network.model).eval(), names, ("logits",), text, examples)
 
 
 def _of_images(model: Any, example: Tensor, seed: int) -> Program:

@@ -11,7 +11,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from secateur.errors import ExportError, UsageError
-from secateur.exports.programs import Program
+from secateur.exports.program import Program
 
 
 class Runtime(ABC):

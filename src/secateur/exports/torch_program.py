@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from secateur.exports.exported_program import exported_program
-from secateur.exports.programs import Program
+from secateur.exports.program import Program
 from secateur.exports.runtime import Runtime
 
 
