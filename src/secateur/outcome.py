@@ -1,11 +1,9 @@
-"""What every run writes down: its result in files, the memory that it took, the versions that it ran with."""
+"""What every run writes down: its result in files, and the versions that it ran with."""
 
 from __future__ import annotations
 
 import json
 import platform
-import resource
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,12 +22,6 @@ def write_result(result: Result, folder: Path) -> None:
     if log := training_table(result.stages):
         (folder / LOG).write_text(log, encoding="utf-8")
     write_page(result, folder / "report.html")
-
-
-def peak_memory() -> int:
-    """Returns the process's peak resident memory so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def versions() -> dict[str, str]:

@@ -27,6 +27,7 @@ from secateur.journal import Journal, check_left_over, identity, in_words, run_f
 from secateur.lock import only_run
 from secateur.mask import FILE as MASK_FILE
 from secateur.mask import has_mask, save_mask
+from secateur.memory import peak_memory
 from secateur.network.classifier import is_sequence_classifier
 from secateur.network.loading import load, streamable
 from secateur.network.network import Network
@@ -38,7 +39,7 @@ from secateur.network.saving import (
     explain,
     save_network,
 )
-from secateur.outcome import peak_memory, versions, write_result
+from secateur.outcome import versions, write_result
 from secateur.processes import ALONE, Processes, processes
 from secateur.progress import Progress
 from secateur.recipe import Quantize, Recipe, Training

@@ -18,6 +18,7 @@ from secateur.errors import SaveError, UsageError
 from secateur.evaluation.costs import Costs
 from secateur.evaluation.examples import Measured, Metric, compare_examples, metric_of
 from secateur.evaluation.reloading import model_difference
+from secateur.memory import peak_memory
 from secateur.network.graph.network import Fixed, GraphNetwork
 from secateur.network.graph.saving import difference, rebuild, save_shapes
 from secateur.network.graph.tracing import evaluating
@@ -27,7 +28,7 @@ from secateur.network.network import Source
 from secateur.network.pretrained import plain_kind, pretrained
 from secateur.network.saving import check_output, complete_folder, save_model
 from secateur.network.unit_group import UnitGroup
-from secateur.outcome import peak_memory, versions, write_result
+from secateur.outcome import versions, write_result
 from secateur.progress import Progress
 from secateur.recipe import Prune, Recipe, Search
 from secateur.report.structure import group_rows, units_table

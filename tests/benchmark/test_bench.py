@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import secateur
 from command_line import secateur as secateur_command
+from secateur.benchmark.bench import rotated
+from secateur.benchmark.runners import kind_of
 from secateur.errors import UsageError
+from secateur.memory import peak_memory
 from tiny import save_tiny
 
 FEW = {"repeats": 2, "prompt": 8, "tokens": 3, "batch": 2, "threads": 1}
@@ -21,6 +26,9 @@ def test_a_checkpoint_and_its_exports_are_timed_in_their_runtimes(tmp_path: Path
         secateur.export(source, output=tmp_path / to, to=to)
     found = secateur.bench([source, tmp_path / "onnx", tmp_path / "openvino"], **FEW)
     assert [one.runtime for one in found.models] == ["torch", "onnxruntime", "openvino"]
+    assert [one.dtype for one in found.models] == ["float32", None, None]
+    torch_peak, *others = (one.peak for one in found.models)
+    assert max(others) < 0.7 * torch_peak  # they haven't imported torch, nor inherit this process's peak
     for one in found.models:
         assert one.kind == "text"
         assert one.first > 0
@@ -59,10 +67,43 @@ def test_the_command_line_shows_a_table_and_writes_a_page(tmp_path: Path) -> Non
     done = secateur_command("bench", *models, *few, "--text", tmp_path / "text.txt", "--report", page)
     assert done.code == 0, done.err
     assert "first token" in done.out
+    assert "torch f32" in done.out
     assert max(map(len, done.out.splitlines())) <= 100
     assert "bench-front" in page.read_text()
     told = secateur_command("bench", models[0], *few, "--json")
     assert json.loads(told.out)["settings"]["tokens"] == 3
+
+
+def test_what_runs_exports_takes_neither_torch_nor_transformers(tmp_path: Path) -> None:
+    secateur.export(save_tiny("bert", tmp_path / "m"), output=tmp_path / "onnx", to="onnx")
+    code = (
+        "import sys\nfrom secateur.benchmark import worker\nfrom secateur.benchmark.runners import kind_of\n"
+        f"runner = kind_of({str(tmp_path / 'onnx')!r}).runner()({str(tmp_path / 'onnx')!r}, 1)\n"
+        "worker.answered(runner, {'batch': 1, 'length': 4, 'seed': 0, 'tokens': 0})\n"
+        "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_all_runtimes_read_the_same(tmp_path: Path) -> None:
+    source = save_tiny("llama", tmp_path / "m", tokenizer=True)
+    secateur.export(source, output=tmp_path / "onnx", to="onnx")
+    one, other = (kind_of(str(name)).runner()(str(name), 1) for name in (source, tmp_path / "onnx"))
+    assert one.example(2, 7, 3).tolist() == other.example(2, 7, 3).tolist()
+    assert one.example(2, 7, 3).tolist() != one.example(2, 7, 4).tolist()
+
+
+def test_a_process_has_its_own_peak(tmp_path: Path) -> None:
+    ballast = b"x" * 300_000_000
+    code = "from secateur.memory import peak_memory; print(peak_memory())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < len(ballast) < peak_memory()
+
+
+def test_rounds_begin_with_another_and_neighbours_change() -> None:
+    orders = [tuple(rotated(["a", "b", "c"], number)) for number in range(6)]
+    assert len(set(orders)) == 6  # all that there are
 
 
 def test_misuse_is_named(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from onnx import numpy_helper
 
 import secateur
 from command_line import secateur as secateur_command
+from secateur.benchmark.named_runner import NamedRunner
+from secateur.benchmark.runners import kind_of
 from secateur.errors import ExportError, UsageError
 from secateur.exports import onnx_int8
 from secateur.exports.onnx import Onnx
@@ -26,6 +28,9 @@ from zoo import ZOO
 
 TEXT = "What is cut off is gone; what is left must carry on as if nothing had happened. " * 40
 EXPORTED = ["gpt2", "gpt_neox", "opt", "mistral", "gemma3", "qwen3", "phi3", "mixtral", "qwen3_moe", "bert", "whisper"]
+
+
+KV = ("key", "value")
 
 
 def ragged(tmp_path: Path, family: str = "llama") -> Path:
@@ -106,6 +111,28 @@ def test_every_kind_of_model_gives_what_torch_gives(family: str, to: str, tmp_pa
     result = secateur.export(save_tiny(family, tmp_path / "m"), output=tmp_path / "out", to=to)
     assert result.difference is not None
     assert result.difference < 1e-4
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+def test_what_hears_writes_on_from_its_cache(to: str, tmp_path: Path) -> None:
+    source = save_tiny("whisper", tmp_path / "m")
+    result = secateur.export(source, output=tmp_path / "out", to=to)
+    assert result.difference is not None
+    assert result.difference < 1e-4
+    runner = kind_of(str(tmp_path / "out")).runner()(str(tmp_path / "out"), 1)
+    assert isinstance(runner, NamedRunner)
+    sound = runner.example(1, 0, 3)
+    (heard,) = runner.hear({"input_features": sound}).values()
+    ids, past, found = np.array([[1, 5, 9, 7, 3, 8]]), {"encoder_hidden_states": heard}, []
+    for some in np.split(ids, [3, 4, 5], 1):
+        logits, past = runner.say(some, past)
+        found.append(torch.from_numpy(logits))
+    keys = {f"past_key_values.{n}.{who}.{what}": who for n in (0, 1) for who in ("decoder", "encoder") for what in KV}
+    assert set(past) == set(keys)
+    assert {past[name].shape[2] for name, who in keys.items() if who == "decoder"} == {6}
+    with torch.no_grad():
+        told = {"input_features": torch.from_numpy(sound), "decoder_input_ids": torch.from_numpy(ids)}
+        torch.testing.assert_close(torch.cat(found, 1), load(source).model(**told).logits, atol=1e-4, rtol=1e-3)
 
 
 def test_an_encoder_reads_padded_texts(tmp_path: Path) -> None:

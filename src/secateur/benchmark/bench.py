@@ -6,18 +6,24 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
+from typing import Any, TypeVar
 
-from secateur.benchmark.runners import SOUND, runner_of
+from secateur.benchmark.runner import SOUND
+from secateur.benchmark.runners import kind_of
 from secateur.errors import ProcessError, UsageError
 from secateur.network.loading import find
 from secateur.progress import Progress
 
+PAUSE = (
+    0.1  # seconds before each turn: threads of the runtime before may go on spinning for a while (ONNX Runtime's do)
+)
+T = TypeVar("T")
 WEIGHTS = ("*.safetensors", "*.onnx", "*.onnx.data", "*.bin", "*.xml", "*.gguf")
 
 
@@ -36,6 +42,7 @@ class Timed:
         real_time: Seconds of work per second of sound.
         peak: Peak memory of its process in bytes.
         bytes: Size of its files.
+        dtype: That a checkpoint's weights were held in; None of exports.
         spread: The largest interquartile range of what was repeated, relative to its median.
         perplexity: On a text, where one was given; of checkpoints.
     """
@@ -51,6 +58,7 @@ class Timed:
     peak: int
     bytes: int
     spread: float
+    dtype: str | None = None
     perplexity: float | None = None
 
 
@@ -102,7 +110,7 @@ def bench(
         raise UsageError("bench needs a checkpoint or an export.")
     names = [str(model) for model in models]
     for name in names:
-        package = runner_of(name)[1]
+        package = kind_of(name).package
         if package is not None and find_spec(package) is None:
             raise UsageError(f"bench: {name} takes {package.replace('_', '-')}, which isn't installed.")
     threads = threads or os.cpu_count() or 1
@@ -115,8 +123,8 @@ def bench(
         for _ in progress.track(range(1), "warming up"):
             for worker in workers:
                 worker.turn(prompt, tokens, batch, counts=False)
-        for _ in progress.track(range(repeats), "measuring in turns"):
-            for worker in workers:
+        for number in progress.track(range(repeats), "measuring in turns"):
+            for worker in rotated(workers, number):
                 worker.turn(prompt, tokens, batch)
     finally:
         for worker in workers:
@@ -125,6 +133,13 @@ def bench(
     told: dict[str, Any] = {"threads": threads, "repeats": repeats, "prompt": prompt, "tokens": tokens}
     told |= {"batch": batch, "text": text, "seed": seed}
     return Bench(tuple(found), told)
+
+
+def rotated(workers: Sequence[T], number: int) -> list[T]:
+    """Returns the order of a round, so that nobody always comes first, or after the same one."""
+    begin = number % len(workers)
+    order = [*workers[begin:], *workers[:begin]]
+    return order[::-1] if number % 2 else order
 
 
 def _perplexity(worker: Worker, text: str | None, progress: Progress) -> float | None:
@@ -173,7 +188,8 @@ class Worker:
         return self._answer()
 
     def turn(self, prompt: int, tokens: int, batch: int, counts: bool = True) -> None:
-        """Has it read and write once, alone and in a batch."""
+        """Has it read and write once, alone and in a batch, after a pause."""
+        time.sleep(PAUSE)
         writes = tokens if self.told["kind"] in ("text", "sound") else 0
         one = self._ask(batch=1, length=prompt, tokens=writes)
         many = self._ask(batch=batch, length=prompt, tokens=0) if self.told["kind"] != "sound" else None
@@ -205,6 +221,7 @@ class Worker:
             real_time=median(both) / SOUND if both else None,
             peak=self.peak,
             bytes=sum(file.stat().st_size for file in set(files)),
+            dtype=self.told["dtype"],
             spread=max(_spread(times) for times in (self.first, self.decode, self.many) if times),
             perplexity=perplexity,
         )

@@ -15,6 +15,7 @@ from secateur.report.page import plots_page
 from secateur.report.plots import COLOURS, Plot
 from secateur.report.terminal import WIDTH, plain_table
 
+SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 NOTE = "Medians of turns; in brackets, relative to the first. Below {spread:.0%} a difference says nothing here."
 
 
@@ -27,13 +28,18 @@ def bench_table(bench: Bench) -> RenderableType:
     for one in bench.models:
         cells = [_cell(value, base) for (_, value), (_, base) in zip(_columns(one), _columns(first), strict=True)]
         last = [] if not quality else ["" if one.perplexity is None else f"{one.perplexity:.2f}"]
-        table.add_row(shorten(one.name, 24), one.runtime, *cells, size(one.peak), size(one.bytes), *last)
+        table.add_row(shorten(one.name, 24), _runtime(one), *cells, size(one.peak), size(one.bytes), *last)
     told = bench.settings
     tokens = f"{told['prompt']} tokens read, {told['tokens']} written, " if bench.models[0].kind == "text" else ""
     turns = f"{number_of(told['threads'], 'thread')}, {number_of(told['repeats'], 'turn')}"
     how = f"{turns}, {tokens}batches of {told['batch']}."
     spread = max(one.spread for one in bench.models)
     return Group(table, Text(shorten(how, WIDTH)), Text(NOTE.format(spread=spread)))
+
+
+def _runtime(one: Timed) -> str:
+    """Returns what ran a checkpoint, and in which dtype."""
+    return one.runtime if one.dtype is None else f"{one.runtime} {SHORT.get(one.dtype, one.dtype)}"
 
 
 def _columns(one: Timed) -> list[tuple[str, tuple[float, str] | None]]:
@@ -62,7 +68,7 @@ def bench_page(bench: Bench, path: Path) -> None:
     Raises:
         OSError: `path` can't be written.
     """
-    names = [f"{Path(one.name).name} ({one.runtime})" for one in bench.models]
+    names = [f"{Path(one.name).name} ({_runtime(one)})" for one in bench.models]
     plots = []
     for key, head in (("decode", "tokens written per second"), ("batch", "read per second, in batches")):
         values = [getattr(one, key) for one in bench.models]
@@ -81,7 +87,7 @@ def _rows(bench: Bench) -> tuple[list[str], list[list[str]]]:
     rows = [
         [
             one.name,
-            one.runtime,
+            _runtime(one),
             *("" if value is None else value[1] for _, value in _columns(one)),
             size(one.peak),
             size(one.bytes),
