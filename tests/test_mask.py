@@ -88,6 +88,16 @@ def test_descriptions() -> None:
     assert Mask({"x": MaskedLayer.of(torch.ones(4, 8) > 0)}).describe() == "unstructured, 0.00 %"
 
 
+def test_a_pattern_is_told_only_if_every_group_holds_it() -> None:
+    keep = torch.tensor([True, True, False, False]).repeat(3000, 16)  # 48,000 groups
+    whole = Mask({"x": MaskedLayer.of(keep)})
+    assert (whole.pattern, whole.describe()) == ("2:4", "2:4 in 100 % of groups, 50.00 %")
+    keep[1234, 6] = True
+    broken = Mask({"x": MaskedLayer.of(keep)})
+    assert (broken.pattern, broken.describe()) == (None, "2:4 in 99.99 % of groups, 50.00 %")
+    assert Mask({}).pattern is None
+
+
 def test_a_mask_of_another_model_and_a_damaged_file_are_refused(half: Path, tmp_path: Path) -> None:
     network = secateur.load(half)
     with pytest.raises(MaskError, match="no layer 'nothing'"):

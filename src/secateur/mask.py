@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -164,9 +164,25 @@ class Mask:
             pairs.append((known[name], masked))
         return pairs
 
+    @property
+    def pattern(self) -> str | None:
+        """The N:M pattern that every single group holds, such as `2:4`; None where there is none."""
+        found = self._groups()
+        return f"{found[0]}:{found[1]}" if found is not None and found[2] == found[3] else None
+
     def describe(self) -> str:
-        """Says it in words, such as `2:4 in 100 % of groups, 50.00 %`."""
+        """Says it in words, such as `2:4 in 100 % of groups, 50.00 %`; 100 stands for each of them."""
         share = f"{100 * self.sparsity:.2f} %"
+        found = self._groups()
+        if found is None:
+            return f"unstructured, {share}"
+        kept, size, fitting, groups = found
+        of = "100" if fitting == groups else f"{min(100 * fitting / groups, 99.99):.4g}"
+        full = self.sparsity < 1 - (kept - 0.5) / size  # else most groups hold fewer than the pattern lets them
+        return f"{'' if full else 'at most '}{kept}:{size} in {of} % of groups, {share}"
+
+    def _groups(self) -> tuple[int, int, int, int] | None:
+        """Returns N and M of the pattern that nine of ten groups hold, how many hold it, and how many there are."""
         for size in GROUPS:
             if any(layer.columns % size for layer in self.layers.values()):
                 continue
@@ -178,13 +194,8 @@ class Mask:
             usual = int(fullest.argmax())
             fitting = int(fullest[: usual + 1].sum())
             if 0 < usual < size and fitting > 0.9 * groups:
-                full = (
-                    self.sparsity < 1 - (usual - 0.5) / size
-                )  # else most groups hold fewer than the pattern lets them
-                return (
-                    f"{'' if full else 'at most '}{usual}:{size} in {100 * fitting / groups:.4g} % of groups, {share}"
-                )
-        return f"unstructured, {share}"
+                return usual, size, fitting, groups
+        return None
 
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file: a uint8 tensor per layer, shapes in the metadata."""
@@ -217,9 +228,12 @@ class Mask:
 
 
 def save_mask(network: Network, path: Path) -> None:
-    """Writes the zeros of a network's blocks as `Mask.of(network).save(path)`, but holds one layer's at a time."""
+    """Writes the zeros of a network's blocks, of quantized layers those that there were before they were rounded.
+
+    As `Mask.of(network).save(path)` of a network that isn't quantized, but holds one layer's mask at a time.
+    """
     layers = network.layers()
-    packed = (MaskedLayer.of(layer.matrix() != 0).packed for layer in network.visit(layers))
+    packed = (_masked(network, layer).packed for layer in network.visit(layers))
     _write(path, {layer.name: layer.shape for layer in layers}, packed)
 
 
@@ -228,8 +242,22 @@ def has_mask(network: Network) -> bool:
     layers = network.layers()
     if not layers or (network.source.path / FILE).is_file():
         return bool(layers)
-    zeros = sum(layer.zeros() for layer in network.visit(layers))
+    zeros = sum(_masked(network, layer).zeros for layer in network.visit(layers))
     return zeros > BY_CHANCE * sum(layer.weights for layer in layers)
+
+
+def _masked(network: Network, layer: Layer) -> MaskedLayer:
+    on = network.quantized.get(layer.name)
+    if on is None or on.keep is None:
+        return MaskedLayer.of(layer.matrix() != 0)
+    return MaskedLayer(*layer.shape, on.keep)
+
+
+def take_mask(network: Network, mask: Mask) -> None:
+    """Tells a quantized network that was loaded what was no zero before its weights were rounded."""
+    for name, on in network.quantized.items():
+        if name in mask.layers:
+            network.quantized[name] = replace(on, keep=mask.layers[name].packed)
 
 
 def _write(path: Path, shapes: Mapping[str, tuple[int, int]], packed: Iterable[Tensor]) -> None:

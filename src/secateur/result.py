@@ -189,6 +189,7 @@ class Metrics:
         batch_one, batch_many: Examples per second at batches of 1 and of 64, the median of repeats in turns.
         sample: A text that the model wrote from `prompt`.
         mask: What the mask file beside the checkpoint says, and whether the weights hold it; None without one.
+        pattern: The N:M pattern that each single group of weights holds, by that mask; None without.
         sparsity_by_layer: Share of zeros per layer inside the blocks.
         tasks: What it reaches in zero-shot tasks, by task and metric.
     """
@@ -225,6 +226,7 @@ class Metrics:
     prompt: str | None = None
     sample: str | None = None
     mask: str | None = None
+    pattern: str | None = None
     sparsity_by_layer: dict[str, float] = field(default_factory=dict)
     tasks: dict[str, float] = field(default_factory=dict)
 

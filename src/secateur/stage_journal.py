@@ -31,6 +31,8 @@ from secateur.journal import (
     stage_report,
     state_of_same,
 )
+from secateur.mask import FILE as MASK_FILE
+from secateur.mask import Mask, save_mask, take_mask
 from secateur.network.loading import load
 from secateur.network.network import Network
 from secateur.network.saving import save_network
@@ -112,6 +114,8 @@ class StageJournal:
             return network
         kept = load(self._model(), device=network.device.type, trust_remote_code=network.source.trust_remote_code)
         kept.source = network.source
+        if (self._model() / MASK_FILE).is_file():
+            take_mask(kept, Mask.load(self._model()))
         return kept
 
     def training(self) -> Path:
@@ -137,6 +141,8 @@ class StageJournal:
                 shutil.rmtree(self._model(), ignore_errors=True)  # of a run that was killed
                 self._model().mkdir()
                 save_network(network, self._model())
+                if network.quantized and network.layers():
+                    save_mask(network, self._model() / MASK_FILE)
                 self._write()
             if (trained / RUNS).is_dir():
                 shutil.move(trained / RUNS, self.logs / f"stage-{len(self.finished)}")

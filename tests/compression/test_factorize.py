@@ -225,7 +225,8 @@ def _interrupted(self: Any) -> None:
             "zeros would be lost",
         ),
         ([{"factorize": {"rank": 3}}, {"prune": {"sparsity": 0.5}}], "prune can't follow it"),
-        ([{"factorize": {"rank": 3}}, {"quantize": {}}], "quantize can't follow it"),
+        ([{"factorize": {"rank": 3}}, {"reconstruct": {}}], "reconstruct can't follow it"),
+        ([{"factorize": {"rank": 3}}, {"quantize": {"pattern": "2:4"}}], "sparsity and pattern are for whole layers"),
         (
             [{"repeat": 2, "stages": [{"prune": {"sparsity": 0.5}}, {"factorize": {"rank": 3}}]}],
             "put factorize behind it",

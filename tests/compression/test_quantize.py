@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import secateur
 from secateur.errors import ModelError, PatternError, UsageError
+from secateur.mask import Mask
 from secateur.network.loading import load
 from secateur.network.quantized import is_quantized
 from tiny import save_tiny, tiny_recipe
@@ -64,6 +67,108 @@ def test_the_joint_sweep_prunes_too(told: dict[str, Any]) -> None:
     assert "int4 and 50 % of the weights removed" in (Path(told["output"]) / "README.md").read_text()
 
 
+def test_the_mask_is_that_of_before_rounding(told: dict[str, Any], tmp_path: Path) -> None:
+    prune, quantize = {"prune": {"sparsity": 0.5}}, {"quantize": {"bits": 4, "per": "channel"}}
+    run(told | {"output": str(tmp_path / "half")}, prune)
+    result = run(told, prune, quantize)
+    mask = Mask.load(tmp_path / "out")
+    assert mask == Mask.load(tmp_path / "half")
+    zeros = sum(layer.zeros() for layer in load(tmp_path / "out").layers())
+    assert zeros > mask.zeros
+    assert f"{zeros - mask.zeros:,} more zeros by rounding" in " ".join(result.stages[1].notes)
+    assert result.comparison is not None
+    assert result.comparison.others[0].mask == "unstructured, 50.00 %; held"
+
+
+def test_the_mask_of_a_joint_sweep_is_what_it_removed(told: dict[str, Any]) -> None:
+    run(told, {"quantize": {"bits": 4, "per": "channel", "sparsity": 0.5}})
+    mask = Mask.load(told["output"])
+    assert {round(layer.zeros / layer.weights, 3) for layer in mask.layers.values()} == {0.5}
+    mask.verify(load(told["output"]))
+
+
+def test_a_dense_model_that_is_only_quantized_has_no_mask(told: dict[str, Any], tmp_path: Path) -> None:
+    result = run(told, {"quantize": {"bits": 4, "per": "channel"}})
+    assert "more zeros by rounding" in " ".join(result.stages[0].notes)
+    assert not (tmp_path / "out/secateur.mask").exists()
+
+
+def test_a_run_that_ends_behind_quantization_still_knows_its_mask(
+    told: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = [{"prune": {"sparsity": 0.5}}, {"quantize": {"bits": 4, "per": "channel"}}]
+    run(told, *stages)
+    expected = Mask.load(told["output"])
+    with monkeypatch.context() as patch:
+        patch.setattr("secateur.run._evaluate", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(told, *stages)
+    secateur.run_recipe(secateur.Recipe.build(told | {"stages": stages}), resume=True)
+    assert Mask.load(told["output"]) == expected
+
+
+def _interrupted(*given: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("pattern", [{"sparsity": 0.4}, {"pattern": "3:4"}])
+def test_a_joint_sweep_keeps_zeros_that_are_more_than_it_asks_for(
+    pattern: dict[str, Any], told: dict[str, Any]
+) -> None:
+    result = run(told, {"prune": {"pattern": "2:4"}}, {"quantize": {"bits": 8, **pattern}})
+    assert result.comparison is not None
+    (other,) = result.comparison.others
+    assert other.pattern == "2:4"
+    assert other.mask == "2:4 in 100 % of groups, 50.00 %; held"
+
+
+FACTORS = [
+    {"bits": 8},
+    {"bits": 4, "per": "channel"},
+    {"bits": 8, "method": "nearest", "include": ["*.mlp.*_proj"]},
+    {"bits": 4, "group": 16, "exclude": ["*.down_proj"]},
+]
+
+
+@pytest.mark.parametrize("factorize", [{"params": 0.8}, {"params": 0.8, "sparse": 0.5}])
+@pytest.mark.parametrize("quantize", FACTORS)
+def test_factors_are_quantized_and_stock_transformers_load_them(
+    quantize: dict[str, Any], factorize: dict[str, Any], told: dict[str, Any], tmp_path: Path
+) -> None:
+    result = run(told, {"factorize": factorize}, {"quantize": quantize})
+    assert result.reload == 0
+    stored = load_file(tmp_path / "out/model.safetensors")
+    for part in ("down", "up", *(["kept"] if "sparse" in factorize else [])):
+        assert f"model.layers.0.mlp.up_proj.{part}.weight" not in stored
+        assert stored[f"model.layers.0.mlp.up_proj.{part}.weight_packed"].dtype == torch.int32
+    code = (
+        "import sys, torch\nsys.modules['secateur'] = None\nfrom transformers import AutoModelForCausalLM\n"
+        f"model = AutoModelForCausalLM.from_pretrained({str(tmp_path / 'out')!r}, trust_remote_code=True)\n"
+        "print(model(torch.arange(8)[None]).logits.double().sum().item())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    with torch.inference_mode():
+        expected = result.model(torch.arange(8)[None]).logits.double().sum().item()
+    assert float(done.stdout.split()[-1]) == pytest.approx(expected, rel=1e-6, abs=1e-4)
+    network = load(tmp_path / "out")
+    assert network.quantized.keys() == result.network.quantized.keys()
+    if "sparse" in factorize:
+        Mask.load(tmp_path / "out").verify(network)
+    if quantize.get("group"):
+        assert "Groups of 16 inputs share a scale" in " ".join(result.stages[1].notes)
+
+
+def test_factors_by_gptq_are_closer_than_to_nearest(told: dict[str, Any]) -> None:
+    errors = {}
+    for method in ("gptq", "nearest"):
+        result = run(
+            told, {"factorize": {"params": 0.8}}, {"quantize": {"bits": 4, "per": "channel", "method": method}}
+        )
+        assert result.comparison is not None
+        errors[method] = result.comparison.others[0].kl
+    assert errors["gptq"] < errors["nearest"]
+
+
 def test_what_is_larger_than_a_gguf_is_not_called_plain(told: dict[str, Any], tmp_path: Path) -> None:
     secateur.export(told["model"], output=tmp_path / "gguf", to="gguf")
     file = tmp_path / "gguf/model.gguf"
@@ -99,6 +204,12 @@ def test_misuse_is_named(
     with pytest.raises(error, match=says):
         run(told, *stages)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_head_that_is_the_embedding_is_refused(told: dict[str, Any], tmp_path: Path) -> None:
+    told["model"] = str(save_tiny("qwen2", tmp_path / "qwen2", tokenizer=True))
+    with pytest.raises(UsageError, match="lm_head shares its weight with model"):
+        run(told, {"quantize": {"include": ["*.mlp.*", "lm_head"]}})
 
 
 def test_layers_that_are_no_linear_modules_are_refused(told: dict[str, Any], tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -17,10 +17,11 @@ from secateur.calibration.runner import BlockRunner
 from secateur.calibration.statistics import Needs, Statistics
 from secateur.calibration.windows import Windows
 from secateur.compression.grid import Grid, group_for
+from secateur.compression.layers import chosen_linear_layers
 from secateur.errors import SolverError, UsageError
-from secateur.layer_choice import chosen_layers
 from secateur.layer_report import report_of
 from secateur.linear_algebra import relative_error
+from secateur.mask import MaskedLayer
 from secateur.network.network import Layer, Network
 from secateur.network.quantized import INSTALL, OnGrid
 from secateur.processes import Processes
@@ -58,9 +59,12 @@ def quantize_weights(
         UsageError: A layer can't be quantized, see `quantizable`.
         SolverError: A zero would have been lost, or a Gram matrix can't be factorised.
     """
-    layers, grid = quantizable(network, stage)
+    grids = quantizable(network, stage)
+    layers = [layer for layer, _ in grids]
     seconds: dict[str, float] = defaultdict(float)
+    on = {layer.name: grid for layer, grid in grids}
     reports: dict[str, LayerReport] = {}
+    rounded: dict[str, int] = {}
     needs = Needs.GRAM if stage.method == "gptq" else Needs.NOTHING
     route = Route(network, layers, needs)
     runner: BlockRunner | None = None
@@ -73,7 +77,8 @@ def quantize_weights(
     def act(some: Sequence[Layer], statistics: dict[str, Statistics]) -> None:
         with timed(seconds, "solve"), torch.inference_mode():
             for layer in some:
-                reports[layer.name] = _quantize(network, layer, stage, grid, statistics.get(layer.reads))
+                found = _quantize(network, layer, stage, on[layer.name], statistics.get(layer.reads))
+                reports[layer.name], rounded[layer.name] = found
                 tick()
 
     for number in range(route.end):
@@ -81,7 +86,10 @@ def quantize_weights(
         found: dict[str, Statistics] = {}
         if runner is not None and some:
             with timed(seconds, "gather"):
-                found = runner.gather({layer.reads: (layer, needs) for layer in some}, tick)
+                readers: dict[str, tuple[Layer, Needs]] = {}
+                for layer in some:
+                    readers.setdefault(layer.reads, (layer, needs))  # the first to read it: what follows may end a pass
+                found = runner.gather(readers, tick)
         act(some, found)
         if runner is not None and number < route.passed:
             with timed(seconds, "propagate"):
@@ -95,10 +103,23 @@ def quantize_weights(
     if runner is not None:
         runner.close()
     ordered = tuple(reports[layer.name] for layer in layers)
-    notes = [] if grid.group is None else [f"Groups of {grid.group} inputs share a scale."]
+    notes = _notes(on, sum(rounded.values()))
     if needs and (blind := [one.name for one in ordered if one.error is None]):
         notes.append(f"No token of the calibration reaches {', '.join(blind)}: rounded to nearest.")
     return StageReport({"quantize": stage.model_dump(mode="json")}, ordered, dict(seconds), tuple(notes))
+
+
+def _notes(on: Mapping[str, Grid], rounded: int) -> list[str]:
+    """Says what shares a scale, and how many weights only rounding made zero."""
+    notes = []
+    sizes = sorted({grid.group for grid in on.values() if grid.group is not None})
+    if sizes:
+        alone = sum(grid.group is None for grid in on.values())
+        rest = f"; in {alone} factors whose rank they don't divide all inputs of an output do" if alone else ""
+        notes.append(f"Groups of {' or '.join(map(str, sizes))} inputs share a scale{rest}.")
+    if rounded:
+        notes.append(f"{rounded:,} more zeros by rounding, which aren't a mask's.")
+    return notes
 
 
 def check_quantize(network: Network, stage: Quantize, team: Processes) -> None:
@@ -112,14 +133,16 @@ def check_quantize(network: Network, stage: Quantize, team: Processes) -> None:
     quantizable(network, stage)
 
 
-def quantizable(network: Network, stage: Quantize) -> tuple[list[Layer], Grid]:
-    """Returns the layers that a stage is about, and the grid that their weights are put on.
+def quantizable(network: Network, stage: Quantize) -> list[tuple[Layer, Grid]]:
+    """Returns the layers that a stage is about, each with the grid that its weights are put on.
 
     Raises:
-        UsageError: A glob matches nothing, a layer is no plain linear module, or a group doesn't divide its inputs.
+        UsageError: A glob matches nothing, a layer is no plain linear module or shares its weight, a group doesn't
+            divide its inputs, or factors are to be pruned.
         PatternError: A pattern doesn't fit a layer.
     """
-    layers = chosen_layers(network.layers(), network.outside(), stage.include, stage.exclude)
+    layers = chosen_linear_layers(network, stage.include, stage.exclude)
+    whole = {layer.name for layer in (*network.layers(), *network.outside())}
     for layer in layers:
         if type(layer.module) is not nn.Linear:
             kind = "a bare weight" if layer.module is None else f"a {type(layer.module).__name__}"
@@ -129,22 +152,40 @@ def quantizable(network: Network, stage: Quantize) -> tuple[list[Layer], Grid]:
             )
         if layer.table:
             raise UsageError(f"quantize: {layer.name} is an embedding; leave it out.")
+        if ties := network.ties(layer):
+            raise UsageError(
+                f"quantize: {layer.name} shares its weight with {ties[0]}, which can't be integers; leave it out."
+            )
+        if stage.joint and layer.name not in whole:
+            raise UsageError(
+                f"quantize: {layer.name} is a factor, and sparsity and pattern are for whole layers; leave them out."
+            )
         if stage.pattern is not None:
             Pattern.parse(stage.pattern).check(layer.shape[1], layer.name)
-    columns = {layer.name: layer.shape[1] for layer in layers}
+    ranks = {layer.name for layer in layers if layer.name not in whole and layer.name.endswith(".up")}
+    columns = {layer.name: layer.shape[1] for layer in layers if layer.name not in ranks}
     group = group_for(columns, stage.group) if stage.grouped else None
-    return layers, Grid(stage.bits, group, network.model.dtype)
+
+    def grid(layer: Layer) -> Grid:
+        fits = group is not None and (layer.name not in ranks or layer.shape[1] % group == 0)
+        return Grid(stage.bits, group if fits else None, network.model.dtype)
+
+    return [(layer, grid(layer)) for layer in layers]
 
 
 def _amount(stage: Quantize, layer: Layer) -> Amount:
+    """Returns how much of a layer goes in the sweep; what is zero already stays so, even if that is more."""
     if stage.pattern is not None:
         return Amount(pattern=Pattern.parse(stage.pattern))
-    return Amount() if stage.sparsity is None else Amount(remove=round(stage.sparsity * layer.weights))
+    return (
+        Amount() if stage.sparsity is None else Amount(remove=max(round(stage.sparsity * layer.weights), layer.zeros()))
+    )
 
 
 def _quantize(
     network: Network, layer: Layer, stage: Quantize, grid: Grid, statistics: Statistics | None
-) -> LayerReport:
+) -> tuple[LayerReport, int]:
+    """Puts a layer on its grid; returns its report, and how many of the weights that stay are rounded to zero."""
     start = time.perf_counter()
     W = layer.matrix().to(network.device, torch.float32).contiguous()
     keep = W != 0
@@ -156,6 +197,7 @@ def _quantize(
         solution = SparseGPT().solve(problem)
         assert solution.scales is not None
         quantized, scales, damping = solution.W, solution.scales, solution.damping
+        keep &= solution.keep
         error = relative_error(W, quantized, statistics.G)
     elif stage.joint:
         raise UsageError(f"quantize: no token of the calibration reaches {layer.name}; prune it in a stage of its own.")
@@ -167,5 +209,6 @@ def _quantize(
         raise SolverError(f"{layer.name}: a weight that was zero isn't any more; the mask would be lost.")
     zeros_before = layer.zeros()
     layer.matrix().copy_(stored)
-    network.quantized[layer.name] = OnGrid(grid, scales.cpu())
-    return replace(report_of(layer, zeros_before, start), error_masked=error, error=error, damping=damping)
+    network.quantized[layer.name] = OnGrid(grid, scales.cpu(), MaskedLayer.of(keep).packed)
+    report = replace(report_of(layer, zeros_before, start), error_masked=error, error=error, damping=damping)
+    return report, int((keep & (stored == 0)).sum())

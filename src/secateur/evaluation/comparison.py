@@ -187,26 +187,33 @@ def _metrics(
             figures["speed_spread"] = max(speed.spread, float(figures.get("speed_spread") or 0))
     if length is not None and network.store is None:
         figures["macs"] = costs(network, length).macs
+    status, pattern = (None, None) if folder is None else mask_status(network, folder)
     return Metrics(
         name=name,
         parameters=network.parameters(),
         weights=sum(layer.weights for layer in layers),
         zeros=sum(zeros.values()),
         bytes_on_disk=None if folder is None else weight_bytes(folder),
-        mask=None if folder is None else mask_status(network, folder),
+        mask=status,
+        pattern=pattern,
         sparsity_by_layer={layer.name: zeros[layer.name] / layer.weights for layer in layers},
         **figures,  # type: ignore[arg-type]
     )
 
 
-def mask_status(network: Network, folder: Path) -> str | None:
-    """Holds a network's weights against the mask file in its checkpoint folder; None without one."""
+def mask_status(network: Network, folder: Path) -> tuple[str | None, str | None]:
+    """Holds a network's weights against the mask file in its checkpoint folder.
+
+    Returns:
+        In words what the mask is and whether it is held, and the N:M pattern that all groups of the weights hold; None
+        without.
+    """
     if not (folder / mask.FILE).is_file():
-        return None
+        return None, None
     known = mask.Mask.load(folder)
     broken = known.violations(network)
     held = "held" if not broken else f"BROKEN: {sum(broken.values())} weights in {len(broken)} layers aren't zero"
-    return f"{known.describe()}; {held}"
+    return f"{known.describe()}; {held}", None if broken else known.pattern
 
 
 def _bits_per_byte(network: Network, measured: _Measured) -> float | None:

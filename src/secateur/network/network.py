@@ -317,7 +317,9 @@ class Network:
         return [
             name
             for name, module in self.model.named_modules()
-            if name != layer.name and getattr(module, "weight", None) is layer.parameter
+            if name != layer.name
+            and not isinstance(module, Factors)  # whose weight is that of a part
+            and getattr(module, "weight", None) is layer.parameter
         ]
 
     def dimension(self, name: str, stack: Stack | None = None) -> int | None:

@@ -41,10 +41,13 @@ class OnGrid:
     Attributes:
         grid: The grid.
         scales: (out, groups) float32.
+        keep: uint8, a bit per weight as in `secateur.mask.MaskedLayer`: what was no zero before it was rounded; None of
+            a checkpoint that was loaded.
     """
 
     grid: Grid
     scales: Tensor
+    keep: Tensor | None = None
 
 
 def packed(integers: Tensor, bits: int) -> Tensor:

@@ -97,10 +97,15 @@ class Recipe(Settings):
     def _factorized_late(self) -> Recipe:
         places = [number for number, stage in enumerate(self.stages) if stage.factorize is not None]
         for after in self.stages[places[0] + 1 :] if places else ():
-            if after.finetune is None and after.distill is None:
+            if after.finetune is None and after.distill is None and after.quantize is None:
                 raise UsageError(
                     f"factorize: {after.kind} can't follow it, as it works on whole layers, and factors are none. Put "
-                    "it before, or follow with finetune or distill, which train factors, too."
+                    "it before, or follow with finetune, distill or quantize, which take factors, too."
+                )
+            if after.quantize is not None and after.quantize.joint:
+                raise UsageError(
+                    "quantize: sparsity and pattern are for whole layers, and what is factorized has few or none; "
+                    "leave them out."
                 )
         if places and (self.calibration.images is not None or self.stream):
             raise UsageError("factorize is for language models in memory: leave images and stream out.")
