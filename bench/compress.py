@@ -23,6 +23,7 @@ from rows import Rows, parser_of, printed
 RESULTS = HERE / "results" / "compress.json"
 HALF, TWO_FOUR = {"prune": {"sparsity": 0.5}}, {"prune": {"pattern": "2:4"}}
 INT8, INT4 = {"quantize": {"bits": 8}}, {"quantize": {"bits": 4}}
+LOW_RANK = {"factorize": {"params": 0.8}}
 ROWS: dict[str, list[dict[str, Any]]] = {
     "int8": [INT8],
     "int4": [INT4],
@@ -31,7 +32,8 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "2:4, then int8": [TWO_FOUR, INT8],
     "50 %": [HALF],
     "50 %, then int4": [HALF, INT4],
-    "low rank, 80 % of the parameters": [{"factorize": {"params": 0.8}}],
+    "low rank, 80 % of the parameters": [LOW_RANK],
+    "low rank, 80 %, then int8": [LOW_RANK, INT8],
     "low rank by error, 80 %": [{"factorize": {"params": 0.8, "allocation": "error"}}],
     "sparse and low rank, 80 %": [{"factorize": {"params": 0.8, "sparse": 0.7}}],
     "50 % and int4 in one sweep": [{"quantize": {"bits": 4, "sparsity": 0.5}}],
@@ -58,6 +60,7 @@ def measure(stages: list[dict[str, Any]], data: Path, scratch: Path) -> dict[str
         "kl": round(other["kl"], 4),
         "zeros": round(other["zeros"] / other["weights"], 5) if other["weights"] else None,  # factors are no layers
         "mask": other["mask"],
+        "pattern": other["pattern"],
         "bytes_on_disk": other["bytes_on_disk"],
         "share": round(other["bytes_on_disk"] / (2 * dense["parameters"]), 4),
         "seconds": round(found["seconds"]["total"]),

@@ -75,7 +75,7 @@ class Sst2:
 
     def rows(self) -> dict[str, Callable[[], Row]]:
         """Returns what is measured, the dense model first."""
-        finetune = {"finetune": self._training()}
+        finetune = {"finetune": self.training()}
         found: dict[str, Callable[[], Row]] = {"dense": self._train_dense}
         for amount in AMOUNTS:
             cut = {"prune": {"sparsity": amount}}
@@ -91,16 +91,17 @@ class Sst2:
             cut = {"prune": {"unit": unit, "sparsity": 0.5}}
             found[f"{unit}s 50 %, cut"] = lambda cut=cut: self._recipe([cut])
             found[f"{unit}s 50 %, then fine-tuning"] = lambda cut=cut: self._recipe([cut, finetune])
-            distill = {"distill": {**self._training(), "labels": 0.5, "hidden": 0.1}}
+            distill = {"distill": {**self.training(), "labels": 0.5, "hidden": 0.1}}
             found[f"{unit}s 50 %, then distillation"] = lambda cut=cut, after=distill: self._recipe([cut, after])
         return found
 
-    def _training(self) -> dict[str, Any]:
+    def training(self) -> dict[str, Any]:
+        """Returns the settings of two epochs."""
         given = {"data": self.train, "samples": ROWS_TRAINED, "length": LENGTH, "batch": BATCH, "rate": RATE}
         return {**given, "epochs": EPOCHS, "compute": "bfloat16", "held_out": 256, "judged": 4, "keep": "last"}
 
     def _train_dense(self) -> Row:
-        return self._recipe([{"finetune": self._training()}], "demo:minilm-l6", self.dense)
+        return self._recipe([{"finetune": self.training()}], "demo:minilm-l6", self.dense)
 
     def _recipe(self, stages: list[dict[str, Any]], model: str = "", out: Path | None = None) -> Row:
         if not model and not self.dense.is_dir():

@@ -8,8 +8,9 @@ distilled for two epochs, quantized, exported; accuracy on the 7,607 rows of dev
 examples/speech.yaml, on sentences that espeak-ng speaks; word error rate on others of them. resnet56: half of the MACs
 of CIFAR-10's ResNet-56, two epochs, exports; accuracy on the 2,000 test images. runtimes: SmolLM2-135M at 70 % of its
 parameters, distilled for ten minutes on C4, and what of that plain torch, ONNX Runtime, OpenVINO and llama.cpp turn
-into speed. The other rows are the recipes in examples/, carried out as they are, with quality and speed measured behind
-them.
+into speed, beside what each could at best: prefill by the products that it does (exports give all tokens' logits, torch
+and llama.cpp are asked for the last one's), decoding by the weights that it reads. The other rows are the recipes in
+examples/, carried out as they are, with quality and speed measured behind them.
 
 Files of one row are timed beside one another by `secateur bench`. Figures go to bench/results/shipping.json, and with
 --table the tables of docs/deploying.md are printed from them. Rows that were measured before stay unless --again is
@@ -18,6 +19,7 @@ given; --keep names a folder where the dense classifier stays for further runs.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,17 +36,21 @@ import whisper
 from protocol import HERE, MODEL, check_texts, secateur
 from recovery import Sst2, run
 from rows import Row, Rows, parser_of, printed
-from secateur.benchmark.runners import OnnxRunner, OpenVinoRunner
+from secateur.benchmark.runners import kind_of
 from secateur.calibration.audio import heard_windows
+from secateur.calibration.data import window_length
 from secateur.calibration.tables import read_table
+from secateur.evaluation.costs import costs
 from secateur.evaluation.error_rate import words
+from secateur.network.saving import save_network
+from shipping_tables import tables
 
 RESULTS = HERE / "results" / "shipping.json"
 EXAMPLES = HERE.parent / "examples"
-RUNNERS = {"onnx": OnnxRunner, "openvino": OpenVinoRunner}
 QUALITY = ("accuracy", "wer", "perplexity", "bits_per_byte", "kl", "top1_agreement", "cosine")
-WRITTEN = 64  # tokens that Whisper writes of a sentence at most
 HEARD = 24  # sentences of 48 that calibration doesn't hear
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+LAST_ONLY = ("torch", "llama.cpp")  # what computes the logits of the last token only
 
 
 @dataclass(frozen=True)
@@ -69,20 +75,19 @@ def minilm(place: Place) -> Row:
     sst2 = Sst2(place.data, place.scratch, place.keep)
     if not sst2.dense.is_dir():
         sst2.rows()["dense"]()
-    texts = {"data": str(sst2.texts), "samples": 64, "length": 128}
-    training = sst2.rows()["neurons 50 %, then distillation"]
+    given = {"calibration": {"data": str(sst2.texts), "samples": 64, "length": 128}, "evaluate": None}
+    distill = {**sst2.training(), "labels": 0.5, "hidden": 0.1, "teacher": str(sst2.dense)}
     cut, tuned, int8 = (place.scratch / name for name in ("cut", "tuned", "int8"))
-    run([{"prune": {"unit": "neuron", "sparsity": 0.5}}], str(sst2.dense), cut, calibration=texts)
-    training()
-    (place.scratch / "out").rename(tuned)
-    run([{"quantize": {"bits": 8}}], str(tuned), int8, calibration=texts)
+    run([{"prune": {"unit": "neuron", "sparsity": 0.5}}], str(sst2.dense), cut, **given)
+    run([{"distill": distill}], str(cut), tuned, **given)
+    run([{"quantize": {"bits": 8}}], str(tuned), int8, **given)
     shown = {"dense": sst2.dense, "half of the neurons": cut, "distilled": tuned, "int8": int8}
     steps = measured(shown, "--text", str(sst2.judged), "--length", "64")
     exported = exports(tuned, place.scratch, {"onnx": ("float32", "int8"), "openvino": ("float32", "int8")})
     table = read_table(str(sst2.judged), None, None)
     tokenizer = library.load(str(tuned)).tokenizer
     for name, folder in exported.items():
-        ask = RUNNERS[name.split()[0]](str(folder)).ask
+        ask = opened(folder).ask
         right = 0
         for at in range(0, len(table), 64):
             ids = tokenizer(list(table.texts[at : at + 64]), truncation=True, max_length=64, padding=True)
@@ -95,6 +100,26 @@ def minilm(place: Place) -> Row:
 def speech(place: Place) -> Row:
     """A model that hears."""
     assert place.whisper is not None
+    spoken, heard = sounds(place)
+    recipe = yaml.safe_load((EXAMPLES / "speech.yaml").read_text())
+    dense = place.scratch / "dense"  # the checkpoint may be of half precision, which the exports aren't
+    dense.mkdir()
+    network = library.load(str(place.whisper), dtype="float32")
+    save_network(network, dense)
+    shown = {"dense": dense}
+    for name, last in (("a tenth of the neurons", 1), ("blocks tuned", 2), ("int8", 3)):
+        shown[name] = place.scratch / f"step{last}"
+        calibration = {**recipe["calibration"], "data": str(spoken)}
+        run(recipe["stages"][:last], str(dense), shown[name], calibration=calibration, evaluate=None)
+    steps = measured(shown, "--text", str(heard), "--windows", str(HEARD))
+    exported = exports(shown["blocks tuned"], place.scratch, {"onnx": ("float32", "int8"), "openvino": ("float32",)})
+    for name, folder in exported.items():
+        steps[name] = {"wer": round(error_rate(opened(folder), network, heard), 4)}
+    return timed(steps, {**shown, **exported})
+
+
+def sounds(place: Place) -> tuple[Path, Path]:
+    """Has sentences spoken; returns a folder to calibrate on, and another with what is said beside each."""
     spoken, heard = place.scratch / "spoken", place.scratch / "heard"
     text = place.data / "text/c4_sample.jsonl"
     whisper.speak(text, spoken)
@@ -102,18 +127,7 @@ def speech(place: Place) -> Row:
     for number, sentence in enumerate(whisper.sentences(text)[:HEARD]):
         (spoken / f"{number:02}.wav").rename(heard / f"{number:02}.wav")
         (heard / f"{number:02}.txt").write_text(sentence)
-    recipe = yaml.safe_load((EXAMPLES / "speech.yaml").read_text())
-    shown = {"dense": place.whisper}
-    for name, last in (("a tenth of the neurons", 1), ("blocks tuned", 2), ("int8", 3)):
-        shown[name] = place.scratch / f"step{last}"
-        calibration = {**recipe["calibration"], "data": str(spoken)}
-        run(recipe["stages"][:last], str(place.whisper), shown[name], calibration=calibration)
-    steps = measured(shown, "--text", str(heard))
-    exported = exports(shown["blocks tuned"], place.scratch, {"onnx": ("float32", "int8"), "openvino": ("float32",)})
-    network = library.load(str(place.whisper))
-    for name, folder in exported.items():
-        steps[name] = {"wer": round(error_rate(RUNNERS[name.split()[0]](str(folder)), network, heard), 4)}
-    return timed(steps, {**shown, **exported})
+    return spoken, heard
 
 
 def error_rate(runner: Any, network: Any, heard: Path) -> float:
@@ -123,22 +137,27 @@ def error_rate(runner: Any, network: Any, heard: Path) -> float:
     told = network.model.generation_config
     start = [told.decoder_start_token_id, told.no_timestamps_token_id]
     never = [token for token in told.suppress_tokens or () if token != told.eos_token_id]
-    said, written = [], []
+    most, said, written = window_length(network, None), [], []
     for path in sorted(heard.glob("*.wav")):
-        ids = np.array([start], np.int64)
         (features,) = heard_windows(network, path)
         (hidden,) = runner.hear(dict.fromkeys(runner.inputs, np.asarray(features, np.float32))).values()
-        for _ in range(WRITTEN):
-            logits = runner.ask({"input_ids": ids, "encoder_hidden_states": hidden})["logits"][0, -1]
+        ids, new, past = list(start), np.array([start], np.int64), {"encoder_hidden_states": hidden}
+        while len(ids) < most and ids[-1] != told.eos_token_id:
+            found, past = runner.say(new, past)
+            logits = found[0, -1].copy()
             logits[never] = -np.inf
-            if len(ids[0]) == len(start):
+            if len(ids) == len(start):
                 logits[list(told.begin_suppress_tokens or ())] = -np.inf
-            ids = np.append(ids, [[logits.argmax()]], 1)
-            if ids[0, -1] == told.eos_token_id:
-                break
-        written.append(words(network.tokenizer.decode(ids[0], skip_special_tokens=True)))
+            ids.append(int(logits.argmax()))
+            new = np.array([ids[-1:]], np.int64)
+        written.append(words(network.tokenizer.decode(ids, skip_special_tokens=True)))
         said.append(words(path.with_suffix(".txt").read_text()))
     return float(jiwer.wer(said, written))
+
+
+def opened(folder: Path) -> Any:
+    """Loads an export in its runtime."""
+    return kind_of(str(folder)).runner()(str(folder), os.cpu_count() or 1)
 
 
 def resnet56(place: Place) -> Row:
@@ -165,7 +184,7 @@ def resnet56(place: Place) -> Row:
             shown[what] = place.scratch / what
             x = images.x_train[:1]
             library.export(model, example_inputs=x, output=shown[what], to=to, kind=kind)
-            runner = RUNNERS[to](str(shown[what]))
+            runner = opened(shown[what])
             likeliest = [
                 next(iter(runner.ask(dict.fromkeys(runner.inputs, part.numpy())).values())).argmax(1)
                 for part in images.x_test.split(100)
@@ -203,15 +222,37 @@ def runtimes(place: Place) -> Row:
     row = timed({}, shown)
     row["perplexity"] = {"dense": round(found["dense"]["perplexity"], 2), "small": round(after["perplexity"], 2)}
     row["share"] = {name: round(after[name] / found["dense"][name], 4) for name in ("parameters", "macs")}
+    both = network, library.load(str(small))
+    decode = weights_read(both[0]) / weights_read(both[1])
     for name in [name for name in row["steps"] if f"{name}, dense" in row["steps"]]:
         own, before = row["steps"][name], row["steps"][f"{name}, dense"]
+        last_only = own["runtime"].split()[0] in LAST_ONLY
+        prefill = products(both[0], row["settings"]["prompt"], last_only)
+        prefill /= products(both[1], row["settings"]["prompt"], last_only)
         own["gains"] = {
-            "first": round(before["first_ms"] / own["first_ms"], 3),
-            "decode": round(own["decode"] / before["decode"], 3),
-            "batch": round(own["batch"] / before["batch"], 3),
+            "prefill": gained(before["first_ms"] / own["first_ms"], prefill),
+            "batch": gained(own["batch"] / before["batch"], prefill),
+            "decode": gained(own["decode"] / before["decode"], decode),
             "bytes": round(before["bytes"] / own["bytes"], 3),
         }
     return row
+
+
+def products(network: Any, prompt: int, last_only: bool) -> float:
+    """Returns the multiply-accumulates of reading a prompt, with a head for its last token only or for all."""
+    head = sum(layer.weights for layer in network.outside() if not layer.table)
+    return prompt * (costs(network, prompt).macs - head) + head * (1 if last_only else prompt)
+
+
+def weights_read(network: Any) -> int:
+    """Returns how many weights each token that is written takes: those of blocks and of the head, none of a table."""
+    layers = [*network.layers(), *(layer for layer in network.outside() if not layer.table)]
+    return sum(layer.weights for layer in layers)
+
+
+def gained(gain: float, bound: float) -> Row:
+    """Returns a gain in speed, what it could be at best, and the share of that which is reached."""
+    return {"gain": round(gain, 3), "bound": round(bound, 3), "share": round((gain - 1) / (bound - 1), 3)}
 
 
 def recipe_row(name: str) -> Callable[[Place], Row]:
@@ -221,10 +262,9 @@ def recipe_row(name: str) -> Callable[[Place], Row]:
         recipe = yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text())
         recipe |= {"output": str(place.scratch / "out"), "overwrite": True}
         if name == "speech":
-            spoken = place.scratch / "spoken"
-            whisper.speak(place.data / "text/c4_sample.jsonl", spoken)
+            spoken, heard = sounds(place)
             recipe["model"], recipe["calibration"]["data"] = str(place.whisper), str(spoken)
-            recipe["evaluate"] = {"text": str(spoken)}
+            recipe["evaluate"] = {"text": str(heard), "windows": HEARD}
         elif name == "encoder":
             recipe["calibration"]["data"] = str(HERE.parent / recipe["calibration"]["data"])
             recipe["evaluate"] = {"text": str(place.data / "text/wiki.test.raw"), "windows": 20, "length": 256}
@@ -239,10 +279,10 @@ def recipe_row(name: str) -> Callable[[Place], Row]:
             for what in ("prefill", "decode")
             if dense.get(what) and other.get(what)
         }
+        plain = dense["parameters"] * BYTES[found["about"]["dtype"]]  # the demo's own file is a quantized one
         shares = {
-            f"{what}_share": round(other[what] / dense[what], 4)
-            for what in ("parameters", "bytes_on_disk")
-            if dense.get(what) and other.get(what)
+            "parameters_share": round(other["parameters"] / dense["parameters"], 4),
+            "bytes_on_disk_share": round(other["bytes_on_disk"] / plain, 4),
         }
         steps = {"dense": quality(dense), "out": {**quality(other), **shares, **gains}}
         return {"steps": steps, "seconds": round(found["seconds"]["total"])}
@@ -285,27 +325,11 @@ def timed(steps: dict[str, Row], shown: dict[str, Path], *options: str) -> Row:
     """Times folders beside one another, and adds what came of it to their steps."""
     found = secateur("bench", *map(str, shown.values()), *options)
     for name, one in zip(shown, found["models"], strict=True):
-        row = {"bytes": one["bytes"], "first_ms": round(1000 * one["first"], 2), "runtime": one["runtime"]}
+        row = {"runtime": " ".join(filter(None, (one["runtime"], one["dtype"])))}
+        row |= {"bytes": one["bytes"], "peak": one["peak"], "first_ms": round(1000 * one["first"], 2)}
         row |= {what: round(one[what], 3) for what in ("decode", "batch", "real_time") if one[what] is not None}
         steps[name] = {**steps.get(name, {}), **row, "spread": round(one["spread"], 3)}
     return {"steps": steps, "settings": found["settings"]}
-
-
-def table(results: dict[str, Any]) -> str:
-    """Returns a table in markdown for each row of the results."""
-    parts = []
-    for name, row in results["rows"].items():
-        steps = row["steps"]
-        columns = [one for one in dict.fromkeys(what for step in steps.values() for what in step) if one != "gains"]
-        gains = list(dict.fromkeys(what for step in steps.values() for what in step.get("gains", ())))
-        head = [*columns, *(f"{one} gain" for one in gains)]
-        lines = [f"| {name} | {' | '.join(head)} |", "|---|" + "---:|" * len(head)]
-        for step, figures in steps.items():
-            cells = [figures.get(column, "") for column in columns]
-            cells += [figures.get("gains", {}).get(gain, "") for gain in gains]
-            lines.append(f"| {step} | {' | '.join(map(str, cells))} |")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
 
 
 def main() -> None:
@@ -314,7 +338,7 @@ def main() -> None:
     parser.add_argument("--whisper", type=Path, metavar="MODEL", help="Whisper tiny.en's checkpoint folder.")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="Where the dense classifier stays.")
     arguments = parser.parse_args()
-    if printed(arguments, RESULTS, table):
+    if printed(arguments, RESULTS, lambda found: "\n\n".join(tables(found).values())):
         return
     check_texts(arguments.data)
     results = Rows(RESULTS, "python bench/shipping.py --data DATA --whisper MODEL", ROWS, arguments.again)

@@ -40,6 +40,7 @@ PAGES = {
     "strategies": "search",
     "compress": "deploying",
     "shipping": "deploying",
+    "tasks": "deploying",
 }
 
 
