@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -167,13 +168,13 @@ class Mask:
     @property
     def pattern(self) -> str | None:
         """The N:M pattern that every single group holds, such as `2:4`; None where there is none."""
-        found = self._groups()
+        found = self._groups
         return f"{found[0]}:{found[1]}" if found is not None and found[2] == found[3] else None
 
     def describe(self) -> str:
         """Says it in words, such as `2:4 in 100 % of groups, 50.00 %`; 100 stands for each of them."""
         share = f"{100 * self.sparsity:.2f} %"
-        found = self._groups()
+        found = self._groups
         if found is None:
             return f"unstructured, {share}"
         kept, size, fitting, groups = found
@@ -181,6 +182,7 @@ class Mask:
         full = self.sparsity < 1 - (kept - 0.5) / size  # else most groups hold fewer than the pattern lets them
         return f"{'' if full else 'at most '}{kept}:{size} in {of} % of groups, {share}"
 
+    @cached_property
     def _groups(self) -> tuple[int, int, int, int] | None:
         """Returns N and M of the pattern that nine of ten groups hold, how many hold it, and how many there are."""
         for size in GROUPS:

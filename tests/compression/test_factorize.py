@@ -121,9 +121,9 @@ def test_energy_is_kept_and_a_layer_that_would_not_be_smaller_stays_whole(told: 
     assert (Path(result.output) / "config.json").is_file()  # the earlier result is still there
 
 
-def test_what_is_factorized_can_be_trained_and_told(told: dict[str, Any]) -> None:
+def test_what_is_factorized_can_be_trained_quantized_and_told(told: dict[str, Any]) -> None:
     stages = [{"prune": {"unit": "neuron", "params": 0.9}}, {"factorize": {"params": 0.8}}]
-    result = run(told, *stages, {"distill": {"steps": 2, "batch": 2}})
+    result = run(told, *stages, {"distill": {"steps": 2, "batch": 2}}, {"quantize": {"bits": 8}})
     assert result.reload == 0
     assert isinstance(result.model.model.layers[0].mlp.up_proj, Factors)
     assert result.output is not None
