@@ -15,7 +15,7 @@ def _megabytes(value: int) -> str:
 
 
 FORMS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "accuracy": ("accuracy", "{:.1%}".format),
+    "accuracy": ("accuracy", "{:.2%}".format),
     "wer": ("word errors", "{:.1%}".format),
     "runtime": ("runtime", lambda told: " ".join(SHORT.get(part, part) for part in told.split())),
     "bytes": ("size", _megabytes),
