@@ -132,7 +132,8 @@ def test_what_hears_writes_on_from_its_cache(to: str, tmp_path: Path) -> None:
     assert {past[name].shape[2] for name, who in keys.items() if who == "decoder"} == {6}
     with torch.no_grad():
         told = {"input_features": torch.from_numpy(sound), "decoder_input_ids": torch.from_numpy(ids)}
-        torch.testing.assert_close(torch.cat(found, 1), load(source).model(**told).logits, atol=1e-4, rtol=1e-3)
+        near = 1e-4 if runner.dtype in (None, "float32") else 0.1  # OpenVINO takes bf16 where the processor has it
+        torch.testing.assert_close(torch.cat(found, 1), load(source).model(**told).logits, atol=near, rtol=1e-3)
 
 
 def test_an_encoder_reads_padded_texts(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ class Timed:
         real_time: Seconds of work per second of sound.
         peak: Peak memory of its process in bytes.
         bytes: Size of its files.
-        dtype: That a checkpoint's weights were held in; None of exports.
+        dtype: That a checkpoint's weights were held in, or that OpenVINO chose to multiply in; None where nothing says.
         spread: The largest interquartile range of what was repeated, relative to its median.
         perplexity: On a text, where one was given; of checkpoints.
     """

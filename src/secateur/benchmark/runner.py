@@ -19,7 +19,7 @@ class Runner(ABC):
     Attributes:
         name: Of the runtime.
         kind: `text` (generates), `encoder` (reads text), `sound`, or `images` (or what else is a network's only input).
-        dtype: That a checkpoint's weights are held in; None of exports.
+        dtype: That a checkpoint's weights are held in, or that the runtime multiplies in; None where it doesn't say.
     """
 
     name: ClassVar[str]
