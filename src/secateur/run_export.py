@@ -249,21 +249,17 @@ def _gguf(source: Exportable, scratch: Path, kind: str, seed: int, seconds: dict
         ids = torch.randint(0, network.dimension("vocabulary") or 2, (1, PROBE), generator=random)
         with torch.inference_mode():
             wanted = network.model(ids).logits[0].float()
-        found, by = _run_gguf(scratch / GGUF_FILE, network, ids)
-    some = uneven(network) if kind != "f16" else 0
-    notes = (
-        (f"{some} matrices are f16: their inputs make no whole blocks of 32; prune with --round-to 32.",)
-        if some
-        else ()
-    )
+        notes = list[str]()
+        found, by = _run_gguf(scratch / GGUF_FILE, network, ids, notes)
+    if kind != "f16" and (some := uneven(network)):
+        notes.append(f"{some} matrices are f16: their inputs make no whole blocks of 32; prune with --round-to 32.")
     if found is None:
-        note = (
-            f"Nothing has run it yet (transformers: {by}): pip install llama-cpp-python to have it held against torch."
-        )
-        return Exported("", "", {}, None, None, {}, (*notes, note))
+        how = "" if find_spec("llama_cpp") else ": pip install llama-cpp-python to have it held against torch"
+        notes.append(f"Nothing has run it yet (transformers: {by}){how}.")
+        return Exported("", "", {}, None, None, {}, tuple(notes))
     difference = _difference([(found, wanted)])
     _check_difference(GGUF_FILE, difference, TOLERANCE_HALF if by == "llama_cpp" else TOLERANCE)
-    return Exported("", "", {}, difference, by, {}, notes)
+    return Exported("", "", {}, difference, by, {}, tuple(notes))
 
 
 @torch.no_grad()
@@ -274,17 +270,24 @@ def _load_back(network: Network, back: dict[str, Any]) -> None:
         state[name].copy_(torch.from_numpy(array))
 
 
-def _run_gguf(file: Path, network: Network, ids: Tensor) -> tuple[Tensor | None, str | None]:
+def _run_gguf(file: Path, network: Network, ids: Tensor, notes: list[str]) -> tuple[Tensor | None, str | None]:
     """Returns (length, vocabulary) logits of the file, and what gave them: llama.cpp, or transformers' own reader.
 
-    Without logits, why there are none.
+    Without logits, why there are none. `notes` are told of a file that llama.cpp doesn't load.
     """
     if find_spec("llama_cpp") is not None:
         import llama_cpp  # noqa: PLC0415 (an extra)
 
-        llama: Any = llama_cpp.Llama(str(file), n_ctx=2 * PROBE, logits_all=True, verbose=False)
-        llama.eval(ids[0].tolist())
-        return torch.tensor(llama.scores[: ids.shape[1]]), "llama_cpp"
+        try:
+            llama: Any = llama_cpp.Llama(str(file), n_ctx=2 * PROBE, logits_all=True, verbose=False)
+        except ValueError:  # such as of a tokenizer without merges; it says why on standard error only
+            notes.append(
+                f"llama.cpp doesn't load {GGUF_FILE}: `python -c \"import llama_cpp; llama_cpp.Llama('{GGUF_FILE}')\"` "
+                "in its folder says why."
+            )
+        else:
+            llama.eval(ids[0].tolist())
+            return torch.tensor(llama.scores[: ids.shape[1]]), "llama_cpp"
     try:
         with quiet_transformers(), redirect_stderr(io.StringIO()):
             model = transformers.AutoModelForCausalLM.from_pretrained(
