@@ -46,7 +46,8 @@ def shares(recipe: Recipe | str | Path, model: nn.Module, example_inputs: Any = 
     else:
         places = {layer.name: layer.weights for layer in weight_layers(model, stage.include, stage.exclude)}
     found = amounts_of(amounts, places, "group of units" if stage.structured else "layer")
-    return {name: amount / places[name] for name, amount in found.items()}
+    known = {group.name: group.shared or group.name for group in groups} if stage.structured else {}
+    return {known.get(name, name): amount / places[name] for name, amount in found.items()}
 
 
 def _read(file: str | Path) -> tuple[Prune, ...]:
