@@ -8,7 +8,6 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages import RDBStorage
-from optuna.storages._rdb import models
 
 from secateur.errors import SearchError
 
@@ -26,6 +25,8 @@ class Storage(RDBStorage):
     def _set_trial_param_without_commit(
         self, session: Any, trial_id: int, param_name: str, value: float, distribution: BaseDistribution, *_: Any
     ) -> None:
+        from optuna.storages._rdb import models  # noqa: PLC0415 (private: only where a release calls this)
+
         told = distribution_to_json(distribution)
         session.add(
             models.TrialParamModel(trial_id=trial_id, param_name=param_name, param_value=value, distribution_json=told)
