@@ -58,7 +58,7 @@ else:
     sizes = {"d_model": 256, "n_layer": 4, "n_head": 4, "d_inner": 1024}
     config = XLNetConfig(vocab_size=len(known), **sizes, dropout=0.0, pad_token_id=0)
     model = XLNetLMHeadModel(config)
-    collator = DataCollatorForPermutationLanguageModeling(tokenizer, plm_probability=1 / 2)
+    collator = DataCollatorForPermutationLanguageModeling(tokenizer, plm_probability=1 / 3, max_span_length=3)
 
 schedule = Cubic(sparsity, begin=steps // 3, end=steps * 4 // 5, every=max(1, steps // 50)) if sparsity else None
 callbacks = [secateur.PruningCallback(schedule)] if schedule else []
