@@ -37,7 +37,7 @@ from secateur.structure.stage import check_units
 from secateur.timing import timed
 from secateur.training.approach import towards
 from secateur.training.lora import INSTALL
-from secateur.training.vocabulary import check_vocabulary
+from secateur.training.vocabulary import check_vocabulary, predicts
 from secateur.training.zeros import zeros_of
 
 CHECKED_TOKENS = 128  # of one window, where nothing is calibrated
@@ -207,6 +207,9 @@ def check_stages(recipe: Recipe, network: Network, team: Processes, loaders: Map
 def _check_distill(network: Network, stage: Distill, trust: bool) -> None:
     if stage.attention and network.family.objective == "permutation":
         raise UsageError("distill: the attention maps of XLNet's two streams aren't compared; leave attention out.")
+    logits = predicts(network)
+    if stage.top_k is not None and logits is not None and stage.top_k > logits:
+        raise UsageError(f"distill: top_k={stage.top_k} is more than the {logits} logits that the model gives.")
     if stage.teacher == "dense":
         return
     path = find(stage.teacher, trust, Progress())

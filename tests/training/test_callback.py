@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,19 @@ def test_loggers_get_the_sparsity_if_the_callback_comes_first(tmp_path: Path) ->
     assert [one["sparsity"] for one in logger.got if "loss" in one][-1] == pytest.approx(0.5, abs=1e-3)
 
 
+def test_a_callback_that_is_given_twice_prunes_once_or_says_so(tmp_path: Path) -> None:
+    callback = secateur.PruningCallback(GRADUAL)
+    work = trainer(tmp_path, callback, save_strategy="no")
+    callback.add_to(work)
+    assert [one for one in work.callback_handler.callbacks if one is callback] == [callback]
+    assert work.callback_handler.callbacks[0] is callback
+    work.train()
+    assert callback.pruner.steps == 10
+    work.callback_handler.callbacks.append(callback)
+    with pytest.raises(UsageError, match="callbacks twice"):
+        work.train()
+
+
 def test_a_resumed_run_doesn_t_prune_trained_weights_by_a_schedule_from_step_0(tmp_path: Path) -> None:
     options = {"threshold": 0.02}
     whole = secateur.PruningCallback(OneShot(0.5), **options)
@@ -128,11 +142,14 @@ def test_the_best_checkpoint_brings_its_own_mask(tmp_path: Path) -> None:
     best = {"load_best_model_at_end": True, "greater_is_better": True}
     given = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 4, "save_steps": 4}
     work = trainer(tmp_path, callback, **best, **given, metric_for_best_model="eval_loss")
-    work.train()  # of the losses the largest counts as the best
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        work.train()  # of the losses the largest counts as the best
     at = int(str(work.state.best_model_checkpoint).rpartition("-")[2])
     assert callback.pruner.steps == at
     zeros = sum(int((one == 0).sum()) for one in work.model.parameters() if one.ndim == 2)
     assert zeros >= callback.pruner.masks.pruned() > 0
+    assert (at < 8) == any("went back to its best checkpoint" in str(one.message) for one in seen)
     if at < 8:
         with pytest.warns(UserWarning, match="before the schedule's last pruning"):
             callback.finish()

@@ -186,6 +186,83 @@ def test_cutting_during_training_leaves_adam_undisturbed() -> None:
     assert all(optimizer.state[one]["exp_avg"].shape == one.shape for one in known)
 
 
+class Reads(nn.Module):
+    """A recurrent network."""
+
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.hidden = kind(8, 12, 2, batch_first=True)
+        self.head = nn.Linear(12, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        read: Tensor = self.hidden(x)[0]
+        out: Tensor = self.head(read[:, -1])
+        return out
+
+
+def depthwise() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 16),
+        nn.LayerNorm(16),
+        nn.ReLU(),
+        nn.Linear(16, 10),
+    )
+
+
+@pytest.mark.parametrize(
+    ("build", "unit", "shape"),
+    [
+        (functools.partial(Reads, nn.LSTM), "hidden", (4, 5, 8)),
+        (functools.partial(Reads, nn.GRU), "hidden", (4, 5, 8)),
+        (depthwise, "filter, neuron", (4, 3, 6, 6)),
+    ],
+)
+@pytest.mark.parametrize("cut", ["end", "during"])
+def test_a_network_is_built_anew_however_it_was_cut(
+    build: Callable[[], nn.Module], unit: str, shape: tuple[int, ...], cut: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model, x = build(), torch.randn(shape)
+    optimizer = adam(model)
+    schedule = Linear(0.5, begin=1, end=3)
+    pruner = secateur.TrainingPruner(model, schedule, unit=unit, cut=cut, optimizer=optimizer, example_inputs=x)
+    for _ in range(4):
+        model(x).square().mean().backward()
+        optimizer.step()
+        pruner.step()
+        optimizer.zero_grad()
+    small = pruner.save(tmp_path / "out").eval()
+    built = secateur.rebuild(build(), tmp_path / "out").eval()
+    assert torch.equal(built(x), small(x))
+    assert sum(one.numel() for one in built.parameters()) < sum(one.numel() for one in build().parameters())
+
+
+@pytest.mark.parametrize("cut", ["end", "during"])
+def test_kv_groups_are_left_with_one_query_head(cut: str, tmp_path: Path) -> None:
+    model = tiny_model("llama").requires_grad_(True).train()
+    optimizer = adam(model)
+    pruner = secateur.TrainingPruner(
+        model, Linear(0.5, begin=1, end=3), unit="query-head", cut=cut, optimizer=optimizer
+    )
+    for _ in range(5):
+        lm_loss(model).backward()
+        optimizer.step()
+        pruner.step()
+        optimizer.zero_grad()
+    assert pruner.sparsity == 0.5
+    small = pruner.save(tmp_path / "out").eval()
+    assert small.config.num_attention_heads == small.config.num_key_value_heads
+    read = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert torch.equal(read(IDS).logits, small(IDS).logits)
+
+
 def lm_loss(model: Any) -> Tensor:
     output = model(input_ids=IDS)
     hidden = output.logits if "logits" in output else output.last_hidden_state
@@ -446,6 +523,10 @@ def bad(make: Callable[[], object], words: str) -> Any:
         bad(lambda: TrainingPruner(network(), GRADUAL).report(0.5), "doesn't go by a metric"),
         bad(lambda: TrainingPruner(network(), GRADUAL).regularize(), "has no regularizer"),
         bad(lambda: L1(0), "above 0"),
+        bad(lambda: L1("strong"), "a number above 0 or a schedule"),
+        bad(lambda: TrainingPruner(network(), OneShot(1.0)), "final=1 leaves no weight"),
+        bad(lambda: TrainingPruner(network(), GRADUAL, allocation={"01": 0.5}), "01 isn't among the 3 layers"),
+        bad(lambda: TrainingPruner(network(), GRADUAL, exclude="nothing"), "'nothing' matches no layer"),
         bad(lambda: TrainingPruner(network(), 0.5), "give one of secateur.schedules"),
         bad(lambda: TrainingPruner(network(), GRADUAL, unit="neurons"), "Did you mean 'neuron'"),
         bad(lambda: TrainingPruner(network(), GRADUAL, score=len), "scores units, not single weights"),
@@ -474,7 +555,7 @@ def bad(make: Callable[[], object], words: str) -> Any:
         bad(lambda: TrainingPruner(network(), GRADUAL, score="movement", regularizer=GROWING), "take l1"),
         bad(
             lambda: TrainingPruner(network(), GRADUAL, unit="filter", example_inputs=data()[0], allocation={"0": 0.5}),
-            "each of the 2 groups",
+            "0 isn't among the 2 groups",
         ),
     ],
 )
@@ -596,6 +677,21 @@ class Halfway(Schedule):
 
     def due(self, step: int) -> bool:
         return step == self.step
+
+
+def test_a_schedule_of_one_s_own_gives_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Halfway, "__call__", lambda self, step: 1.5)
+    with pytest.raises(UsageError, match=r"Halfway gives 1\.5 at step 2; a sparsity lies between 0 and 1"):
+        train(network(), 2, schedule=Halfway(2))
+
+
+def test_a_schedule_that_was_told_nothing_says_so() -> None:
+    pruner = train(network(), 3, schedule=WhenRecovered(0.4, amount=0.2, margin=0.1))
+    with pytest.raises(NothingPrunedError, match="told of no metric"):
+        pruner.finish()
+    pruner.report(0.5)
+    with pytest.raises(NothingPrunedError, match="the step after a metric was reported"):
+        pruner.finish()
 
 
 def test_what_is_of_one_s_own_is_saved_and_known_again(tmp_path: Path) -> None:

@@ -105,8 +105,8 @@ def checked(values: object, group: UnitGroup, name: str) -> Tensor:
     values = values.detach().to("cpu", torch.float32)
     bad = int((~torch.isfinite(values)).sum())
     if bad:
-        advice = "." if ":" in name else "; try --compute float32."  # functions of the user's own have such names
-        raise ScoreError(f"{where} is NaN or infinite for {bad} of {group.count} units{advice}")
+        advice = "" if ":" in name else ": are the weights finite? Of products in half precision, try compute float32"
+        raise ScoreError(f"{where} is NaN or infinite for {bad} of {group.count} units{advice}.")
     if group.count > 1 and bool((values == values[0]).all()):
         raise ConstantScoreError(
             f"{where} is constant ({float(values[0]):g}): it says nothing about which units matter. "

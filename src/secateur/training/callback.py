@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,10 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         """Joins a trainer before all of its other callbacks, so that its loggers (`report_to`) get the sparsity, too.
 
         Args:
-            trainer: A Trainer that was made without this callback.
+            trainer: A Trainer.
         """
-        trainer.callback_handler.callbacks.insert(0, self)
+        others = [one for one in trainer.callback_handler.callbacks if one is not self]
+        trainer.callback_handler.callbacks = [self, *others]
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
@@ -93,7 +95,15 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
-        """Prunes."""
+        """Prunes.
+
+        Raises:
+            UsageError: It did so in this step already.
+        """
+        if self.pruner.steps > state.global_step:
+            raise UsageError(
+                "this callback is among the Trainer's callbacks twice: give it by callbacks= or add_to(), not both."
+            )
         self.pruner.step()
 
     def on_log(
@@ -146,8 +156,15 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         """Takes up the pruner of the best checkpoint, where the Trainer has loaded that."""
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
-            best = Path(state.best_model_checkpoint)
+            best, ended = Path(state.best_model_checkpoint), self.pruner.sparsity
             self.pruner.load_state_dict(_read(best / _file(self.pruner.model), "the best state"))
+            if self.pruner.sparsity < ended:
+                warnings.warn(
+                    f"the Trainer went back to its best checkpoint, of step {self.pruner.steps}, where "
+                    f"{self.pruner.sparsity:.2%} were pruned instead of {ended:.2%}: load_best_model_at_end goes by "
+                    "the metric alone, which is best before pruning.",
+                    stacklevel=2,
+                )
 
     @property
     def _begun(self) -> bool:

@@ -49,8 +49,6 @@ class Adapters:
                 "finetune."
             )
         self.masks = {layer.name: (layer.parameter.detach() != 0) for layer in layers if layer.zeros()}
-        if self.masks and settings.dropout:
-            raise UsageError("dropout of a LoRA update's input doesn't go with masks; leave it out.")
         config = LoraConfig(
             r=settings.rank,
             lora_alpha=settings.alpha,
@@ -82,12 +80,18 @@ class Adapters:
 
 
 def _mask(adapted: Any, keep: Tensor) -> None:
-    """Has an adapted layer compute with its masked sum of weight and update."""
+    """Has an adapted layer compute with its weight and the masked update: with their sum, where no input is dropped."""
     plain = isinstance(adapted.base_layer, nn.Linear)
+    dropout = adapted.lora_dropout["default"]
 
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        weight = self.base_layer.weight + self.get_delta_weight("default") * keep.to(self.base_layer.weight.device)
-        return functional.linear(x, weight if plain else weight.T, self.base_layer.bias)
+        weight, bias = self.base_layer.weight, self.base_layer.bias
+        update = self.get_delta_weight("default") * keep.to(weight.device)
+        if not plain:
+            weight, update = weight.T, update.T
+        if isinstance(dropout, nn.Identity) or not self.training:
+            return functional.linear(x, weight + update, bias)
+        return functional.linear(x, weight, bias) + functional.linear(dropout(x), update)
 
     adapted.forward = MethodType(forward, adapted)
 

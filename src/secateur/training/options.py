@@ -68,6 +68,19 @@ def check_allocation(allocation: str | Mapping[str, float]) -> None:
         raise UsageError(f"unknown allocation '{allocation}' while training.{did_you_mean(allocation, ALLOCATIONS)}")
 
 
+def check_final(schedule: Schedule, of_shares: bool) -> None:
+    """Raises UsageError if a schedule of shares of single weights would leave none of them."""
+    if of_shares and schedule.finished is not None and schedule.final == 1:
+        raise UsageError("final=1 leaves no weight; end the schedule below that.")
+
+
+def check_share(schedule: Schedule, step: int) -> None:
+    """Raises UsageError if a schedule of the user's own gives no share."""
+    share = schedule(step)
+    if not 0 <= share <= 1:
+        raise UsageError(f"{type(schedule).__name__} gives {share} at step {step}; a sparsity lies between 0 and 1.")
+
+
 def own_name(score: Callable[..., object]) -> str:
     """Returns what a score of the user's own is known by."""
     return str(getattr(score, "__qualname__", type(score).__qualname__))

@@ -15,6 +15,7 @@ from secateur.files import save_text
 from secateur.layer_choice import chosen_groups
 from secateur.mask import FILE as MASK_FILE
 from secateur.mask import Mask
+from secateur.network.graph.cutting import fields
 from secateur.network.graph.network import GraphNetwork
 from secateur.network.graph.saving import save_shapes, save_uncut
 from secateur.network.pretrained import plain_kind, pretrained
@@ -24,8 +25,10 @@ from secateur.schedules import Schedule, WhenRecovered
 from secateur.training.cutting import bare_optimizer, become, carry, check_cuttable, check_optimizer, cut_states
 from secateur.training.options import (
     check_allocation,
+    check_final,
     check_regularizer,
     check_room,
+    check_share,
     check_threshold,
     own_name,
     plain,
@@ -131,6 +134,7 @@ class TrainingPruner:
         of_single = {"pattern": pattern is not None, "regrow": regrow}
         if wrong := [name for name, given in (of_units if of_weights else of_single).items() if given]:
             raise UsageError(f"{wrong[0]} says nothing about unit='{unit}'.")
+        check_final(self.schedule, of_weights and threshold is None and isinstance(allocation, str))
         if threshold is not None:
             decides = {**of_single, "allocation": allocation != "uniform"}
             check_threshold(threshold, [name for name, given in decides.items() if given])
@@ -149,10 +153,11 @@ class TrainingPruner:
             self._options |= {"pattern": pattern, "regrow": regrow}
         else:
             self._options |= {"min_units": min_units, "round_to": round_to}
-        self._globs = (tuple(include), tuple(exclude))
+        self._globs = tuple((some,) if isinstance(some, str) else tuple(some) for some in (include, exclude))
         self._removed: dict[str, Tensor] = {}
         self._small: nn.Module | None = None
         self.masks: WeightMasks | UnitMasks = self._find()
+        self._fields = fields(self.model)  # of the dense model, as later cuts change them
         if self.cut_during:
             check_cuttable(model)
             if self.optimizer is None:
@@ -174,7 +179,7 @@ class TrainingPruner:
         if self.units == ("weight",):
             names = {id(parameter): name for name, parameter in self.model.named_parameters()}
             return WeightMasks(weight_layers(self.model, *self._globs), names, **self._options)
-        network, groups = trained_groups(self.model, self.units, self._inputs, self._leaves)
+        network, groups = trained_groups(self.model, self.units, self._inputs, self._leaves, bool(self._removed))
         groups = chosen_groups(groups, *self._globs)
         removed = {name: int(gone.sum()) for name, gone in self._removed.items()}
         options = self._options
@@ -245,6 +250,7 @@ class TrainingPruner:
             self.masks.hold()
 
     def _prune(self) -> None:
+        check_share(self.schedule, self.steps)
         if isinstance(self.schedule, WhenRecovered):
             self.schedule.took()
         added = self.masks.prune(self.steps, self.schedule)
@@ -306,10 +312,7 @@ class TrainingPruner:
         self._check_identity()
         end = self.schedule.finished
         if self.sparsity == 0:
-            raise NothingPrunedError(
-                f"nothing was pruned in {self.steps} steps: the schedule's first pruning comes later, or the threshold "
-                "lies below all scores."
-            )
+            raise NothingPrunedError(f"nothing was pruned in {self.steps} steps: {self._why_nothing()}.")
         if end is not None and self.steps < end:
             warnings.warn(
                 f"training ended after {self.steps} steps, before the schedule's last pruning at step {end}: "
@@ -334,6 +337,15 @@ class TrainingPruner:
             parameter.requires_grad_(trained[name])
         self._small = small
         return small
+
+    def _why_nothing(self) -> str:
+        if isinstance(self.schedule, WhenRecovered) and self.schedule.reference is None:
+            return "WhenRecovered was told of no metric: report() does that, and the Trainer whenever it evaluates"
+        if isinstance(self.schedule, WhenRecovered):
+            return "WhenRecovered prunes with the step after a metric was reported"
+        if self._options["threshold"] is not None:
+            return "the threshold lies below all scores, or the schedule's first pruning comes later"
+        return "the schedule's first pruning comes later"
 
     def mask(self) -> Mask:
         """Returns which weights stay.
@@ -382,7 +394,7 @@ class TrainingPruner:
             else:
                 assert isinstance(before.network, GraphNetwork)
                 kept = {group.name: ~one.pruned for one in before.coupled for group in one.groups}
-                save_shapes(before.network, small, kept, scratch)
+                save_shapes(before.network, small, kept, scratch, self._fields)
             if isinstance(before, WeightMasks):
                 before.mask().save(scratch / MASK_FILE)
             told = {"training": {**self._about(), "steps": self.steps}, "sparsity": self.sparsity}

@@ -35,8 +35,9 @@ class Regularizer(ABC):
 
     def __init__(self, strength: float | Schedule) -> None:
         """Raises UsageError if a strength isn't positive."""
-        if not isinstance(strength, Schedule) and not strength > 0:
-            raise UsageError(f"a regularizer's strength is above 0, but got {strength}.")
+        number = isinstance(strength, int | float) and strength > 0
+        if not isinstance(strength, Schedule) and not number:
+            raise UsageError(f"a regularizer's strength is a number above 0 or a schedule, but got {strength!r}.")
         self.strength = strength
         self.chosen: dict[str, Tensor] | None = None
 

@@ -18,6 +18,7 @@ from secateur.network.families import IMAGE_TYPES, family_of
 from secateur.network.family import Layout
 from secateur.network.graph.network import GraphNetwork
 from secateur.network.graph.rules import CONVOLUTIONS
+from secateur.network.inner_units import heads_of
 from secateur.network.network import Layer, Network, Source
 from secateur.network.pretrained import plain_kind
 from secateur.network.unit_group import UnitGroup
@@ -80,9 +81,20 @@ def _layers(name: str, module: nn.Module) -> list[Layer]:
 
 
 def trained_groups(
-    model: nn.Module, units: Sequence[str], example_inputs: Any, leaf_modules: Sequence[type[nn.Module] | str]
+    model: nn.Module,
+    units: Sequence[str],
+    example_inputs: Any,
+    leaf_modules: Sequence[type[nn.Module] | str],
+    cut: bool = False,
 ) -> tuple[Network | GraphNetwork, list[UnitGroup]]:
     """Returns a model's unit groups of some kinds, and what knows how to cut them.
+
+    Args:
+        model: The model.
+        units: The kinds.
+        example_inputs: What a network is traced with; a language model needs none.
+        leaf_modules: What tracing doesn't look into.
+        cut: Whether units were cut already: a KV group may be left with one query head.
 
     Raises:
         UsageError: A kind is unknown, the model has none of it, or it is sharded or can't be traced without inputs.
@@ -97,7 +109,10 @@ def trained_groups(
         unknown = [unit for unit in units if unit in ("filter", "hidden")]
         if unknown:
             raise UsageError(f"{network.architecture} has no units of the kind '{unknown[0]}'.")
-        return network, [group for unit in units for group in unit_groups(network, unit)]
+        found: list[UnitGroup] = []
+        for unit in units:
+            found += heads_of(network, grouped=False) if cut and unit == "query-head" else unit_groups(network, unit)
+        return network, found
     if example_inputs is None:
         raise UsageError(
             f"{type(model).__name__} is traced to find its units: give example_inputs, a tensor or a tuple."

@@ -402,10 +402,11 @@ def _score(name: object) -> Score | None:
 
 def check_shares(shares: Mapping[str, float], places: Sequence[str], kind: str) -> None:
     """Raises UsageError if these aren't shares of some places: `layers` or `groups`."""
-    odd = sorted(set(shares) ^ set(places))
-    if odd:
-        where = "isn't pruned" if odd[0] in shares else "has no share"
-        raise UsageError(f"allocation: {odd[0]} {where}; give a share for each of the {len(places)} {kind}.")
+    if strange := sorted(set(shares) - set(places)):
+        hint = did_you_mean(strange[0], places)
+        raise UsageError(f"allocation: {strange[0]} isn't among the {len(places)} {kind} that are pruned.{hint}")
+    if missing := sorted(set(places) - set(shares)):
+        raise UsageError(f"allocation: {missing[0]} has no share; give one for each of the {len(places)} {kind}.")
     wrong = [name for name, share in shares.items() if not 0 <= share <= 1]
     if wrong:
         raise UsageError(f"allocation: {wrong[0]} has the share {shares[wrong[0]]}; shares lie between 0 and 1.")

@@ -25,7 +25,13 @@ WEIGHTS_FILE = "model.safetensors"
 VERSION = 2
 
 
-def save_shapes(network: GraphNetwork, small: nn.Module, keep: Mapping[str, Tensor], folder: Path) -> None:
+def save_shapes(
+    network: GraphNetwork,
+    small: nn.Module,
+    keep: Mapping[str, Tensor],
+    folder: Path,
+    dense: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
     """Writes a cut network's weights and shapes into an existing folder.
 
     Args:
@@ -33,13 +39,14 @@ def save_shapes(network: GraphNetwork, small: nn.Module, keep: Mapping[str, Tens
         small: What `cut_graph` made of it, perhaps repaired or trained since.
         keep: (units,) bool by the name of a group: what was cut.
         folder: Where to.
+        dense: `fields` of the network that is built anew to be brought to these shapes; None where it is `network`.
 
     Raises:
         OSError: The disk is full, or can't be written.
     """
     there = network.model.state_dict()  # a traced module also holds tensors that its code makes anew
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in small.state_dict().items() if name in there}
-    dense = fields(network.model)
+    dense = fields(network.model) if dense is None else dense
     edits = [
         {"node": edit.node, "position": edit.position, "value": _plain(edit.value)} for edit in constants(network, keep)
     ]
