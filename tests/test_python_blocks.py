@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    Trainer,
+    TrainingArguments,
+)
 
 import secateur
 from secateur.schedules import Cubic
@@ -60,6 +66,7 @@ def given(page: str, place: Path) -> dict[str, Any]:
         options = {"sparsity": 0.5, "trials": 4, "seconds": 60, "tokens": [64]}
         secateur.search("dense", output="out/found", **options, **calibration)
     if page == "docs/training.md":
+        names["tokenizer"] = AutoTokenizer.from_pretrained("dense")
         names["arguments"] = TrainingArguments("out/training", max_steps=4, report_to=[])
     if page == "docs/search.md":
         names["train"] = lambda score, every, report: float(every) if score == "l1" else 0.0
