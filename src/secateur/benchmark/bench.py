@@ -20,9 +20,7 @@ from secateur.errors import ProcessError, UsageError
 from secateur.network.loading import find
 from secateur.progress import Progress
 
-PAUSE = (
-    0.1  # seconds before each turn: threads of the runtime before may go on spinning for a while (ONNX Runtime's do)
-)
+PAUSE = 0.1  # seconds before each turn: the last one's threads may still be spinning (ONNX Runtime's do)
 T = TypeVar("T")
 WEIGHTS = ("*.safetensors", "*.onnx", "*.onnx.data", "*.bin", "*.xml", "*.gguf")
 

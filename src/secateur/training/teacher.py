@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from secateur.errors import UsageError
-
 ARRAYS = ("values", "classes")
 DONE = "logits-are-kept"  # a file that says so
 
@@ -57,19 +55,12 @@ class Kept:
             batch_of: Gives its arguments for some examples, on its device.
             examples: How many there are.
             batch: How many at a time.
-            top_k: Logits at each place.
+            top_k: Logits at each place, at most as many as there are.
             tick: Called after each batch.
-
-        Raises:
-            UsageError: There are fewer logits than `top_k`.
         """
         for start in range(0, examples, batch):
             places = list(range(start, min(start + batch, examples)))
             logits = teacher(**batch_of(places)).logits.float() / self.temperature
-            if top_k > logits.shape[-1]:
-                raise UsageError(
-                    f"distill: top_k={top_k} is more than the {logits.shape[-1]} logits that the teacher gives."
-                )
             top = logits.topk(top_k, dim=-1)
             parts = {
                 "values": (top.values - logits.logsumexp(-1, keepdim=True)).half(),  # logarithms of probabilities
