@@ -1,10 +1,9 @@
 """What a search finds on SmolLM2-135M that uniform amounts and rules don't, in one and the same wall-clock budget.
 
 The protocol of bench/protocol.py: 32 calibration windows of 1,024 tokens of C4, perplexity on the first 20 windows of
-1,024 tokens of WikiText-2 raw test, a float32 model, calibration and candidates with products in bf16 (--compute
-bfloat16), perplexity in float32. Levels are solved once for all rows, and their time is given beside. Rows that were
-measured before stay unless --again is given. Figures go to bench/results/search.json, and with --table the table of
-docs/search.md is printed from them.
+1,024 tokens of WikiText-2 raw test, everything in float32. Levels are solved once for all rows, and their time is given
+beside. Rows that were measured before stay unless --again is given. Figures go to bench/results/search.json, and with
+--table the table of docs/search.md is printed from them.
 
     python bench/search.py --data DATA --levels FOLDER
     python bench/search.py --table
@@ -51,7 +50,6 @@ def rows() -> dict[str, list[str]]:
 def measure(command: list[str], data: Path, levels: Path, out: Path) -> dict[str, Any]:
     """Carries a row out; returns perplexity, trials and seconds."""
     text = ["--calibration", str(data / "text/c4_sample.jsonl"), "--samples", "32", "--length", "1024"]
-    text += ["--compute", "bfloat16"]
     judged = ["--evaluate", str(data / "text/wiki.test.raw"), "--windows", "20", "--overwrite"]
     searched = ["--levels", str(levels)] if command[0] == "search" else []
     found = secateur(command[0], MODEL, "-o", str(out), *command[1:], *searched, *text, *judged)

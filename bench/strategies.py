@@ -79,7 +79,6 @@ def search_command(place: Place, out: Path, *options: str) -> list[str]:
     """Returns a search of SmolLM2's amounts on the cheaper setting."""
     text = str(place.data / "text/c4_sample.jsonl")
     cheap = ["--samples", "16", "--length", "512", "--tokens", "512", "--tokens", "2048", "--solver", "sparsegpt"]
-    cheap += ["--compute", "bfloat16"]
     levels = ["--levels", str(place.keep / "levels"), "--calibration", text, "--overwrite"]
     return ["search", MODEL, "-o", str(out), "--sparsity", "0.7", *cheap, *levels, *options]
 
