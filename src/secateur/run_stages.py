@@ -83,9 +83,7 @@ class Stages:
         recipe = self.recipe
         blocks, whole = (journal, None) if isinstance(journal, Journal) else (None, journal)
         if recipe.calibration.compute == "bfloat16" and calibration is not None and not bf16_pays(network.device):
-            self.notes.append(
-                "bf16 products aren't faster than float32 ones on this processor, which has no bf16 instructions."
-            )
+            self.notes.append("bf16 products aren't faster than float32 ones on this processor.")
         done = list(journal.finished)
         first = self._first(network, calibration, done)
         for step in recipe.steps[len(done) :]:

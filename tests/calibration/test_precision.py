@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from secateur.calibration import precision
 from secateur.calibration.precision import PRODUCTS, bf16_pays, half_in_float32
 
 CPU = torch.device("cpu")
@@ -31,21 +32,32 @@ class Seen(TorchFunctionMode):
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "pays"),
+    ("capabilities", "timed_faster", "pays"),
     [
-        ({"amx_bf16": True}, True),
-        ({"amx_bf16": False, "avx512_bf16": True}, True),
-        ({"amx_bf16": False, "avx512_bf16": False}, False),
-        ({"sve": True}, True),
+        ({"amx_bf16": True}, False, True),
+        ({"amx_bf16": False, "avx512_bf16": True}, True, True),
+        ({"amx_bf16": False, "avx512_bf16": True}, False, False),
+        ({"amx_bf16": False, "avx512_bf16": False}, True, False),
+        ({"sve": True}, False, True),
     ],
     ids=str,
 )
 def test_bf16_pays_where_the_processor_multiplies_it(
-    capabilities: dict[str, Any], pays: bool, monkeypatch: pytest.MonkeyPatch
+    capabilities: dict[str, Any], timed_faster: bool, pays: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    monkeypatch.setattr(precision, "_faster_in_bf16", lambda: timed_faster)
     assert bf16_pays(torch.device("cpu")) is pays
     assert bf16_pays(torch.device("cuda"))
+
+
+@pytest.mark.parametrize(("seconds", "faster"), [({2: 1.0, 4: 2.0}, True), ({2: 2.0, 4: 1.0}, False)], ids=str)
+def test_bf16_is_faster_where_its_product_takes_less_time(
+    seconds: dict[int, float], faster: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert all(0 < precision._seconds_of_product(dtype) < 10 for dtype in (torch.float32, torch.bfloat16))
+    monkeypatch.setattr(precision, "_seconds_of_product", lambda dtype: seconds[dtype.itemsize])
+    assert precision._faster_in_bf16.__wrapped__() is faster
 
 
 @pytest.mark.parametrize(

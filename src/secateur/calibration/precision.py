@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from secateur.errors import UsageError
+from secateur.timing import timed
 
 FEW_ROWS = 2  # of a layer's inputs: up to here its float16 weights are multiplied as they are
 COMPUTE = ("auto", "float32", "bfloat16")
@@ -96,12 +98,30 @@ def _wide(value: Any) -> Any:
 
 
 def bf16_pays(device: torch.device) -> bool:
-    """Whether bf16 products are faster than float32 ones: on x86 only with AMX's or AVX-512's bf16 instructions."""
+    """Whether bf16 products are faster than float32 ones: on x86 with AMX, or with AVX-512's bf16 instructions.
+
+    The latter differ between processors, from twice as fast as float32 to half as fast, so a product is timed.
+    """
     known = getattr(torch.cpu, "get_capabilities", None)  # new in torch 2.13
     if device.type != "cpu" or known is None:
         return True
     found = known()
-    return bool(found.get("amx_bf16", True) or found.get("avx512_bf16"))
+    return bool(found.get("amx_bf16", True)) or (bool(found.get("avx512_bf16")) and _faster_in_bf16())
+
+
+@cache
+def _faster_in_bf16() -> bool:
+    return _seconds_of_product(torch.bfloat16) < _seconds_of_product(torch.float32)
+
+
+def _seconds_of_product(dtype: torch.dtype) -> float:
+    """Returns the least time that a layer's product took, of some; with few rows weights' layout would count most."""
+    rows, weight = torch.ones(1024, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
+    taken: dict[str, float] = {}
+    for number in range(8):
+        with timed(taken, str(number)):
+            functional.linear(rows, weight)
+    return min(taken.values())
 
 
 def gram_products(compute: str) -> AbstractContextManager[None]:
