@@ -247,14 +247,20 @@ def test_samplers_know_the_start_and_go_on_with_other_draws(name: str) -> None:
         assert name != "nsga2" or all("NSGAIISampler:generation" in trial.system_attrs for trial in known)
 
 
-def test_a_trial_that_failed_is_passed_over() -> None:
+@pytest.mark.parametrize("name", ["evolution", "policy", "tpe"])
+def test_a_trial_that_failed_is_passed_over(name: str) -> None:
     one = space()
-    strategy = strategy_named("evolution")(one, one.uniform(), RUNGS, 0)
+    strategy = strategy_named(name)(one, one.uniform(), RUNGS, 0)
     for number in range(60):
         asked = strategy.ask(number)
         value = None if number % 3 == 1 else worth(one, asked.levels, asked.tokens)
         strategy.tell(Judged(number, asked.levels, asked.tokens, value, asked.info))
     assert strategy.best is not None
+    assert strategy.best.value is not None
+    if isinstance(strategy, Sampled):
+        assert not strategy.asked
+        assert strategy.study is not None
+        assert not [trial for trial in strategy.study.trials if trial.state == TrialState.RUNNING]
 
 
 def test_a_budget_out_of_reach_names_the_nearest() -> None:

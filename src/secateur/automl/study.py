@@ -11,7 +11,6 @@ from datetime import datetime
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -19,6 +18,7 @@ from secateur.automl.reward import Worth
 from secateur.automl.space import Space
 from secateur.automl.storage import opened, unusable, without_password
 from secateur.automl.strategies import Judged, Proposal
+from secateur.automl.trials import distributions_of, params_of
 from secateur.errors import SearchError
 
 LEAST = 20  # trials that say how much a place matters
@@ -78,9 +78,7 @@ class Study:
                 f"the study '{name}' in {place} has trials already: --resume goes on from them, and with "
                 "--storage several workers share them."
             )
-        self.distributions: dict[str, BaseDistribution] = {
-            place.name: IntDistribution(0, len(place.costs) - 1) for place in space.places
-        }
+        self.distributions = distributions_of(space)
         self.worker = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._seen: set[int] = set()
 
@@ -93,7 +91,6 @@ class Study:
             worth: What it was worth; None where judging it failed.
             failure: Why it failed.
         """
-        levels = zip(self.space.places, proposal.levels, strict=True)
         about = {"worker": self.worker, "tokens": proposal.tokens, "text": proposal.text, "info": dict(proposal.info)}
         if worth is None:
             about |= {"failure": failure}
@@ -102,7 +99,7 @@ class Study:
         trial = create_trial(
             state=TrialState.FAIL if worth is None else TrialState.COMPLETE,
             values=None if worth is None else (worth.reward, *worth.others),
-            params={place.name: level for place, level in levels},
+            params=params_of(self.space, proposal.levels),
             distributions=self.distributions,
             user_attrs=about,
         )

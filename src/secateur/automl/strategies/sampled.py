@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import optuna
@@ -12,6 +11,7 @@ from optuna.trial import TrialState, create_trial
 from secateur.automl.space import Levels, Space
 from secateur.automl.strategies.base import Judged
 from secateur.automl.strategies.rounds import Rounds
+from secateur.automl.trials import distributions_of, params_of
 
 
 class Sampled(Rounds):
@@ -23,9 +23,7 @@ class Sampled(Rounds):
 
     def __init__(self, space: Space, start: Levels, rungs: Sequence[int], seed: int) -> None:
         super().__init__(space, start, rungs, seed)
-        self.distributions: dict[str, optuna.distributions.BaseDistribution] = {
-            place.name: optuna.distributions.IntDistribution(0, len(place.costs) - 1) for place in space.places
-        }
+        self.distributions = distributions_of(space)
         self.study: optuna.Study | None = None  # until the first draw
         self.asked: dict[Levels, optuna.Trial] = {}
         self.known: dict[Levels, Judged] = {}
@@ -52,11 +50,14 @@ class Sampled(Rounds):
 
     def tell(self, judged: Judged) -> None:
         super().tell(judged)
-        if judged.tokens != self.rungs[0] or judged.value is None or judged.levels in self.known:
+        if judged.tokens != self.rungs[0] or judged.levels in self.known:
             return
-        self.known[judged.levels] = judged
-        if self.study is not None:
-            self._note(self.study, judged)
+        if judged.value is not None:
+            self.known[judged.levels] = judged
+            if self.study is not None:
+                self._note(self.study, judged)
+        elif self.study is not None and judged.levels in self.asked:
+            self.study.tell(self.asked.pop(judged.levels), state=TrialState.FAIL)
 
     def _note(self, study: optuna.Study, judged: Judged) -> None:
         """Puts a candidate into the study, with what the sampler itself has noted of it."""
@@ -67,15 +68,12 @@ class Sampled(Rounds):
         study.tell(trial, state=TrialState.FAIL)  # it was asked for elsewhere, before it met the budget
         study.add_trial(
             create_trial(
-                params=self._params(judged.levels),
+                params=params_of(self.space, judged.levels),
                 distributions=self.distributions,
                 values=judged.goals,
                 system_attrs=dict(noted),
             )
         )
-
-    def _params(self, levels: Levels) -> dict[str, Any]:
-        return {place.name: level for place, level in zip(self.space.places, levels, strict=True)}
 
 
 class Tpe(Sampled):
