@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,8 +157,10 @@ def single_stage(
 ) -> Recipe:
     """Builds the recipe that flat options come to; what is None counts as not given. It may search for the amounts."""
     given = {name: value for name, value in options.items() if value is not None}
-    if searches and "params" in given and given.get("unit", "weight") == "weight":
-        given["unit"] = "neuron"  # and halves of layers
+    if searches:
+        given = _limited(given)
+        if "params" in given and given.get("unit", "weight") == "weight":
+            given["unit"] = "neuron"  # and halves of layers
     kinds: dict[type[BaseModel], dict[str, Any]] = {
         Calibration: {"data": calibration},
         Evaluate: {},
@@ -196,6 +198,23 @@ def single_stage(
         raise UsageError(re.sub(r"stage 1: prune\.(\w+)", lambda found: listed([found[1]]), str(error))) from error
 
 
+def _limited(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a search's options, in which the first target stays one and other measures limit what is found."""
+    given = dict(options)
+    target = next((name for name in ("sparsity", "params", "macs") if given.get(name) is not None), None)
+    shares = [name for name in ("macs", "memory", "latency") if name != target and given.get(name) is not None]
+    if not shares:
+        return given
+    if target in (None, "sparsity"):
+        raise UsageError(
+            f"search: {listed(shares)} bounds what a search over units finds; give --params or --macs as its target."
+        )
+    limit = given.get("limit") or []
+    told = [f"{name}={share}" for name, share in limit.items()] if isinstance(limit, Mapping) else list(limit)
+    given["limit"] = [*told, *(f"{name}={given.pop(name)}" for name in shares)]
+    return given
+
+
 def search(
     model: str | Path | nn.Module,
     *,
@@ -219,6 +238,7 @@ def search(
             repaired, and worth minus their loss on the last half of the calibration's batches; `tokens` are examples.
         resume: Whether to go on from the trials of the same search, if it ended early.
         **options: As for `prune`, and any field of `Search`: `strategy="evolution"`, `trials=500`, `seconds=1200` ...
+            The target is `sparsity`, `params` or `macs`; `latency`, `memory`, and `macs` beside `params`, are limits.
 
     Returns:
         What was done and measured; `result.search` says what the search came to.
@@ -233,6 +253,7 @@ def search(
     """
     options = _named(model, options)
     if isinstance(model, nn.Module):
+        options = _limited(options)
         own = {name: options.pop(name) for name in ("samples", "seed", "overwrite") if name in options}
         settings = {name: options.pop(name) for name in Search.model_fields if name in options}
         return prune_network(

@@ -17,6 +17,7 @@ import yaml
 import secateur
 from command_line import secateur as secateur_command
 from feeding import random_windows
+from secateur.api import single_stage
 from secateur.automl.database import LevelDatabase
 from secateur.automl.ladder import exact, levels_of
 from secateur.automl.units import UnitSearch
@@ -158,6 +159,7 @@ def test_a_search_that_ended_early_is_gone_on_from(told: dict[str, Any], tmp_pat
         ({"search": {"weigh": ["macs"]}}, "such as macs=0.5, not 'macs'"),
         ({"search": {"weigh": {"macs": 0.5}}}, "--weigh says nothing with --unit weight"),
         ({"search": {"limit": {"macs": 1.5}}}, "a share of the dense model"),
+        ({"search": {"limit": ["macs=0.5", "macs=0.6"]}}, "a measure is given twice: macs=0.5, macs=0.6"),
         ({"search": {"front": ["macs"], "strategy": "policy"}, "stages": UNITS}, "'policy' follows one goal"),
         ({"search": {"halves": False}}, "--halves says nothing with --unit weight"),
         (
@@ -187,6 +189,25 @@ def test_a_reward_weighs_and_limits_what_else_a_candidate_costs(told: dict[str, 
     assert result.search["best"] == pytest.approx(
         chosen["quality"] - 0.1 * chosen["shares"]["macs"] - 0.01 * chosen["shares"]["latency"]
     )
+
+
+def test_latency_and_memory_beside_a_target_are_limits() -> None:
+    given = {"params": 0.7, "latency": 0.8, "limit": ["memory=0.9"]}
+    recipe = single_stage("MODEL", "OUT", "self", False, given, searches=True)
+    assert recipe.search is not None
+    assert recipe.search.limit == {"latency": 0.8, "memory": 0.9}
+    assert recipe.stages[0].prune is not None
+    assert (recipe.stages[0].prune.unit, recipe.stages[0].prune.params) == ("neuron", 0.7)
+    both = single_stage("MODEL", "OUT", "self", False, {"params": 0.7, "macs": 0.6, "limit": None}, searches=True)
+    assert both.search is not None
+    assert both.search.limit == {"macs": 0.6}
+    for wrong, says in (
+        ({"latency": 0.8}, "--latency bounds what a search over units finds; give --params or --macs"),
+        ({"params": 0.7, "latency": 0.8, "limit": {"latency": 0.9}}, "a measure is given twice"),
+        ({"sparsity": 0.7, "latency": 0.8}, "--latency bounds what a search over units finds"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            single_stage("MODEL", "OUT", "self", False, wrong, searches=True)
 
 
 def test_a_front_is_told_and_its_knee_is_taken(told: dict[str, Any], tmp_path: Path) -> None:
@@ -301,9 +322,11 @@ def test_the_command_line_searches(told: dict[str, Any], tmp_path: Path) -> None
         "--no-evaluate",
     ]  # for the tokens of the default
     units = secateur_command(
-        "search", told["model"], "-o", tmp_path / "units", "--params", 0.8, "--trials", 25, *enough
+        *("search", told["model"], "-o", tmp_path / "units", "--params", 0.8, "--memory", 0.95, "--trials", 25),
+        *enough,
     )
     assert units.code == 0, units.err
+    assert "memory at most 95%" in (tmp_path / "units/report.html").read_text()
     assert "Search: evolution judged 25 candidates" in " ".join(units.out.split())
     again = secateur_command("search", told["model"], "-o", tmp_path / "out", *given, *data)
     assert (again.code, "--overwrite" in again.err) == (2, True)

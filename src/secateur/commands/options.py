@@ -242,6 +242,14 @@ Limit = Annotated[
     list[str] | None,
     typer.Option(help="Refuse candidates with a larger share: latency=0.8. Repeatable.", rich_help_panel=SEARCHED),
 ]
+LatencyLimit = Annotated[
+    float | None,
+    typer.Option("--latency", help="Refuse candidates that take a larger share of the time.", rich_help_panel=SEARCHED),
+]
+MemoryLimit = Annotated[
+    float | None,
+    typer.Option("--memory", help="Refuse candidates that take a larger share of memory.", rich_help_panel=SEARCHED),
+]
 Front = Annotated[
     list[str] | None,
     typer.Option(help="A measure that is a goal of its own: a Pareto front. Repeatable.", rich_help_panel=SEARCHED),

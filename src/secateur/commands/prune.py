@@ -119,7 +119,7 @@ def _settings(context: typer.Context) -> dict[str, Any]:
 
     secateur search demo:smollm2-135m -o out/found --sparsity 0.7 --seconds 1200
 
-    secateur search MODEL -o OUT --params 0.75 --strategy policy --trials 500
+    secateur search MODEL -o OUT --params 0.75 --latency 0.8 --strategy policy --trials 500
 
     secateur search RESNET -o OUT --unit filter --macs 0.7 --images train/ --trials 100
 
@@ -132,6 +132,8 @@ def search(
     sparsity: options.Sparsity = None,
     params: options.Params = None,
     macs: options.Macs = None,
+    latency: options.LatencyLimit = None,
+    memory: options.MemoryLimit = None,
     unit: options.Unit = "weight",
     round_to: options.RoundTo = None,
     min_units: options.MinUnits = None,

@@ -84,6 +84,8 @@ class Search(Settings):
         pairs = [str(one).partition("=") for one in given]
         if wrong := next((one for one, (_, mark, _) in zip(given, pairs, strict=True) if not mark), None):
             raise UsageError(f"search: write a measure and a number such as macs=0.5, not '{wrong}'.")
+        if len({name for name, _, _ in pairs}) < len(pairs):
+            raise UsageError(f"search: a measure is given twice: {', '.join(map(str, given))}.")
         return {name: number for name, _, number in pairs}
 
     @model_validator(mode="after")
