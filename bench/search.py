@@ -72,15 +72,18 @@ def measure(command: list[str], data: Path, levels: Path, out: Path) -> dict[str
 def table(results: dict[str, Any]) -> str:
     """Returns the table in markdown."""
     lines = [
-        "| what | perplexity | KL | trials | searching | solving levels |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| what | perplexity | KL | best candidate | solved once more | trials | searching | solving levels |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name in rows():
         row = results["rows"].get(name)
         if row:
+            cells = [name, f"{row['perplexity']:.2f}", f"{row['kl']:.3f}"]
             told = row.get("search")
-            rest = f"{told['trials']} | {told['seconds']:.0f} s | {told['seconds_levels']:.0f} s" if told else " | | "
-            lines.append(f"| {name} | {row['perplexity']:.2f} | {row['kl']:.3f} | {rest} |")
+            if told:
+                cells += [f"{told['best']:.3f}", f"{told['solved']:.3f}", str(told["trials"])]
+                cells += [f"{told['seconds']:.0f} s", f"{told['seconds_levels']:.0f} s"]
+            lines.append(f"| {' | '.join([*cells, *[''] * (8 - len(cells))])} |")
     return "\n".join(lines)
 
 
