@@ -199,7 +199,11 @@ def single_stage(
 
 
 def _limited(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a search's options, in which the first target stays one and other measures limit what is found."""
+    """Returns a search's options, in which the first target stays one and other measures limit what is found.
+
+    Raises:
+        UsageError: There is nothing that they limit: no target, or one of single weights.
+    """
     given = dict(options)
     target = next((name for name in ("sparsity", "params", "macs") if given.get(name) is not None), None)
     shares = [name for name in ("macs", "memory", "latency") if name != target and given.get(name) is not None]
