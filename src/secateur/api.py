@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from secateur.network.vision import is_classifier, load_classifier
 from secateur.progress import Progress
 from secateur.recipe import Calibration, Evaluate, Prune, Recipe, Search
 from secateur.recipe.base import listed
+from secateur.recipe.search import limited
 from secateur.report.structure import classifier_structure, group_rows, structure
 from secateur.report.structure import units as list_units
 from secateur.result import Comparison, Metrics, Result
@@ -158,7 +159,7 @@ def single_stage(
     """Builds the recipe that flat options come to; what is None counts as not given. It may search for the amounts."""
     given = {name: value for name, value in options.items() if value is not None}
     if searches:
-        given = _limited(given)
+        given = limited(given)
         if "params" in given and given.get("unit", "weight") == "weight":
             given["unit"] = "neuron"  # and halves of layers
     kinds: dict[type[BaseModel], dict[str, Any]] = {
@@ -196,27 +197,6 @@ def single_stage(
         return Recipe.build(recipe)
     except UsageError as error:  # which names the option, as nobody wrote a recipe
         raise UsageError(re.sub(r"stage 1: prune\.(\w+)", lambda found: listed([found[1]]), str(error))) from error
-
-
-def _limited(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a search's options, in which the first target stays one and other measures limit what is found.
-
-    Raises:
-        UsageError: There is nothing that they limit: no target, or one of single weights.
-    """
-    given = dict(options)
-    target = next((name for name in ("sparsity", "params", "macs") if given.get(name) is not None), None)
-    shares = [name for name in ("macs", "memory", "latency") if name != target and given.get(name) is not None]
-    if not shares:
-        return given
-    if target in (None, "sparsity"):
-        raise UsageError(
-            f"search: {listed(shares)} bounds what a search over units finds; give --params or --macs as its target."
-        )
-    limit = given.get("limit") or []
-    told = [f"{name}={share}" for name, share in limit.items()] if isinstance(limit, Mapping) else list(limit)
-    given["limit"] = [*told, *(f"{name}={given.pop(name)}" for name in shares)]
-    return given
 
 
 def search(
@@ -257,7 +237,7 @@ def search(
     """
     options = _named(model, options)
     if isinstance(model, nn.Module):
-        options = _limited(options)
+        options = limited(options)
         own = {name: options.pop(name) for name in ("samples", "seed", "overwrite") if name in options}
         settings = {name: options.pop(name) for name in Search.model_fields if name in options}
         return prune_network(

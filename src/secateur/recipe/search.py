@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from secateur.errors import UsageError, did_you_mean
-from secateur.recipe.base import Settings
+from secateur.recipe.base import Settings, listed
 
 MEASURES = ("params", "macs", "memory", "latency")
 REWARDS = ("kl", "perplexity", "accuracy")
@@ -108,3 +108,24 @@ class Search(Settings):
     def most(self) -> int | None:
         """Candidates that are judged at most."""
         return 200 if self.trials is None and self.seconds is None else self.trials
+
+
+def limited(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a search's options, in which the first target stays one and other measures limit what is found.
+
+    Raises:
+        UsageError: There is nothing that they limit: no target, or one of single weights.
+    """
+    given = dict(options)
+    target = next((name for name in ("sparsity", "params", "macs") if given.get(name) is not None), None)
+    shares = [name for name in ("macs", "memory", "latency") if name != target and given.get(name) is not None]
+    if not shares:
+        return given
+    if target in (None, "sparsity"):
+        raise UsageError(
+            f"search: {listed(shares)} bounds what a search over units finds; give --params or --macs as its target."
+        )
+    limit = given.get("limit") or []
+    told = [f"{name}={share}" for name, share in limit.items()] if isinstance(limit, Mapping) else list(limit)
+    given["limit"] = [*told, *(f"{name}={given.pop(name)}" for name in shares)]
+    return given
