@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 import secateur
 from secateur.automl.networks import NetworkSearch
+from secateur.automl.space import Levels
 from secateur.calibration.batches import batches_of
 from secateur.errors import UsageError
 from secateur.progress import Progress
@@ -60,6 +62,24 @@ def test_widths_are_found_under_a_budget_of_macs(strategy: str, learnt: nn.Modul
     assert {name: share for name, share in found.items() if share} == {
         group.name: 1 - group.left / group.before for group in result.stages[0].groups if group.left < group.before
     }
+
+
+@pytest.mark.parametrize("score", ["l1", "taylor"])
+def test_a_search_of_widths_begins_about_where_the_global_allocation_ends(score: str, learnt: nn.Module) -> None:
+    model = copy.deepcopy(learnt)
+    with torch.no_grad():
+        model[2].weight[:20] *= 0.01  # filters that few others read much of
+        model[2].bias[:20] *= 0.01
+    x, calibration, given = torch.randn(1, 3, 8, 8), data(64, 1), {"unit": "filter", "macs": 0.5, "score": score}
+    space = NetworkSearch(graph_network(model, x), Prune.build(given), batches_of(calibration, 1), None, 0).space
+    told = {"example_inputs": x, "calibration": calibration, "evaluate": False, "allocation": "global"}
+    ranked = [group.before - group.left for group in secateur.prune(model, **given, **told).stages[0].groups]
+
+    def distance(levels: Levels) -> int:
+        gone = [place.amounts[level] for place, level in zip(space.places, levels, strict=True)]
+        return sum(abs(one - other) for one, other in zip(gone, ranked, strict=True))
+
+    assert distance(space.knapsack()) < 6 < distance(space.uniform())
 
 
 def test_widths_leave_multiples_and_groups_that_are_too_small_are_told(learnt: nn.Module) -> None:

@@ -21,7 +21,7 @@ from secateur.network.unit_group import UnitGroup
 from secateur.recipe import Prune
 from secateur.structure.traced import prune_traced, unit_scores
 from secateur.structure.traced_job import TracedJob, traced_groups
-from secateur.structure.traced_widths import time_ratio
+from secateur.structure.traced_widths import are_losses, time_ratio
 
 PARTS = 8  # of a group's units that go one by one
 MEASURES = {"params": "parameters", "macs": "macs"}
@@ -79,7 +79,7 @@ class NetworkSearch:
             left = (self.counter.of({group.name: group.count - amount}) for amount in amounts)
             costs = tuple(whole - int(getattr(one, measure)) for one in left)
             depth = number / max(1, len(groups) - 1)
-            losses = tuple((amount / group.count) ** 2 for amount in amounts)
+            losses = _losses(self.scores[group.name], amounts, costs, are_losses(stage))
             share = costs[-1] / whole
             self.places.append(Place(group.name, amounts, costs, losses, (depth, depth * depth, share, 1.0)))
 
@@ -146,6 +146,20 @@ def _amounts(group: UnitGroup, stage: Prune) -> tuple[int, ...]:
     step = max(1, group.count // PARTS // stage.round_to) * stage.round_to
     most = group.count - max(1, stage.min_units)
     return (0, *range(group.count % stage.round_to or step, most + 1, step))
+
+
+def _losses(scores: Tensor, amounts: Sequence[int], costs: Sequence[int], losses: bool) -> tuple[float, ...]:
+    """Returns what a group costs in quality at each level, by the scores of the units that go.
+
+    Scores that are losses add up. Others have scales of their own: a step's loss per cost is then what the units that
+    go in it are relative to their group's mean, as in `--allocation global`.
+    """
+    ordered = scores.double().sort().values
+    found = torch.cat([ordered.new_zeros(1), ordered.cumsum(0)])[list(amounts)]
+    if not losses:
+        scale = (float(ordered.abs().mean()) or 1.0) * torch.tensor(amounts).diff()
+        found = torch.cat([found[:1], (found.diff() / scale * torch.tensor(costs).diff()).cumsum(0)])
+    return tuple(found.tolist())
 
 
 def _halved(batch: Batch) -> list[Batch]:

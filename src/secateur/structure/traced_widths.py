@@ -20,7 +20,7 @@ from secateur.layer_choice import amounts_of
 from secateur.network.graph.costs import GraphCosts
 from secateur.network.graph.network import cut_graph
 from secateur.network.unit_group import UnitGroup
-from secateur.recipe import bytes_of
+from secateur.recipe import Prune, bytes_of
 from secateur.structure.traced_job import TracedJob, score_of
 
 REPEATS = 5  # of timings for --latency
@@ -92,6 +92,11 @@ def _rounded(job: TracedJob, group: UnitGroup, width: float) -> int:
     return group.count if width >= group.count else max(least_of(job, group), int(width + 1e-9) // step * step)
 
 
+def are_losses(stage: Prune) -> bool:
+    """Whether a stage's scores of units are losses, which compare from group to group."""
+    return stage.solver == "obs" or bool(score_of(stage).needs & GRADIENTS)
+
+
 def _ranked(job: TracedJob, groups: Sequence[UnitGroup], scores: Mapping[str, Tensor], counter: GraphCosts) -> Tensor:
     """Returns (removals,) places of groups: in which order they lose units.
 
@@ -100,7 +105,7 @@ def _ranked(job: TracedJob, groups: Sequence[UnitGroup], scores: Mapping[str, Te
     """
     stage, dense = job.stage, counter.of()
     measure = "bytes" if stage.memory is not None else "parameters" if stage.params is not None else "macs"
-    losses = stage.solver == "obs" or bool(score_of(stage).needs & GRADIENTS)
+    losses = are_losses(stage)
     gains, places = [], []
     for place, group in enumerate(groups):
         values = scores[group.name].double()
