@@ -377,7 +377,7 @@ def search_widths(
     from secateur.automl.networks import NetworkSearch  # noqa: PLC0415
     from secateur.run_search import find_widths  # noqa: PLC0415 (Optuna's import takes a second)
 
-    for name in ("start", "halves", "losses", "level_solver", "levels"):
+    for name in ("halves", "losses", "level_solver", "levels"):
         if name in searched:
             raise UsageError(f"'{name}' is for language models; a network's candidates are cut and repaired each time.")
     work = NetworkSearch(network, stage, batches, loss, seed)

@@ -16,7 +16,7 @@ from secateur.automl.course import Course, search
 from secateur.automl.judge import Known, Quality, quality_of, windows_of
 from secateur.automl.networks import NetworkSearch
 from secateur.automl.reward import Reward, Worth
-from secateur.automl.space import Levels
+from secateur.automl.space import Levels, Space
 from secateur.automl.storage import opened
 from secateur.automl.strategies import STRATEGIES, Proposal, Strategy, strategy_named
 from secateur.automl.study import Study
@@ -127,8 +127,7 @@ def find_recipe(recipe: Recipe, progress: Progress, resume: bool) -> tuple[Recip
     kind = UnitSearch if stage.structured else WeightSearch
     work = kind.prepared(network, recipe, stage, settings, windows, root, progress)
     solved = time.perf_counter() - begun
-    start = work.space.knapsack() if settings.start == "knapsack" else work.space.uniform()
-    strategy = strategy_of(work.space, start, settings.tokens, recipe.seed)
+    strategy = strategy_of(work.space, _start(work.space, settings), settings.tokens, recipe.seed)
     levels = [list(place.amounts) for place in work.space.places]
     about = {"recipe": _about(recipe), "levels": levels, "tokens": int(windows.ids.sum())}
     more = resume or settings.storage is not None
@@ -212,8 +211,7 @@ def find_widths(
     folder, storage = (None, settings.storage) if output is None else _opened(output, settings, resume)
     if work.fixed:
         progress.say(f"{', '.join(work.fixed)}: no unit can go there, by round_to and min_units.")
-    start = work.space.uniform()
-    strategy = strategy_of(work.space, start, settings.tokens, seed)
+    strategy = strategy_of(work.space, _start(work.space, settings), settings.tokens, seed)
     told = settings.model_dump(mode="json", exclude={"storage", "levels", "trials", "seconds"})
     about = {"search": told, "levels": [list(place.amounts) for place in work.space.places], "seed": seed}
     study = Study(storage, settings.study, about, work.space, resume or settings.storage is not None, settings.front)
@@ -240,6 +238,11 @@ def _strategy(settings: Search) -> type[Strategy]:
         able = ", ".join(name for name, kind in STRATEGIES.items() if kind.fronts)
         raise UsageError(f"search: strategy '{found.name}' follows one goal; a front is looked for by {able}.")
     return found
+
+
+def _start(space: Space, settings: Search) -> Levels:
+    """Returns the candidate that the search begins with."""
+    return space.knapsack() if settings.start == "knapsack" else space.uniform()
 
 
 def _opened(output: Path, settings: Search, resume: bool) -> tuple[Path, str]:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 import secateur
 from secateur.automl.networks import NetworkSearch
-from secateur.automl.space import Levels
 from secateur.calibration.batches import batches_of
 from secateur.errors import UsageError
 from secateur.progress import Progress
@@ -72,14 +71,20 @@ def test_a_search_of_widths_begins_about_where_the_global_allocation_ends(score:
         model[2].bias[:20] *= 0.01
     x, calibration, given = torch.randn(1, 3, 8, 8), data(64, 1), {"unit": "filter", "macs": 0.5, "score": score}
     space = NetworkSearch(graph_network(model, x), Prune.build(given), batches_of(calibration, 1), None, 0).space
-    told = {"example_inputs": x, "calibration": calibration, "evaluate": False, "allocation": "global"}
-    ranked = [group.before - group.left for group in secateur.prune(model, **given, **told).stages[0].groups]
+    told = {"example_inputs": x, "calibration": calibration, "evaluate": False}
 
-    def distance(levels: Levels) -> int:
-        gone = [place.amounts[level] for place, level in zip(space.places, levels, strict=True)]
-        return sum(abs(one - other) for one, other in zip(gone, ranked, strict=True))
+    def gone(result: secateur.Result) -> list[int]:
+        return [group.before - group.left for group in result.stages[0].groups]
 
-    assert distance(space.knapsack()) < 6 < distance(space.uniform())
+    def distance(amounts: list[int]) -> int:
+        ranked = gone(secateur.prune(model, **given, **told, allocation="global"))
+        return sum(abs(one - other) for one, other in zip(amounts, ranked, strict=True))
+
+    first = {}
+    for start, levels in (("knapsack", space.knapsack()), ("uniform", space.uniform())):
+        first[start] = gone(secateur.search(model, **given, **told, start=start, trials=1))
+        assert first[start] == [place.amounts[level] for place, level in zip(space.places, levels, strict=True)]
+    assert distance(first["knapsack"]) < 6 < distance(first["uniform"])
 
 
 def test_widths_leave_multiples_and_groups_that_are_too_small_are_told(learnt: nn.Module) -> None:
