@@ -160,7 +160,7 @@ def single_stage(
     given = {name: value for name, value in options.items() if value is not None}
     if searches:
         given = limited(given)
-        if "params" in given and given.get("unit", "weight") == "weight":
+        if given.keys() & {"params", "macs"} and given.get("unit", "weight") == "weight":
             given["unit"] = "neuron"  # and halves of layers
     kinds: dict[type[BaseModel], dict[str, Any]] = {
         Calibration: {"data": calibration},

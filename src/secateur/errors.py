@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class SecateurError(Exception):
@@ -82,6 +84,13 @@ def first_line(error: BaseException) -> str:
     """Returns the first line of an error's message, or its kind if it has none."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
+
+
+def raised_at(error: BaseException) -> str:
+    """Returns an error's kind and message, and where somebody else's code raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return first_line(error) if isinstance(error, SecateurError) else f"{type(error).__name__}: {error}{where}"
 
 
 class ExportError(SecateurError):

@@ -306,7 +306,7 @@ def run_recipe(
 
 
 def _searched(recipe: Recipe, progress: Progress, resume: bool) -> Result:
-    from secateur.run_search import find_recipe  # noqa: PLC0415 (Optuna's import takes a second)
+    from secateur.run_search import find_recipe, tidied  # noqa: PLC0415 (Optuna's import takes a second)
 
     with processes(recipe.device) as team:
         if team.size > 1:
@@ -315,7 +315,8 @@ def _searched(recipe: Recipe, progress: Progress, resume: bool) -> Result:
             raise UsageError("a search needs an output to keep its study in; give -o FOLDER.")
         output = Path(recipe.output).expanduser()
         with only_run(output):
-            final, found = find_recipe(recipe, progress, resume)
+            with tidied(output):
+                final, found = find_recipe(recipe, progress, resume)
             try:
                 result = Run(final, progress, team, found=found).into(output)
             finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from secateur.recipe import TRAINS, Recipe
 from secateur.recipe.choosing import Choosing
 from secateur.result import Result
 from secateur.run import Run, run_recipe
-from secateur.run_search import STUDY, Found, search_folder
+from secateur.run_search import STUDY, Found, begun_folder, tidied
 
 LENGTHS = ("epochs", "steps", "minutes")
 
@@ -53,16 +52,13 @@ def run_choices(data: dict[str, Any], progress: Progress | None = None, resume: 
     if plain.get("output") is None:
         raise UsageError("a search needs an output to keep its study in; give -o FOLDER.")
     output = Path(str(plain["output"])).expanduser()
-    with only_run(output):
+    with only_run(output), tidied(output):
         return _run_choices(plain, settings, output, progress, resume)
 
 
 def _run_choices(plain: dict[str, Any], settings: Choosing, output: Path, progress: Progress, resume: bool) -> Result:
     check_output(output, bool(plain.get("overwrite", False)))
-    folder = search_folder(output)
-    if settings.storage is None and not resume:
-        shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = begun_folder(output, resume or settings.storage is not None, bool(plain.get("overwrite", False)))
     judged, seed = _judged(settings, plain), int(plain.get("seed") or 0)
 
     @cache
@@ -190,6 +186,7 @@ def _told(outcome: Outcome, settings: Choosing) -> dict[str, Any]:
         "reward": Reward(quality, settings.weigh, settings.limit).words,
         "trials": outcome.trials,
         "pruned": outcome.pruned,
+        "failures": outcome.failures,
         "seconds": outcome.seconds,
         "seconds_levels": 0.0,
         "start": outcome.course[0]["value"],

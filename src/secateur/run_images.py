@@ -48,7 +48,7 @@ def run_images(recipe: Recipe, progress: Progress, resume: bool) -> Result:
     if recipe.search is not None:
         given = {name: getattr(recipe.search, name) for name in changed(recipe.search)}
         stage, searched = search_widths(
-            network, stages[0], batches, None, recipe.seed, given, output, progress, resume, recipe
+            network, stages[0], batches, None, recipe.seed, given, output, progress, resume, recipe.overwrite, recipe
         )
         stages = (stage,)
     run = NetworkRun(

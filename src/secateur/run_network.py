@@ -319,7 +319,7 @@ def prune_network(
     if searched is not None:
         if into is not None:
             check_output(into, overwrite)
-        stage, found = search_widths(network, stage, batches, loss, seed, searched, into, shown, resume)
+        stage, found = search_widths(network, stage, batches, loss, seed, searched, into, shown, resume, overwrite)
     work = NetworkRun(
         network=network,
         stages=(stage,),
@@ -351,6 +351,7 @@ def search_widths(
     output: Path | None,
     progress: Progress,
     resume: bool,
+    overwrite: bool,
     recipe: Recipe | None = None,
 ) -> tuple[Prune, Found]:
     """Searches for how many units each group of a network gives.
@@ -365,6 +366,7 @@ def search_widths(
         output: Beside which the study is kept; None keeps it in memory.
         progress: Shows progress.
         resume: Whether trials that the study has are gone on from.
+        overwrite: Whether those that an earlier search left may be lost.
         recipe: The run, if it is one of a recipe.
 
     Returns:
@@ -375,7 +377,7 @@ def search_widths(
         SearchError: The study can't be used, or no candidate could be judged.
     """
     from secateur.automl.networks import NetworkSearch  # noqa: PLC0415
-    from secateur.run_search import find_widths  # noqa: PLC0415 (Optuna's import takes a second)
+    from secateur.run_search import find_widths, tidied  # noqa: PLC0415 (Optuna's import takes a second)
 
     for name in ("halves", "losses", "level_solver", "levels"):
         if name in searched:
@@ -383,7 +385,8 @@ def search_widths(
     work = NetworkSearch(network, stage, batches, loss, seed)
     few = max(2, work.examples // 4)
     settings = Search.build({"tokens": sorted({few, max(few, work.examples)}), **searched})
-    return find_widths(work, settings, seed, output, progress, resume, recipe)
+    with tidied(output):
+        return find_widths(work, settings, seed, output, progress, resume, overwrite, recipe)
 
 
 def _with_defaults(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,13 @@ from secateur.automl.judge import Known, Quality, quality_of, windows_of
 from secateur.automl.networks import NetworkSearch
 from secateur.automl.reward import Reward, Worth
 from secateur.automl.space import Levels, Space
-from secateur.automl.storage import opened
+from secateur.automl.storage import kept_trials, opened
 from secateur.automl.strategies import STRATEGIES, Proposal, Strategy, strategy_named
 from secateur.automl.study import Study
 from secateur.automl.units import UnitSearch
 from secateur.automl.weights import WeightSearch
 from secateur.calibration.windows import Windows
-from secateur.errors import UsageError
+from secateur.errors import ResumeError, UsageError
 from secateur.import_path import function_at
 from secateur.network.loading import load
 from secateur.network.network import Network
@@ -115,14 +117,14 @@ def find_recipe(recipe: Recipe, progress: Progress, resume: bool) -> tuple[Recip
     own = ":" in settings.reward
     if own:
         function_at(settings.reward, "(network, tokens)")  # an error now, if it is missing
-    folder, storage = _opened(output, settings, resume)
+    folder, storage = _opened(output, settings, resume, recipe.overwrite)
     begun = time.perf_counter()
     network, windows = _prepared(recipe, progress)
     if network.model.get_output_embeddings() is None and "losses" not in settings.model_fields_set:
         settings = settings.model_copy(update={"losses": "layer"})
         progress.say("the model predicts no tokens, so the knapsack goes by the layers' own errors (losses: layer).")
     if settings.table is None and not own:
-        windows_of(_cut(windows, settings), settings.tokens[-1])  # there are as many
+        settings = _fewer(settings, windows)
     root = Path(settings.levels).expanduser() if settings.levels else output.parent / ".secateur-levels"
     kind = UnitSearch if stage.structured else WeightSearch
     work = kind.prepared(network, recipe, stage, settings, windows, root, progress)
@@ -132,16 +134,11 @@ def find_recipe(recipe: Recipe, progress: Progress, resume: bool) -> tuple[Recip
     about = {"recipe": _about(recipe), "levels": levels, "tokens": int(windows.ids.sum())}
     more = resume or settings.storage is not None
     study = Study(storage, settings.study, about, work.space, more, settings.front)
-    dense = folder / DENSE
-    try:
-        compute = recipe.calibration.compute
-        quality, words = quality_of(settings, network, _cut(windows, settings), compute, dense, progress)
-        reward = Reward(words, settings.weigh, settings.limit, settings.front)
-        worth = _worth(work, network, quality, reward)
-        course = search(strategy, study, worth, settings.most, settings.seconds, progress)
-    except BaseException:
-        dense.unlink(missing_ok=True)
-        raise
+    compute = recipe.calibration.compute
+    quality, words = quality_of(settings, network, _cut(windows, settings), compute, folder / DENSE, progress)
+    reward = Reward(words, settings.weigh, settings.limit, settings.front)
+    worth = _worth(work, network, quality, reward)
+    course = search(strategy, study, worth, settings.most, settings.seconds, progress)
     told = _told(settings, course, study, solved, reward)
 
     def plain(levels: Levels) -> Recipe:
@@ -186,6 +183,7 @@ def find_widths(
     output: Path | None,
     progress: Progress,
     resume: bool,
+    overwrite: bool,
     recipe: Recipe | None = None,
 ) -> tuple[Prune, Found]:
     """Searches for how many units each group of a network gives.
@@ -197,6 +195,7 @@ def find_widths(
         output: Beside which the study is kept; None keeps it in memory.
         progress: Shows progress.
         resume: Whether trials that the study has are gone on from.
+        overwrite: Whether those that an earlier search left may be lost.
         recipe: The run, if it is one of a recipe; of a network in memory there are the stages alone.
 
     Returns:
@@ -208,7 +207,7 @@ def find_widths(
     strategy_of = _strategy(settings)
     if settings.reward != "kl":
         raise UsageError("a network's candidates are judged by their loss on examples: give loss=... for your own.")
-    folder, storage = (None, settings.storage) if output is None else _opened(output, settings, resume)
+    folder, storage = (None, settings.storage) if output is None else _opened(output, settings, resume, overwrite)
     if work.fixed:
         progress.say(f"{', '.join(work.fixed)}: no unit can go there, by round_to and min_units.")
     strategy = strategy_of(work.space, _start(work.space, settings), settings.tokens, seed)
@@ -245,12 +244,41 @@ def _start(space: Space, settings: Search) -> Levels:
     return space.knapsack() if settings.start == "knapsack" else space.uniform()
 
 
-def _opened(output: Path, settings: Search, resume: bool) -> tuple[Path, str]:
-    """Returns the folder of a search's state, and the storage of its study, which can be reached."""
+@contextmanager
+def tidied(output: Path | None) -> Iterator[None]:
+    """Removes what is of no use of a search's state, if it fails: all of it where there is no trial yet."""
+    try:
+        yield
+    except BaseException:
+        if output is not None:
+            folder = search_folder(output)
+            (folder / DENSE).unlink(missing_ok=True)
+            if not kept_trials(folder / STUDY):
+                shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def begun_folder(output: Path, more: bool, overwrite: bool) -> Path:
+    """Returns the folder of a search's state, empty unless there may be more to it.
+
+    Raises:
+        ResumeError: An earlier search left trials that would be lost without a word.
+    """
     folder = search_folder(output)
-    if settings.storage is None and not resume:
+    if not more:
+        if not overwrite and (trials := kept_trials(folder / STUDY)):
+            raise ResumeError(
+                f"of an earlier search, {trials} trials are kept in {folder}: the same command with --resume goes on; "
+                "with --overwrite, starts anew."
+            )
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _opened(output: Path, settings: Search, resume: bool, overwrite: bool) -> tuple[Path, str]:
+    """Returns the folder of a search's state, and the storage of its study, which can be reached."""
+    folder = begun_folder(output, resume or settings.storage is not None, overwrite)
     storage = settings.storage or f"sqlite:///{folder / STUDY}"
     opened(storage)  # an error now, if it can't be reached
     return folder, storage
@@ -282,6 +310,20 @@ def _cut(windows: Windows, settings: Search) -> Windows:
     return replace(windows, ids=ids, bytes=None, text=None)
 
 
+def _fewer(settings: Search, windows: Windows) -> Search:
+    """Returns the search with no more tokens to judge on than there are, where nothing was said of them.
+
+    Raises:
+        UsageError: More were asked for.
+    """
+    if "tokens" not in settings.model_fields_set and windows.tokens < settings.tokens[-1]:
+        known = windows.length * len(windows)
+        fewer = (*(tokens for tokens in settings.tokens if tokens < known), known)
+        settings = settings.model_copy(update={"tokens": fewer})
+    windows_of(_cut(windows, settings), settings.tokens[-1])
+    return settings
+
+
 def _about(recipe: Recipe) -> dict[str, Any]:
     """Returns what all workers of a search have to agree on."""
     told = recipe.to_dict()
@@ -309,10 +351,12 @@ def _told(settings: Search, course: Course, study: Study, solved: float, reward:
                 {"trial": trial.number, "seconds": (trial.datetime_complete - begun).total_seconds(), "value": best}
             )
     by_number = {trial.number: trial.user_attrs for trial in study.trials()}
+    failures = Counter(about["failure"] for about in by_number.values() if "failure" in about)
     return {
         "strategy": settings.strategy,
         "reward": reward.words,
         "trials": len(study.trials()),
+        "failures": dict(failures),
         "seconds": course.seconds,
         "seconds_levels": solved,
         "start": course.start.value,

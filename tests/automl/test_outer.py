@@ -87,13 +87,27 @@ def test_candidates_that_fail_are_passed_over_and_three_in_a_row_stop_it() -> No
             raise ValueError("one round is too few")
         return float(data["rounds"])
 
-    assert search_choices({"rounds": {"int": [1, 9]}}, picky, trials=20).value == 9
+    outcome = search_choices({"rounds": {"choice": [1, 9]}}, picky, trials=20, sampler="random")
+    assert outcome.value == 9
+    ((failure, number),) = outcome.failures.items()
+    assert failure.startswith("ValueError: one round is too few (test_outer.py, line ")
+    assert 0 < number < 20
+    assert outcome.pruned == 0
 
     def never(data: Any, report: Report) -> float:
         raise ValueError("never")
 
     with pytest.raises(SearchError, match="3 candidates in a row couldn't be judged; the last one: ValueError: never"):
         search_choices({"rounds": {"int": [1, 9]}}, never, trials=20)
+
+
+@pytest.mark.parametrize(
+    ("space", "trials", "says"),
+    [({"a": {"chioce": [1, 2]}}, 3, "the space leaves nothing open"), ({"a": {"int": [1, 3]}}, 0, "but got 0")],
+)
+def test_a_search_over_nothing_is_refused(space: Any, trials: int, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        search_choices(space, lambda data, report: 1.0, trials=trials)
 
 
 @pytest.mark.parametrize(

@@ -21,13 +21,14 @@ from secateur.api import single_stage
 from secateur.automl.database import LevelDatabase
 from secateur.automl.ladder import exact, levels_of
 from secateur.automl.units import UnitSearch
-from secateur.errors import SaveError, SearchError, UsageError
+from secateur.errors import ResumeError, SaveError, SearchError, SecateurError, UsageError
 from secateur.network.classifier import with_classes
 from secateur.network.loading import load
 from secateur.network.saving import save_network
 from secateur.network.surgery import Cut, cut
 from secateur.progress import Progress
 from secateur.recipe import Prune, Search
+from secateur.report.search import search_line
 from secateur.schedules import OneShot
 from tiny import SENTENCE, save_tiny, tiny_recipe
 
@@ -198,13 +199,19 @@ def test_latency_and_memory_beside_a_target_are_limits() -> None:
     assert recipe.search.limit == {"latency": 0.8, "memory": 0.9}
     assert recipe.stages[0].prune is not None
     assert (recipe.stages[0].prune.unit, recipe.stages[0].prune.params) == ("neuron", 0.7)
+    only = single_stage("MODEL", "OUT", "self", False, {"macs": 0.6}, searches=True).stages[0].prune
+    assert only is not None
+    assert (only.unit, only.macs) == ("neuron", 0.6)
     both = single_stage("MODEL", "OUT", "self", False, {"params": 0.7, "macs": 0.6, "limit": None}, searches=True)
     assert both.search is not None
     assert both.search.limit == {"macs": 0.6}
     for wrong, says in (
-        ({"latency": 0.8}, "--latency bounds what a search over units finds; give --params or --macs"),
+        ({}, "search: give a target: --sparsity of single weights, or --params or --macs of units.$"),
+        ({"latency": 0.8}, "give a target: .* --latency only bounds what is found"),
+        ({"sparsity": 0.7, "params": 0.8}, "--params is for a search over units; leave --sparsity out, or --params"),
+        ({"sparsity": 0.7, "table": "t.csv"}, "a table is for --reward accuracy, and the reward is 'kl'"),
         ({"params": 0.7, "latency": 0.8, "limit": {"latency": 0.9}}, "a measure is given twice"),
-        ({"sparsity": 0.7, "latency": 0.8}, "--latency bounds what a search over units finds"),
+        ({"sparsity": 0.7, "latency": 0.8}, "--latency is for a search over units"),
     ):
         with pytest.raises(UsageError, match=says):
             single_stage("MODEL", "OUT", "self", False, wrong, searches=True)
@@ -245,6 +252,64 @@ def test_rewards_of_ones_own_and_perplexity(told: dict[str, Any], tmp_path: Path
     assert likely["best"] >= likely["start"]
     with pytest.raises(SearchError, match="ValueError: lost"):
         run(told, overwrite=True, search={**told["search"], "reward": f"{tmp_path / 'mine.py'}:lost"})
+
+
+def test_what_fails_before_the_first_trial_leaves_nothing(told: dict[str, Any], tmp_path: Path) -> None:
+    for changes in (
+        {"stages": [{"prune": {"sparsity": 0.99}}]},
+        {"model": str(tmp_path / "nowhere")},
+        {"search": {"storage": "sqlite:////nowhere/study.db"}},
+    ):
+        with pytest.raises(SecateurError):
+            run(told, **changes)
+        assert not (tmp_path / ".out.search").exists()
+        assert not (tmp_path / "out").exists()
+
+
+def counting(file: Path, last: str) -> str:
+    """Writes a reward that counts its calls; returns its import path."""
+    file.write_text(f"calls = 0\ndef worth(network, tokens):\n    global calls\n    calls += 1\n    {last}\n")
+    return f"{file}:worth"
+
+
+def test_trials_of_a_search_that_ended_early_are_not_lost_without_a_word(told: dict[str, Any], tmp_path: Path) -> None:
+    reward = counting(tmp_path / "mine.py", "assert calls < 3, 'enough'; return calls")
+    search = {**told["search"], "reward": reward}
+    with pytest.raises(SearchError, match=r"AssertionError: enough \(mine.py, line 5\)"):
+        run(told, search=search)
+    assert (tmp_path / ".out.search").is_dir()
+    with pytest.raises(ResumeError, match=r"5 trials are kept .* --resume goes on; with --overwrite"):
+        run(told, search=search)
+    result = run(told, overwrite=True, search={"trials": 1, "tokens": [128]})
+    assert result.search is not None
+    assert result.search["trials"] == 1
+    assert not (tmp_path / ".out.search").exists()
+
+
+def test_candidates_that_could_not_be_judged_are_told(told: dict[str, Any], tmp_path: Path) -> None:
+    reward = counting(tmp_path / "mine.py", "return float('nan') if calls in (2, 5) else 1")
+    found = run(told, search={"trials": 8, "tokens": [32, 128], "reward": reward}).search
+    assert found is not None
+    assert found["failures"] == {"its reward came out as nan": 2}
+    said = search_line(found)
+    assert "judged 6 candidates" in said
+    assert "2 candidates couldn't be judged (its reward came out as nan)." in said
+
+
+def test_units_are_searched_for_under_a_budget_of_macs(told: dict[str, Any]) -> None:
+    given = {"trials": 20, "tokens": [128]}
+    result = run(told, stages=[{"prune": {"unit": "neuron", "macs": 0.8}}], search=given)
+    assert result.search is not None
+    assert result.search["shares"]["macs"] <= 0.8
+    assert result.comparison is not None
+    (other,) = result.comparison.others
+    assert other.macs / result.comparison.dense.macs == pytest.approx(result.search["shares"]["macs"], abs=1e-3)
+
+
+def test_without_a_word_no_more_tokens_are_read_than_there_are(told: dict[str, Any]) -> None:
+    result = run(told, search={"trials": 1})
+    assert result.search is not None
+    assert "on 256 tokens" in result.search["reward"]
 
 
 def test_classifiers_are_judged_by_a_table(told: dict[str, Any], tmp_path: Path) -> None:

@@ -266,8 +266,8 @@ def test_a_trial_that_failed_is_passed_over(name: str) -> None:
 def test_a_budget_out_of_reach_names_the_nearest() -> None:
     places = space().places
     most = sum(place.costs[-1] for place in places)
-    with pytest.raises(UsageError, match=f"the nearest is {most}"):
-        Space(places, most + 1)
+    with pytest.raises(UsageError, match=f"{most / 2 + 0.5} can't be met: .* from --half 0.0 to --half {most / 2}"):
+        Space(places, most + 1, target=lambda cost: f"--half {cost / 2}")
 
 
 def test_an_unknown_strategy_is_named() -> None:

@@ -11,7 +11,7 @@ from datetime import datetime
 from secateur.automl.reward import OUTSIDE, Worth
 from secateur.automl.strategies import Judged, Proposal, Strategy
 from secateur.automl.study import Study
-from secateur.errors import SearchError
+from secateur.errors import SearchError, raised_at
 from secateur.progress import Progress
 
 FAILURES = 3  # in a row, after which the search stops
@@ -85,9 +85,9 @@ def search(
         try:
             found = worth(proposal)
         except Exception as error:  # a reward of the user's own may raise anything
-            last = f"{type(error).__name__}: {error}"
+            last = raised_at(error)
         if found is not None and not math.isfinite(found.reward):
-            last, found = f"it came out as {found.reward}", None
+            last, found = f"its reward came out as {found.reward}", None
         study.add(proposal, begun, found, last)
         own += 1
         failed = failed + 1 if found is None else 0
@@ -100,9 +100,11 @@ def search(
         )
     assert strategy.best.value is not None
     if strategy.best.value <= -OUTSIDE:
-        excess = -strategy.best.value - OUTSIDE
+        number = strategy.best.number
+        shares = next(trial.user_attrs["shares"] for trial in study.trials() if trial.number == number)
+        left = ", ".join(f"{share:.1%} of {measure}" for measure, share in shares.items())
         raise SearchError(
-            f"no candidate keeps the limits; the nearest exceeds them by {excess:.2%} of the dense model. Give --limit "
-            "more, or more --trials and --resume."
+            f"no candidate keeps the limits; the nearest one, trial {number}, leaves {left}. Allow more, or give more "
+            "--trials or --seconds and --resume."
         )
     return Course(strategy.best, tuple(strategy.front), start, own, time.perf_counter() - began)

@@ -57,7 +57,8 @@ def weight_space(layers: Sequence[Layer], sparsity: float, loss: Callable[[str, 
         name, amounts = layer.name, levels[layer.name]
         costs = tuple(amount // step for amount in amounts)
         places.append(Place(name, amounts, costs, losses[name], (*features, rank[name])))
-    return Space(places, round(sparsity * sum(sizes.values()) / step))
+    weights = sum(sizes.values()) / step
+    return Space(places, round(sparsity * weights), target=lambda cost: f"--sparsity {cost / weights:.3g}")
 
 
 def exact(amounts: Mapping[str, int], sizes: Mapping[str, int], sparsity: float) -> dict[str, int]:

@@ -53,9 +53,10 @@ class NetworkSearch:
         Raises:
             UsageError: The target is another one, or there is too little data.
         """
-        measure = next((what for name, what in MEASURES.items() if getattr(stage, name) is not None), None)
-        if measure is None:
+        name = next((name for name in MEASURES if getattr(stage, name) is not None), None)
+        if name is None:
             raise UsageError("a search of a network's widths goes by --params or --macs.")
+        measure, goal = MEASURES[name], getattr(stage, name)
         if len(batches) == 1:
             batches = _halved(batches[0])
         if len(batches) < 2:
@@ -86,9 +87,12 @@ class NetworkSearch:
         def together(levels: Sequence[int]) -> int:
             return self._taken(tuple(levels), measure)
 
-        goal = stage.params if measure == "parameters" else stage.macs
-        assert goal is not None
-        self.space = Space(self.places, math.ceil(whole - goal * whole), together)
+        self.space = Space(
+            self.places,
+            math.ceil(whole - goal * whole),
+            together,
+            target=lambda cost: f"--{name} {1 - cost / whole:.3g}",
+        )
 
     def stage_of(self, levels: Levels) -> Prune:
         """Returns the stage that removes what a candidate says."""

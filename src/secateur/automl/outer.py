@@ -6,6 +6,7 @@ import json
 import math
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +14,11 @@ from typing import Any
 import numpy as np
 import optuna
 
-from secateur.automl.choices import chosen
+from secateur.automl.choices import chosen, has_choices
 from secateur.automl.course import FAILURES
 from secateur.automl.storage import opened
 from secateur.automl.strategies import strategy_named
-from secateur.errors import SearchError
+from secateur.errors import SearchError, UsageError, raised_at
 from secateur.progress import Progress
 
 
@@ -61,7 +62,8 @@ class Outcome:
         params: These choices, by their paths.
         value: What they are worth.
         trials: How many there were.
-        pruned: How many of them were ended early, or failed.
+        pruned: How many of them were ended early.
+        failures: Why others couldn't be carried out, and how many.
         importances: How much each choice matters, adding up to 1; empty where too few trials tell.
         seconds: Wall time of this call.
         course: The trials that were the best so far, each with `trial`, `seconds` since the first one and `value`.
@@ -72,6 +74,7 @@ class Outcome:
     value: float
     trials: int
     pruned: int
+    failures: dict[str, int]
     importances: dict[str, float]
     seconds: float
     course: tuple[dict[str, float], ...]
@@ -108,7 +111,7 @@ def search_choices(
 
     Raises:
         SearchError: The storage can't be used, or candidates can't be judged.
-        UsageError: A choice is malformed, or the sampler unknown.
+        UsageError: A choice is malformed, or the sampler unknown; there is no choice, or no trial is asked for.
 
     Example:
         >>> space = {"score": {"choice": ["l1", "movement"]}, "every": {"int": [10, 200], "log": True}}
@@ -119,6 +122,10 @@ def search_choices(
         raise SearchError(
             f"an outer search is made by {', '.join(SAMPLERS)}; '{sampler}' is for amounts under a budget."
         )
+    if not has_choices(space):
+        raise UsageError("the space leaves nothing open that could be searched over, such as {'choice': ['l1', 'l2']}.")
+    if trials is not None and trials < 1:
+        raise UsageError(f"a search takes one trial or more, but got {trials}.")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=4)
     found = optuna.create_study(
@@ -144,7 +151,7 @@ def search_choices(
             failed = 0
             raise
         except Exception as error:  # whatever the candidate's run raises: some don't fit together
-            value, last = math.nan, f"{type(error).__name__}: {error}"
+            value, last = math.nan, raised_at(error)
         else:
             last = f"it came out as {value}"
         finally:
@@ -170,17 +177,24 @@ def search_choices(
         raise SearchError(
             f"no candidate was judged to its end{': ' + last if last else ''}; give it more time or trials."
         )
+    return _outcome(found, space, complete, time.perf_counter() - began)
+
+
+def _outcome(found: optuna.Study, space: Any, complete: Sequence[optuna.trial.FrozenTrial], seconds: float) -> Outcome:
+    """Returns what the trials of a study come to."""
     best = found.best_trial
     pruned = found.get_trials(deepcopy=False, states=(optuna.trial.TrialState.PRUNED,))
+    failures = Counter(trial.user_attrs["failure"] for trial in pruned if "failure" in trial.user_attrs)
     assert best.value is not None
     return Outcome(
         best=chosen(space, optuna.trial.FixedTrial(best.params)),
         params=dict(best.params),
         value=best.value,
         trials=len(found.trials),
-        pruned=len(pruned),
+        pruned=len(pruned) - failures.total(),
+        failures=dict(failures),
         importances=_importances(found, len(complete)),
-        seconds=time.perf_counter() - began,
+        seconds=seconds,
         course=tuple(_course(complete)),
     )
 

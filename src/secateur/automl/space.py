@@ -52,6 +52,7 @@ class Space:
         total: int,
         together: Callable[[Sequence[int]], int] | None = None,
         dense: Mapping[str, float] | None = None,
+        target: Callable[[int], str] = lambda cost: f"{cost:,}",
     ) -> None:
         """
         Args:
@@ -60,6 +61,7 @@ class Space:
             together: What a candidate takes off, where that isn't the sum over the places: widths of layers that read
                 each other multiply. The places' own costs are then those of each alone.
             dense: What the dense model has by each measure of which the places say what they save.
+            target: What was asked for if so much has to go, in words such as `--params 0.7`.
 
         Raises:
             UsageError: The places can't give as much, or can't give as little.
@@ -68,8 +70,7 @@ class Space:
         least, most = (self.cost([end * (len(place.costs) - 1) for place in self.places]) for end in (0, 1))
         if not least <= total <= most:
             raise UsageError(
-                f"the search's levels take off between {least:,} and {most:,}, and {total:,} were asked for; "
-                f"the nearest is {least if total < least else most:,}."
+                f"{target(total)} can't be met: the search's levels go from {target(least)} to {target(most)}."
             )
         steps = [b - a for place in self.places for a, b in pairwise(place.costs)]
         self.slack = min(steps) if together is None else max(steps)

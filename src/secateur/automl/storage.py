@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 import time
+from pathlib import Path
 from typing import Any
 
+from optuna import get_all_study_summaries
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages import RDBStorage
 
@@ -52,6 +54,16 @@ def opened(url: str) -> RDBStorage:
                 raise unusable(url, error) from error
             time.sleep(random.uniform(0.1, 1) * WAIT)
     raise AssertionError
+
+
+def kept_trials(file: Path) -> int:
+    """Returns how many trials a SQLite file holds; none if it is missing, or no such file."""
+    if not file.is_file():
+        return 0
+    try:
+        return sum(one.n_trials for one in get_all_study_summaries(storage=f"sqlite:///{file}"))
+    except Exception:  # whatever the driver raises
+        return 0
 
 
 def unusable(url: str, error: Exception) -> SearchError:

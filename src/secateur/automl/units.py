@@ -58,11 +58,12 @@ class UnitSearch:
         Raises:
             UsageError: The target can't be reached, or the model adds what its halves give behind a norm.
         """
-        assert stage.params is not None
+        measure = "params" if stage.params is not None else "macs"
+        goal = float(getattr(stage, measure))
         _check(network)
         solved = Prune(
             unit="neuron",
-            params=stage.params,
+            params=goal,  # levels serve all targets
             damping=stage.damping,
             gradient="loss" if search.losses == "loss" else "block",
         )
@@ -111,9 +112,15 @@ class UnitSearch:
             losses = tuple(database.loss(group.name, amount) for amount in amounts)
             depth, is_mlp = at / max(1, len(ordered) - 1), float(group.unit == "neuron")
             features = (depth, depth * depth, is_mlp, depth * is_mlp)
-            taken = tuple(round(saved) for saved in saves[group.name]["params"])
+            taken = tuple(round(saved) for saved in saves[group.name][measure])
             places.append(Place(group.name, amounts, taken, losses, features, saves[group.name]))
-        space = Space(places, math.ceil(first.parameters - stage.params * first.parameters), dense=dense)
+        whole = int(dense[measure])
+        space = Space(
+            places,
+            math.ceil(whole - goal * whole),
+            dense=dense,
+            target=lambda cost: f"--{measure} {1 - cost / whole:.3g}",
+        )
         by_name = {group.name: group for group in ordered}
         stitched = Stitched({name: group.readers[0].layer for name, group in by_name.items()}, database)
         return cls(network, by_name, space, stitched)
@@ -136,7 +143,9 @@ class UnitSearch:
             Stage(prune=Prune(unit=unit, amounts=some)) for unit, some in found.items() if some and unit != "neuron"
         ]
         if found["neuron"]:
-            stages.append(Stage(prune=stage.model_copy(update={"params": None, "amounts": found["neuron"]})))
+            stages.append(
+                Stage(prune=stage.model_copy(update={"params": None, "macs": None, "amounts": found["neuron"]}))
+            )
         return tuple(stages)
 
 

@@ -122,10 +122,11 @@ class Recipe(Settings):
         prune = self.stages[0].prune
         if self.calibration.images is not None:
             return self  # a traced network's search knows its own limits
-        if prune.unit not in ("weight", "neuron") or (prune.params if prune.structured else prune.sparsity) is None:
+        targets = {"weight": {"sparsity"}, "neuron": {"params", "macs"}}.get(prune.unit, set())
+        if not targets & changed(prune):
             raise UsageError(
                 "search: it is for single weights with --sparsity, or for --unit neuron (and halves of layers) with "
-                "--params."
+                "--params or --macs."
             )
         if prune.allocation != "uniform":
             raise UsageError("search: it finds the allocation itself; leave --allocation out.")

@@ -11,6 +11,7 @@ from secateur.errors import UsageError, did_you_mean
 from secateur.recipe.base import Settings, listed
 
 MEASURES = ("params", "macs", "memory", "latency")
+TARGETS = ("sparsity", "params", "macs")
 REWARDS = ("kl", "perplexity", "accuracy")
 
 
@@ -20,9 +21,7 @@ def check_measures(
     """Raises UsageError if a measure is none of those that are known, or a limit is no share."""
     for measure in (*weigh, *limit, *front):
         if measure not in known:
-            raise UsageError(
-                f"search: unknown measure '{measure}'.{did_you_mean(measure, known)} There are {', '.join(known)}."
-            )
+            raise UsageError(f"search: unknown measure '{measure}'.{did_you_mean(measure, known)}")
     for measure, most in limit.items():
         if not 0 < most <= 1:
             raise UsageError(f"search: the limit of {measure} is a share of the dense model above 0, at most 1.")
@@ -97,8 +96,10 @@ class Search(Settings):
                 f"search: unknown reward '{self.reward}'.{did_you_mean(self.reward, REWARDS)} A function of your own "
                 "is named as module:function."
             )
-        if (self.reward == "accuracy") != (self.table is not None):
-            raise UsageError("search: reward 'accuracy' goes with a table of text and label (--table).")
+        if self.reward == "accuracy" and self.table is None:
+            raise UsageError("search: reward 'accuracy' goes with a table of text and label; give it by --table.")
+        if self.reward != "accuracy" and self.table is not None:
+            raise UsageError(f"search: a table is for --reward accuracy, and the reward is '{self.reward}'.")
         check_measures(MEASURES, self.weigh, self.limit, self.front)
         if len(set(self.front)) < len(self.front):
             raise UsageError("search: front names a measure twice.")
@@ -114,16 +115,20 @@ def limited(options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a search's options, in which the first target stays one and other measures limit what is found.
 
     Raises:
-        UsageError: There is nothing that they limit: no target, or one of single weights.
+        UsageError: There is no target, or other measures beside one of single weights.
     """
     given = dict(options)
-    target = next((name for name in ("sparsity", "params", "macs") if given.get(name) is not None), None)
-    shares = [name for name in ("macs", "memory", "latency") if name != target and given.get(name) is not None]
+    there = [name for name in (*TARGETS, *MEASURES) if given.get(name) is not None]
+    target = next((name for name in there if name in TARGETS), None)
+    shares = [name for name in MEASURES if name in there and name != target]
+    if target is None:
+        bound = f" {listed(shares)} only bounds what is found." if shares else ""
+        raise UsageError(f"search: give a target: --sparsity of single weights, or --params or --macs of units.{bound}")
     if not shares:
         return given
-    if target in (None, "sparsity"):
+    if target == "sparsity":
         raise UsageError(
-            f"search: {listed(shares)} bounds what a search over units finds; give --params or --macs as its target."
+            f"search: {listed(shares)} is for a search over units; leave --sparsity out, or {listed(shares)}."
         )
     limit = given.get("limit") or []
     told = [f"{name}={share}" for name, share in limit.items()] if isinstance(limit, Mapping) else list(limit)

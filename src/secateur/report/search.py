@@ -18,12 +18,27 @@ def search_line(told: Mapping[str, Any]) -> str:
         f", after {duration(told['seconds_levels'])} for loading and solving levels" if told["seconds_levels"] else ""
     )
     anew = f", {small(told['solved'])} once it was solved anew" if "solved" in told else ""
-    made = ", ".join(f"{name} {value}" for name, value in told["params"].items())
+    failures, made = told["failures"], ", ".join(f"{name} {value}" for name, value in told["params"].items())
+    judged = candidates(told["trials"] - sum(failures.values()))
     return (
-        f"Search: {told['strategy']} judged {told['trials']:,} candidates in {duration(told['seconds'])}{before}. "
-        f"Reward: {told['reward']}; the start's {small(told['start'])}, the best one's {small(told['best'])}{anew}."
-        f"{f' Chosen: {made}.' if made else ''}{_shares(told)}"
+        f"Search: {told['strategy']} judged {judged} in {duration(told['seconds'])}{before}.{_failed(failures)} "
+        f"Reward: {told['reward']}; the {'first' if made else 'start'}'s {small(told['start'])}, the best one's "
+        f"{small(told['best'])}{anew}.{f' Chosen: {made}.' if made else ''}{_shares(told)}"
     )
+
+
+def candidates(number: int) -> str:
+    """Returns a number of candidates in words."""
+    return f"{number:,} candidate{'' if number == 1 else 's'}"
+
+
+def _failed(failures: Mapping[str, int]) -> str:
+    """Returns how many candidates couldn't be judged, and why most of them couldn't, in a sentence."""
+    if not failures:
+        return ""
+    why = max(failures, key=lambda one: failures[one])
+    number = sum(failures.values())
+    return f" {candidates(number)} couldn't be judged{' ' if len(failures) == 1 else ', most often '}({why})."
 
 
 def _shares(told: Mapping[str, Any]) -> str:
