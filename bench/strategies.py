@@ -125,8 +125,9 @@ def resnet56(place: Place) -> dict[str, Callable[[], Row]]:
         vision_training.tune(small, images)
         row["tuned"] = vision_training.accuracy(small, images) / 100
         told = result.search or {}
-        searched = {name: round(told[name], 4) for name in ("trials", "seconds", "start", "best") if name in told}
-        return {**{name: round(value, 4) for name, value in row.items()}, **searched}
+        row |= {name: told[name] for name in ("trials", "start", "best") if name in told}
+        seconds = {"seconds": round(told["seconds"])} if told else {}
+        return {**{name: round(value, 4) for name, value in row.items()}, **seconds}
 
     rows = {"uniform": partial(measured, None), "by l1 over all layers": partial(measured, "global")}
     return {**rows, **{strategy: partial(measured, strategy) for strategy in SEARCHES}}

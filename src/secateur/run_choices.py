@@ -45,7 +45,7 @@ def run_choices(data: dict[str, Any], progress: Progress | None = None, resume: 
         SearchError: The study can't be used, or no recipe could be carried out.
     """
     progress = progress or Progress()
-    settings = Choosing.build(data.get("search") or {})
+    settings = _settings(data.get("search") or {})
     plain = {name: value for name, value in data.items() if name != "search"}
     if not has_choices(plain):
         raise UsageError("the recipe leaves nothing open that could be searched over.")
@@ -54,6 +54,14 @@ def run_choices(data: dict[str, Any], progress: Progress | None = None, resume: 
     output = Path(str(plain["output"])).expanduser()
     with only_run(output), tidied(output):
         return _run_choices(plain, settings, output, progress, resume)
+
+
+def _settings(told: dict[str, Any]) -> Choosing:
+    try:
+        return Choosing.build(told)
+    except UsageError as error:
+        message = str(error)
+        raise UsageError(message if message.startswith("search") else f"search.{message}") from error
 
 
 def _run_choices(plain: dict[str, Any], settings: Choosing, output: Path, progress: Progress, resume: bool) -> Result:

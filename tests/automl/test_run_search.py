@@ -162,7 +162,7 @@ def test_a_search_that_ended_early_is_gone_on_from(told: dict[str, Any], tmp_pat
         ({"search": {"limit": {"macs": 1.5}}}, "a share of the dense model"),
         ({"search": {"limit": ["macs=0.5", "macs=0.6"]}}, "a measure is given twice: macs=0.5, macs=0.6"),
         ({"search": {"front": ["macs"], "strategy": "policy"}, "stages": UNITS}, "'policy' follows one goal"),
-        ({"search": {"halves": False}}, "--halves says nothing with --unit weight"),
+        ({"search": {"halves": False}}, "--no-halves says nothing with --unit weight"),
         (
             {"stages": [{"prune": {"unit": "neuron", "params": 0.8, "protect_first": 1}}]},
             "--protect-first says nothing",

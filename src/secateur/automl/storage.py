@@ -70,7 +70,8 @@ def unusable(url: str, error: Exception) -> SearchError:
     """Returns what is wrong with a storage, for people."""
     why = (str(error).strip().splitlines() or [type(error).__name__])[0]
     driver = " For PostgreSQL: pip install 'psycopg[binary]'." if isinstance(error, ImportError) else ""
-    return SearchError(f"the storage {without_password(url)} can't be used: {why}{driver}")
+    like = "" if "://" in url else " It is a URL such as sqlite:////home/me/study.db or postgresql://me@host/studies."
+    return SearchError(f"the storage {without_password(url)} can't be used: {why}{driver}{like}")
 
 
 def without_password(url: str) -> str:

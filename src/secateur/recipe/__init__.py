@@ -138,7 +138,8 @@ class Recipe(Settings):
         )
         for settings, names in ((self.search, idle), (prune, fixed)):
             if misplaced := names & changed(settings):
-                raise UsageError(f"search: {listed(sorted(misplaced))} says nothing with --unit {prune.unit}.")
+                named = sorted("no_halves" if name == "halves" else name for name in misplaced)
+                raise UsageError(f"search: {listed(named)} says nothing with --unit {prune.unit}.")
         return self
 
     @classmethod
