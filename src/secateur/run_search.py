@@ -7,7 +7,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from secateur.automl.study import Study
 from secateur.automl.units import UnitSearch
 from secateur.automl.weights import WeightSearch
 from secateur.calibration.windows import Windows
-from secateur.errors import ResumeError, UsageError
+from secateur.errors import ResumeError, SearchError, UsageError
 from secateur.import_path import function_at
 from secateur.network.loading import load
 from secateur.network.network import Network
@@ -253,8 +253,9 @@ def tidied(output: Path | None) -> Iterator[None]:
         if output is not None:
             folder = search_folder(output)
             (folder / DENSE).unlink(missing_ok=True)
-            if not kept_trials(folder / STUDY):
-                shutil.rmtree(folder, ignore_errors=True)
+            with suppress(SearchError):  # a study that can't be read stays
+                if not kept_trials(folder / STUDY):
+                    shutil.rmtree(folder, ignore_errors=True)
         raise
 
 

@@ -266,6 +266,14 @@ def test_what_fails_before_the_first_trial_leaves_nothing(told: dict[str, Any], 
         assert not (tmp_path / "out").exists()
 
 
+def test_a_study_that_cannot_be_read_stays(told: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / ".out.search").mkdir()
+    (tmp_path / ".out.search/study.db").write_text("no database")
+    with pytest.raises(SearchError, match=r"study\.db can't be used"):
+        run(told)
+    assert (tmp_path / ".out.search/study.db").read_text() == "no database"
+
+
 def counting(file: Path, last: str) -> str:
     """Writes a reward that counts its calls; returns its import path."""
     file.write_text(f"calls = 0\ndef worth(network, tokens):\n    global calls\n    calls += 1\n    {last}\n")

@@ -57,13 +57,18 @@ def opened(url: str) -> RDBStorage:
 
 
 def kept_trials(file: Path) -> int:
-    """Returns how many trials a SQLite file holds; none if it is missing, or no such file."""
+    """Returns how many trials a SQLite file holds; none if it is missing.
+
+    Raises:
+        SearchError: It can't be read.
+    """
     if not file.is_file():
         return 0
+    url = f"sqlite:///{file}"
     try:
-        return sum(one.n_trials for one in get_all_study_summaries(storage=f"sqlite:///{file}"))
-    except Exception:  # whatever the driver raises
-        return 0
+        return sum(one.n_trials for one in get_all_study_summaries(storage=url))
+    except Exception as error:  # whatever the driver raises
+        raise unusable(url, error) from error
 
 
 def unusable(url: str, error: Exception) -> SearchError:
